@@ -1,0 +1,78 @@
+"""Which backend computes: `use("c")`, `active()`, and the environment variable MINIFM_BACKEND.
+
+Names and where they come from: "numpy" is the reference, always there; "c" needs the compiled
+extension; "cuda" is not part of this version. Without a choice, "c" serves where it can.
+"""
+
+import os
+
+from minifm.backends.reference import Reference
+from minifm.errors import BackendUnavailable
+
+NAMES = ("numpy", "c", "cuda")
+_active = None
+_made = {}
+
+
+def active():
+    """The backend that new ops run on."""
+    return _active or use(os.environ.get("MINIFM_BACKEND") or _best()).backend
+
+
+def use(backend):
+    """Switch to a backend, by name ("numpy", "c", "cuda") or given as an object.
+
+    Takes effect at once for the whole process. As a context manager it switches back at the
+    end of the block: `with minifm.use("numpy"): ...`.
+
+    Raises BackendUnavailable with the reason where this machine cannot offer it.
+    """
+    global _active
+    previous = _active
+    _active = get(backend) if isinstance(backend, str) else backend
+    return Switch(_active, previous)
+
+
+class Switch:
+    """What `use` returns: the backend now active, and the way back."""
+
+    def __init__(self, backend, previous):
+        self.backend, self.previous = backend, previous
+
+    def __enter__(self):
+        return self.backend
+
+    def __exit__(self, *exception):
+        global _active
+        _active = self.previous
+
+
+def get(name):
+    """The one instance of the backend called `name`; raises BackendUnavailable."""
+    if name not in _made:
+        _made[name] = _make(name)
+    return _made[name]
+
+
+def why_not(name):
+    """None where backend `name` can be used, else the reason why it cannot."""
+    try:
+        get(name)
+    except BackendUnavailable as reason:
+        return str(reason)
+    return None
+
+
+def _make(name):
+    if name == "numpy":
+        return Reference()
+    if name == "c":
+        from minifm.backends.c import CBackend
+        return CBackend()
+    if name == "cuda":
+        raise BackendUnavailable("backend 'cuda': this version of minifm has no CUDA kernels yet")
+    raise BackendUnavailable(f"backend {name!r} is not one of {', '.join(NAMES)}")
+
+
+def _best():
+    return "numpy" if why_not("c") else "c"

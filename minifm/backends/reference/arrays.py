@@ -1,0 +1,105 @@
+"""Making arrays, looking at them from another angle, and moving them in and out of the backend.
+
+Host backends (NumPy, C) share these: their arrays are `np.ndarray`, and a view costs nothing.
+Ops never index or reshape an array themselves; they ask here, so that an array may live
+anywhere.
+"""
+
+import numpy as np
+
+
+class Arrays:
+    # -- in and out ------------------------------------------------------------------------
+
+    def from_numpy(self, array):
+        """The backend's array of a NumPy array; shares memory where it can."""
+        return np.asarray(array)
+
+    def to_numpy(self, array):
+        """A NumPy array of the backend's; shares memory where it can."""
+        return array
+
+    def sync(self):
+        """Wait until every verb called so far has finished. On the host they all have."""
+
+    # -- new arrays ------------------------------------------------------------------------
+
+    def empty(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def full(self, shape, value, dtype):
+        return np.full(shape, value, dtype)
+
+    def copy(self, x):
+        """A fresh, contiguous copy."""
+        return np.array(x, order="C", copy=True)
+
+    def contiguous(self, x):
+        """`x` itself when its elements lie in row-major order, else a copy that does."""
+        return np.ascontiguousarray(x).reshape(x.shape)     # ascontiguousarray turns 0-d into 1-d
+
+    def astype(self, x, dtype):
+        return x.astype(dtype, copy=False)
+
+    def causal_mask(self, queries, keys):
+        """bool [T, S]: query i, at position S - T + i, may look at keys up to its own position."""
+        return np.tri(queries, keys, keys - queries, dtype=bool)
+
+    # -- views -----------------------------------------------------------------------------
+
+    def reshape(self, x, shape):
+        return x.reshape(shape)
+
+    def transpose(self, x, axes):
+        return x.transpose(axes)
+
+    def broadcast_to(self, x, shape):
+        return np.broadcast_to(x, shape)
+
+    def getitem(self, x, index):
+        """x[index] by NumPy's rules: a view for slices, a copy for integer or boolean arrays."""
+        return x[index]
+
+    # -- pieces ----------------------------------------------------------------------------
+
+    def write(self, x, index, value):
+        """x[index] = value, in place: how a key-value cache grows."""
+        x[index] = value
+
+    def concatenate(self, arrays, axis):
+        return np.concatenate(arrays, axis=axis)
+
+    def pad(self, x, widths, value):
+        """`widths` is ((before, after), …), one pair for each axis."""
+        return np.pad(x, widths, constant_values=value)
+
+    def scatter_add(self, shape, index, values):
+        """zeros(shape) with `values` added at `index`; places named twice receive both."""
+        out = np.zeros(shape, values.dtype)
+        parts = index if isinstance(index, tuple) else (index,)
+        if all(isinstance(p, (slice, int, np.integer)) or p is None or p is ... for p in parts):
+            out[index] = values         # slices never name a place twice
+        else:
+            np.add.at(out, index, values)
+        return out
+
+    def take_along(self, x, index, axis):
+        """out[..., i, ...] = x[..., index[..., i, ...], ...] along `axis`."""
+        return np.take_along_axis(x, index, axis)
+
+    def add_along(self, shape, index, values, axis):
+        """The adjoint of `take_along`: zeros(shape), `values` added where they were taken."""
+        out = np.zeros(shape, values.dtype)
+        places = list(np.indices(index.shape, sparse=True))
+        places[axis] = index
+        np.add.at(out, tuple(places), values)
+        return out
+
+    # -- questions -------------------------------------------------------------------------
+
+    def all_finite(self, x):
+        """True when no element is NaN or infinite (integers always are finite)."""
+        return bool(np.isfinite(x).all())

@@ -1,0 +1,5 @@
+"""Convolution, pooling and upsampling of images [B, C, H, W]."""
+
+
+class Convolution:
+    pass

@@ -1,0 +1,61 @@
+"""Matrix products: the plain one, and `linear`, the fused one that every layer uses."""
+
+import numpy as np
+
+from minifm.backends.reference.fallback import composed
+
+
+class Product:
+    def matmul(self, x, y):
+        """x[*B, M, K] @ y[*B, K, N] -> [*B, M, N]; the batch dimensions broadcast."""
+        return np.matmul(x, y)
+
+    def matmul_into(self, out, x, y):
+        """out[M, N] += x[M, K] @ y[K, N], in place: how a weight gradient accumulates."""
+        out += x @ y
+
+    @composed
+    def linear(self, x, w, b, activation, residual):
+        """y = act(x @ w + b) + residual.
+
+        x [*B, K], w [K, N], b [N] or None, residual [*B, N] or None; `activation` names a verb
+        ("gelu_tanh", …) or is None. Returns y [*B, N] and z = x @ w + b, or None for z where
+        there is no activation, because then no backward needs it.
+        """
+        *batch, K = x.shape
+        z = self.matmul(self.reshape(x, (-1, K)) if len(batch) != 1 else x, w)
+        z = self.reshape(z, (*batch, w.shape[1]))
+        if b is not None:
+            z = self.add(z, b)
+        y = z if activation is None else getattr(self, activation)(z)
+        if residual is not None:
+            y = self.add(y, residual)
+        return y, (None if activation is None else z)
+
+    @composed
+    def linear_backward(self, dy, x, w, z, activation, needs, weight_grad):
+        """The gradients of `linear` by x, w and b; each is None where `needs` says so.
+
+        `weight_grad`, if given, is an array [K, N] to which dw is added in place of a new one.
+        """
+        K, N = w.shape
+        if activation is not None:
+            dy = getattr(self, activation + "_backward")(dy, z)
+        rows = self.reshape(dy, (-1, N))                                    # [M, N]
+        dx = dw = db = None
+        if needs[0]:
+            dx = self.reshape(self.matmul(rows, self.transpose(w, (1, 0))), x.shape)
+        if needs[1]:
+            columns = self.transpose(self.reshape(x, (-1, K)), (1, 0))      # [K, M]
+            dw = self.accumulate_product(columns, rows, weight_grad)
+        if needs[2]:
+            db = self.sum(rows, axis=0)
+        return dx, dw, db
+
+    @composed
+    def accumulate_product(self, x, y, out):
+        """x @ y, added to `out` where there is one."""
+        if out is None:
+            return self.matmul(x, y)
+        self.matmul_into(out, x, y)
+        return out

@@ -1,0 +1,42 @@
+"""What minifm raises when a user, a file or a machine is not as expected.
+
+Every message says what was expected, what came, and where. The command line prints it as one
+line and exits with status 2; library users catch `UserError` or one of its kinds.
+"""
+
+
+class UserError(Exception):
+    """The base of every error that the user, not minifm, can mend."""
+
+
+class ConfigError(UserError):
+    """A configuration that is not possible: the message names the field."""
+
+
+class ShapeError(UserError, ValueError):
+    """Operands whose shapes or dtypes do not fit an op's signature."""
+
+
+class FormatError(UserError):
+    """A file that is not what it should be. `file`, `key` and `reason` say what and where."""
+
+    def __init__(self, file, key, reason):
+        self.file, self.key, self.reason = str(file), key, reason
+        where = f"{file}: {key}" if key else str(file)
+        super().__init__(f"{where}: {reason}")
+
+
+class BackendUnavailable(UserError):
+    """A backend that this machine or installation does not offer, and the reason."""
+
+
+class FallbackError(UserError):
+    """Under MINIFM_STRICT=1: a backend had no kernel of its own for a verb."""
+
+
+class GraphError(UserError, RuntimeError):
+    """A backward pass that cannot be right: graph already freed, weight changed since, no graph."""
+
+
+class AnomalyError(UserError, ArithmeticError):
+    """The first non-finite value: names the op and the line of the model that made it."""

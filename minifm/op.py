@@ -1,0 +1,167 @@
+"""What an op is: a signature, a forward and a backward, declared once for all backends.
+
+    class LayerNorm(Op):
+        "y = (x - mean) * rstd * gamma + beta, over the last axis."
+        signature = "x[*B, D], gamma[D], beta[D] -> [*B, D]"
+
+        def forward(self, x, gamma, beta, eps): ...
+        def backward(self, dy): ...                       # -> dx, dgamma, dbeta
+
+An instance *is* the node of the graph: what forward keeps for backward are its attributes. Both
+methods take and return the raw arrays of `self.backend`, look only at their `.shape` and
+`.dtype`, and compute with the backend's verbs. The signature yields the shape check, the tests
+and the micro-benchmark; `examples` says what inputs those draw where the signature cannot.
+"""
+
+import inspect
+import re
+
+import numpy as np
+
+from minifm.errors import ShapeError
+
+OPS = {}            # every op by its class name: what the tests and benchmarks run over
+observers = []      # told of every forward and backward; see observe.py
+
+_OPERAND = re.compile(r"(\w*)\[([^\]]*)\]")
+
+
+class Op:
+    """One differentiable operation; subclass, declare, and it is tested and benchmarked.
+
+    Set by the engine before `forward`: `backend`, and `needs`, one bool for each input. A
+    gradient that nobody needs must not be computed, and is returned as None.
+    """
+
+    signature = ""
+    fresh = False           # True: gradients are newly allocated arrays, which the engine may keep
+    parents = None          # the input Tensors; None again once backward has consumed the node
+    sequence = 0
+    checked = frozenset()   # the shapes and dtypes that have passed `check`
+
+    def forward(self, *inputs, **options):
+        raise NotImplementedError
+
+    def backward(self, *dys):
+        raise NotImplementedError
+
+    @classmethod
+    def examples(cls, draw):
+        """Inputs and options to test and time the op on: ((array, …), {option: value}).
+
+        `draw` (minifm.testing.draw.Draw) offers sizes by dimension name and arrays by kind.
+        This default draws normal numbers of the signature's shapes.
+        """
+        sizes = {}
+        return tuple(draw.normal(draw.shape(dims, sizes)) for _, dims in cls.inputs), {}
+
+    @classmethod
+    def flops(cls, *inputs, **options):
+        """Floating-point operations of one forward, from the shapes of its inputs.
+
+        None for ops that move bytes rather than multiply: they are judged by bandwidth.
+        """
+        return None
+
+    @classmethod
+    def check(cls, inputs):
+        """Raise ShapeError unless `inputs` fit the signature (None: an optional one, absent)."""
+        check_dtypes(cls, inputs)
+        sizes = {}
+        for (name, dims), x in zip(cls.inputs, inputs):
+            if hasattr(x, "shape"):
+                problem = bind(dims, x.shape, sizes, name)
+                if problem:
+                    raise ShapeError(explain(cls, inputs, problem))
+
+    def __init_subclass__(cls):
+        """Refuse an incomplete declaration at once, and enter a complete one into the table."""
+        cls.inputs, cls.outputs = parse(cls.__name__, cls.signature)
+        for method in ("forward", "backward"):
+            if getattr(cls, method) is getattr(Op, method):
+                raise TypeError(f"op {cls.__name__} has no {method}")
+        if not cls.__doc__:
+            raise TypeError(f"op {cls.__name__} has no docstring")
+        declared = [name for name, _ in cls.inputs]
+        taken = list(inspect.signature(cls.forward).parameters)[1 : 1 + len(declared)]
+        if taken != declared:
+            raise TypeError(f"op {cls.__name__}: signature names {declared}, forward {taken}")
+        cls.checked = set()
+        OPS[cls.__name__] = cls
+
+
+# -- signatures ------------------------------------------------------------------------------
+
+
+def parse(name, signature):
+    """"x[*B, D], w[D] -> [*B]" to [("x", ["*B", "D"]), ("w", ["D"])] and [("", ["*B"])]."""
+    left, arrow, right = signature.partition("->")
+    inputs, outputs = ([(operand, dims.replace(",", " ").split())
+                        for operand, dims in _OPERAND.findall(side)] for side in (left, right))
+    if not (arrow and inputs and outputs and all(operand for operand, _ in inputs)):
+        raise TypeError(f"op {name}: a signature reads 'x[*B, D], w[D] -> [*B]', not {signature!r}")
+    return inputs, outputs
+
+
+def bind(dims, shape, sizes, name):
+    """Match `shape` against `dims`, entering sizes by name; returns what disagrees, or None."""
+    lead = dims[0] if dims and dims[0].startswith("*") else None
+    named = dims[1:] if lead else dims
+    if len(shape) < len(named) or (not lead and len(shape) > len(named)):
+        least = "at least " if lead else ""
+        return f"{name} has {len(shape)} dimensions where {least}{len(named)} are expected"
+    split = len(shape) - len(named)
+    found = ([(lead, tuple(shape[:split]))] if lead else []) + list(zip(named, shape[split:]))
+    for dim, size in found:
+        if sizes.setdefault(dim, size) != size:
+            return f"{name} has {dim} = {size} where {dim} = {sizes[dim]} came before"
+    return None
+
+
+def check_dtypes(cls, inputs):
+    """Floating-point operands must be of one width: mixing them is a mistake, or hides one."""
+    floats = {str(x.dtype) for x in inputs
+              if hasattr(x, "dtype") and np.issubdtype(x.dtype, np.floating)}
+    if len(floats) > 1:
+        raise ShapeError(explain(cls, inputs, f"operands mix {' and '.join(sorted(floats))}"))
+
+
+def explain(cls, inputs, problem):
+    """The message of a ShapeError: what disagrees, the signature, and what was given."""
+    given = ", ".join(
+        f"{name}{list(x.shape)} {x.dtype}" if hasattr(x, "shape") else f"{name} {x!r}"
+        for (name, _), x in zip(cls.inputs, inputs)
+    )
+    return f"{cls.__name__}: {problem}\n  signature  {cls.signature}\n  given      {given}"
+
+
+# -- observers -------------------------------------------------------------------------------
+
+
+class Observer:
+    """Told of every op while it is installed: `with observer: ...`. Override what you need."""
+
+    def before(self, op, phase, arrays):
+        """`phase` is "forward" (arrays: the inputs) or "backward" (arrays: the dys)."""
+
+    def after(self, op, phase, arrays):
+        """`arrays`: the outputs, or the gradients by the inputs."""
+
+    def __enter__(self):
+        observers.append(self)
+        return self
+
+    def __exit__(self, *exception):
+        observers.remove(self)
+
+
+def observed(op, phase, function, arrays, options):
+    """function(*arrays, **options) with every observer told before and after."""
+    watching = tuple(observers)
+    for observer in watching:
+        observer.before(op, phase, arrays)
+    result = function(*arrays, **options)
+    results = result if isinstance(result, tuple) else (result,)
+    for observer in watching:
+        observer.after(op, phase, results)
+    return result

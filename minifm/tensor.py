@@ -1,0 +1,254 @@
+"""Reverse-mode automatic differentiation: `Tensor`, `apply` and `backward`.
+
+`apply` runs one op and, if some input asks for a gradient, keeps the op as the node that made
+the output. Execution is eager, so the order of creation is already a topological order: each
+node has a number, larger than those of all its parents, and `backward` visits nodes from the
+largest number down. First-order gradients only.
+"""
+
+import itertools
+import threading
+from heapq import heappop, heappush
+
+import numpy as np
+
+from minifm import backends
+from minifm.errors import GraphError, ShapeError
+from minifm.op import observed, observers
+
+_numbers = itertools.count(1)
+
+
+class _Recording(threading.local):
+    """Whether this thread records graphs."""
+
+    on = True
+
+
+_recording = _Recording()
+
+
+class no_grad:
+    """`with no_grad(): ...` records no graph, in this thread only."""
+
+    def __enter__(self):
+        self.previous, _recording.on = _recording.on, False
+
+    def __exit__(self, *exception):
+        _recording.on = self.previous
+
+
+class Tensor:
+    """An array of the active backend, its gradient, and the op that made it.
+
+    data           the backend's array: float32 (activations), float64, an integer type, or bool
+    requires_grad  whether `backward` leaves the gradient here (True for parameters)
+    grad           the gradient, a raw array like `data`, or None; `backward` adds to it
+    op, place      the node that made this tensor, as its output number `place`; None for a leaf
+    version        whoever writes `data` in place adds one, so that `backward` notices
+    """
+
+    __slots__ = ("data", "grad", "op", "place", "requires_grad", "version", "__weakref__")
+    __array_ufunc__ = None      # ndarray * Tensor is Tensor.__rmul__, not an array of tensors
+
+    def __init__(self, data, requires_grad=False):
+        if isinstance(data, Tensor):
+            data = data.data
+        elif not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            data = data.astype(np.float32) if data.dtype == np.float64 else data
+        if isinstance(data, (np.ndarray, np.generic)):
+            data = backends.active().from_numpy(data)
+        if requires_grad and not np.issubdtype(data.dtype, np.floating):
+            raise ShapeError(f"only floating-point tensors have gradients, this is {data.dtype}")
+        self.data, self.requires_grad = data, requires_grad
+        self.grad = self.op = None
+        self.place = self.version = 0
+
+    @property
+    def shape(self):
+        return self.data.shape
+
+    @property
+    def dtype(self):
+        return self.data.dtype
+
+    @property
+    def ndim(self):
+        return len(self.data.shape)
+
+    def __len__(self):
+        if not self.data.shape:
+            raise TypeError("len() of a tensor without dimensions")
+        return self.data.shape[0]
+
+    def numpy(self):
+        """The values as a NumPy array, which may share memory with the tensor."""
+        return backends.active().to_numpy(self.data)
+
+    def item(self):
+        """The one value of a one-element tensor, as a Python number."""
+        return self.numpy().item()
+
+    def detach(self):
+        """The same data as a leaf outside any graph."""
+        return Tensor(self.data)
+
+    def backward(self, grad=None):
+        """Add d(self)/d(leaf) to `grad` of every leaf that requires it; see `backward` below."""
+        backward(self, grad)
+
+    def __repr__(self):
+        made = f", op={type(self.op).__name__}" if self.op is not None else ""
+        wants = ", requires_grad=True" if self.requires_grad and self.op is None else ""
+        values = np.array2string(self.numpy(), precision=4, threshold=64, prefix="Tensor(")
+        return f"Tensor({values}, {self.dtype}{made}{wants})"
+
+
+def apply(op_class, *inputs, **options):
+    """Run an op on Tensors, NumPy arrays, Python numbers or None; returns its output Tensor(s).
+
+    Raises ShapeError, with the signature, where the inputs do not fit it.
+    """
+    op = op_class()
+    backend = op.backend = backends._active or backends.active()
+    recording = _recording.on
+    arrays, needs, kinds, version = [], [], [], 0
+    for x in inputs:
+        if isinstance(x, Tensor):
+            needs.append(recording and x.requires_grad)
+            version += x.version
+            x = x.data
+            kinds += x.shape, x.dtype
+        else:
+            if isinstance(x, np.ndarray):
+                x = backend.from_numpy(x)
+                kinds += x.shape, x.dtype
+            else:
+                kinds.append(None)
+            needs.append(False)
+        arrays.append(x)
+    op.needs = needs
+    kinds = tuple(kinds)
+    if kinds not in op_class.checked:
+        _check(op_class, arrays, kinds)
+
+    if observers:
+        outputs = observed(op, "forward", op.forward, arrays, options)
+    else:
+        outputs = op.forward(*arrays, **options)
+
+    if True not in needs:
+        op = None
+    else:
+        op.parents, op.version, op.sequence = inputs, version, next(_numbers)
+    if isinstance(outputs, tuple):
+        return tuple([_made(y, op, place) for place, y in enumerate(outputs)])
+    return _made(outputs, op, 0)
+
+
+def _check(op_class, arrays, kinds):
+    """The full check, once for each combination of shapes and dtypes."""
+    op_class.check(arrays)
+    if len(op_class.checked) >= 10_000:     # lengths may vary for ever; memory must not grow so
+        op_class.checked.clear()
+    op_class.checked.add(kinds)
+
+
+def _made(data, op, place):
+    """A Tensor that an op made (op None: nothing was recorded)."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.data, tensor.op, tensor.place = data, op, place
+    tensor.requires_grad = op is not None
+    tensor.grad = None
+    tensor.version = 0
+    return tensor
+
+
+def backward(root, grad=None):
+    """Reverse-mode differentiation of `root`, times `grad` (default: 1, for a scalar root).
+
+    Every leaf that requires a gradient receives it added to its `.grad`. The graph is consumed:
+    each node drops what it kept as soon as its gradients are computed.
+
+    Raises GraphError for a root without a graph, a graph already consumed, or a weight that was
+    changed in place after the forward pass that used it.
+    """
+    if not root.requires_grad:
+        raise GraphError("backward: no input of this tensor requires a gradient")
+    backend = root.op.backend if root.op is not None else backends.active()
+    if grad is None:
+        if root.shape != () and any(size != 1 for size in root.shape):
+            raise GraphError(f"backward: shape {root.shape} is not a scalar; pass grad=")
+        grad = backend.full(root.shape, 1, root.dtype)
+    elif isinstance(grad, (np.ndarray, np.generic)):
+        grad = backend.from_numpy(grad)
+    if grad.shape != root.shape or grad.dtype != root.dtype:
+        raise ShapeError(f"backward: grad is {grad.shape} {grad.dtype}, "
+                         f"the tensor {root.shape} {root.dtype}")
+
+    pending = {}        # op -> one slot [gradient, owned] for each output
+    queue = []          # (-sequence, op): the newest op comes out first
+    _deliver(root, grad, False, backend, pending, queue)
+    while queue:
+        op = heappop(queue)[1]
+        dys = [slot[0] for slot in pending.pop(op)]
+        _check_unchanged(op)
+        if observers:
+            grads = observed(op, "backward", op.backward, dys, {})
+        else:
+            grads = op.backward(*dys)
+        if not isinstance(grads, tuple):
+            grads = (grads,)
+        parents, fresh = op.parents, op.fresh
+        vars(op).clear()        # frees what was saved; `parents` reads as None from here on
+        for parent, g in zip(parents, grads, strict=True):
+            if g is not None:
+                _deliver(parent, g, fresh, backend, pending, queue)
+
+
+def _deliver(tensor, g, fresh, backend, pending, queue):
+    """Add gradient `g` to what `tensor` has received so far.
+
+    `g` may share memory with something else (a reshape's gradient is a view), so it is only
+    borrowed, and never written, unless it is `fresh`.
+    """
+    op = tensor.op
+    if op is None:
+        if tensor.grad is None:
+            tensor.grad = g if fresh else backend.copy(g)
+        elif tensor.grad is not g:      # else: the op has added into the leaf's gradient itself
+            backend.add_into(tensor.grad, g)
+        return
+    slots = pending.get(op)
+    if slots is None:
+        if op.parents is None:
+            raise GraphError("backward: this graph has been consumed by an earlier backward")
+        slots = pending[op] = [[None, False] for _ in op.outputs]
+        heappush(queue, (-op.sequence, op))
+    slot = slots[tensor.place]
+    if slot[0] is None:
+        slot[0], slot[1] = g, fresh
+    elif slot[1]:
+        backend.add_into(slot[0], g)
+    else:
+        slot[0], slot[1] = backend.add(slot[0], g), True
+
+
+def _check_unchanged(op):
+    version = 0
+    for x in op.parents:
+        if isinstance(x, Tensor):
+            version += x.version
+    if version != op.version:
+        raise GraphError(f"backward: an input of {type(op).__name__} was changed in place "
+                         "after the forward pass that used it")
+
+
+def leaf_grad(op, place):
+    """The gradient array that input `place` of `op` already owns, or None.
+
+    An op whose weight gradient is large (linear, embedding) may add into it and return it.
+    """
+    parent = op.parents[place]
+    return parent.grad if parent.op is None else None
