@@ -63,6 +63,10 @@ class Op:
         """
         return None
 
+    def backward_products(self):
+        """Backward's cost in units of `flops`: one product for each factor's gradient."""
+        return sum(self.needs[:2])
+
     @classmethod
     def check(cls, inputs):
         """Raise ShapeError unless `inputs` fit the signature (None: an optional one, absent)."""
@@ -141,7 +145,7 @@ def explain(cls, inputs, problem):
 class Observer:
     """Told of every op while it is installed: `with observer: ...`. Override what you need."""
 
-    def before(self, op, phase, arrays):
+    def before(self, op, phase, arrays, options):
         """`phase` is "forward" (arrays: the inputs) or "backward" (arrays: the dys)."""
 
     def after(self, op, phase, arrays):
@@ -159,7 +163,7 @@ def observed(op, phase, function, arrays, options):
     """function(*arrays, **options) with every observer told before and after."""
     watching = tuple(observers)
     for observer in watching:
-        observer.before(op, phase, arrays)
+        observer.before(op, phase, arrays, options)
     result = function(*arrays, **options)
     results = result if isinstance(result, tuple) else (result,)
     for observer in watching:

@@ -1,0 +1,77 @@
+"""Scaled dot-product attention as one op, so that a backend may fuse it."""
+
+import math
+
+from minifm.errors import ShapeError
+from minifm.op import Op, explain
+from minifm.tensor import apply
+
+
+class Attention(Op):
+    """softmax(scale · q kᵀ + bias, masked) v, with grouped query heads."""
+
+    signature = ("q[B, H, T, D], k[B, K, S, D], v[B, K, S, E], bias[*X], key_mask[B, S] "
+                 "-> [B, H, T, E]")
+    fresh = True
+
+    def forward(self, q, k, v, bias, key_mask, causal, scale):
+        self.given = q, k, v, bias, key_mask, causal, scale
+        self.y, self.lse = self.backend.attention(q, k, v, bias, key_mask, causal, scale)
+        return self.y
+
+    def backward(self, dy):
+        q, k, v, bias, key_mask, causal, scale = self.given
+        dq, dk, dv, dbias = self.backend.attention_backward(
+            dy, q, k, v, bias, key_mask, causal, scale, self.y, self.lse, self.needs[3])
+        if dbias is not None:
+            dbias = _sum_to(self.backend, dbias, bias.shape)
+        return dq, dk, dv, dbias, None
+
+    @classmethod
+    def check(cls, inputs):
+        super().check(inputs)
+        q, k, _, bias, _ = inputs
+        if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+            raise ShapeError(explain(cls, inputs, "H must be a multiple of K"))
+        full = (*q.shape[:3], k.shape[2])
+        if bias is not None and (len(bias.shape) > 4 or any(
+                size not in (1, target)
+                for size, target in zip(reversed(bias.shape), reversed(full)))):
+            raise ShapeError(explain(cls, inputs, f"bias must broadcast to [B, H, T, S] = {full}"))
+
+    @classmethod
+    def examples(cls, draw):
+        B, K, G, T, S, D = (draw.size(n, 1) for n in ("B", "K", "G", "T", "S", "D"))
+        bias = draw.choice([None, (B, K * G, T, S), (T, S), (1, K * G, 1, S)])
+        return (draw.normal((B, K * G, T, D)), draw.normal((B, K, S, D)), draw.normal((B, K, S, D)),
+                None if bias is None else draw.normal(bias),
+                draw.choice([None, draw.booleans((B, S))])), \
+            {"causal": draw.flag(), "scale": 1 / math.sqrt(D)}
+
+    @classmethod
+    def flops(cls, q, k, v, bias, key_mask, causal, scale):
+        B, H, T, D = q.shape
+        return (2 if causal and T == k.shape[2] else 4) * B * H * T * k.shape[2] * D
+
+    def backward_products(self):
+        return 2.5          # five products against forward's two: scores, dv, dp, dq, dk
+
+
+def _sum_to(backend, g, shape):
+    """Sum g [B, H, T, S] to the shape from which the bias was broadcast."""
+    padded = (1,) * (4 - len(shape)) + tuple(shape)
+    axes = tuple(i for i in range(4) if padded[i] == 1 and g.shape[i] != 1)
+    return backend.reshape(backend.sum(g, axes) if axes else g, shape)
+
+
+def attention(q, k, v, *, causal=False, bias=None, key_mask=None, scale=None):
+    """Attention of q [B, H, T, D] over k, v [B, K, S, D]; H is a multiple of K.
+
+    causal    query i, standing at position S - T + i, looks only at keys up to its own position
+    bias      added to the scores; broadcasts to [B, H, T, S]; receives a gradient
+    key_mask  bool [B, S]: False hides a key (padding). A query that may look at nothing: zeros
+    scale     of the scores; default 1/√D
+    """
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1])
+    return apply(Attention, q, k, v, bias, key_mask, causal=causal, scale=scale)

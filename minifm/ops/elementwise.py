@@ -1,0 +1,570 @@
+"""Arithmetic with broadcasting, functions of one variable, and the activations.
+
+Where an operand was broadcast, its gradient is summed back to its own shape (`unbroadcast`).
+"""
+
+import numpy as np
+
+from minifm import backends
+from minifm.errors import ShapeError
+from minifm.op import Op, check_dtypes, explain
+from minifm.tensor import Tensor, apply
+
+
+def unbroadcast(backend, g, operand):
+    """Sum `g` over the axes along which `operand` was stretched to g's shape."""
+    shape = operand.shape
+    if g.shape == shape:
+        return g
+    lead = len(g.shape) - len(shape)
+    stretched = [lead + i for i, size in enumerate(shape) if size == 1 and g.shape[lead + i] != 1]
+    axes = (*range(lead), *stretched)
+    return backend.reshape(backend.sum(g, axes), shape)
+
+
+def check_broadcast(cls, inputs):
+    """Raise ShapeError, naming the dimension, unless all arrays broadcast together."""
+    check_dtypes(cls, inputs)
+    arrays = [(name, x.shape) for (name, _), x in zip(cls.inputs, inputs) if hasattr(x, "shape")]
+    for i, (first, left) in enumerate(arrays):
+        for second, right in arrays[i + 1 :]:
+            for place in range(1, 1 + min(len(left), len(right))):
+                a, b = left[-place], right[-place]
+                if a != b and 1 not in (a, b):
+                    raise ShapeError(explain(cls, inputs, (
+                        f"dimension {-place} is {a} in {first} and {b} in {second}; "
+                        "they broadcast only if equal or 1")))
+
+
+# -- two operands ------------------------------------------------------------------------------
+
+
+class Add(Op):
+    """x + y, broadcasting."""
+
+    signature = "x[*X], y[*Y] -> [*XY]"
+    check = classmethod(check_broadcast)
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return self.backend.add(x, y)
+
+    def backward(self, dy):
+        return (unbroadcast(self.backend, dy, self.x) if self.needs[0] else None,
+                unbroadcast(self.backend, dy, self.y) if self.needs[1] else None)
+
+    @classmethod
+    def examples(cls, draw):
+        left, right = draw.broadcastable()
+        return (draw.normal(left), draw.normal(right)), {}
+
+
+class Subtract(Op):
+    """x - y, broadcasting."""
+
+    signature = "x[*X], y[*Y] -> [*XY]"
+    check = classmethod(check_broadcast)
+    examples = Add.examples
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return self.backend.subtract(x, y)
+
+    def backward(self, dy):
+        b = self.backend
+        return (unbroadcast(b, dy, self.x) if self.needs[0] else None,
+                unbroadcast(b, b.negative(dy), self.y) if self.needs[1] else None)
+
+
+class Multiply(Op):
+    """x · y, elementwise, broadcasting."""
+
+    signature = "x[*X], y[*Y] -> [*XY]"
+    check = classmethod(check_broadcast)
+    examples = Add.examples
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return self.backend.multiply(x, y)
+
+    def backward(self, dy):
+        b = self.backend
+        return (unbroadcast(b, b.multiply(dy, self.y), self.x) if self.needs[0] else None,
+                unbroadcast(b, b.multiply(dy, self.x), self.y) if self.needs[1] else None)
+
+
+class Divide(Op):
+    """x / y, elementwise, broadcasting."""
+
+    signature = "x[*X], y[*Y] -> [*XY]"
+    check = classmethod(check_broadcast)
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        self.quotient = self.backend.divide(x, y)
+        return self.quotient
+
+    def backward(self, dy):
+        b = self.backend
+        dx = b.divide(dy, self.y)
+        return (unbroadcast(b, dx, self.x) if self.needs[0] else None,
+                unbroadcast(b, b.negative(b.multiply(dx, self.quotient)), self.y)
+                if self.needs[1] else None)
+
+    @classmethod
+    def examples(cls, draw):
+        left, right = draw.broadcastable()
+        return (draw.normal(left), draw.away_from_zero(right)), {}
+
+
+class Power(Op):
+    """x ** exponent, the exponent a Python number."""
+
+    signature = "x[*X], exponent[] -> [*X]"
+
+    def forward(self, x, exponent):
+        self.x, self.exponent = x, exponent
+        return self.backend.power(x, exponent)
+
+    def backward(self, dy):
+        b, n = self.backend, self.exponent
+        if n == 0:      # 0 · x^-1 would be NaN at x = 0
+            return b.zeros(dy.shape, dy.dtype), None
+        return b.multiply(dy, b.multiply(b.power(self.x, n - 1), n)), None
+
+    @classmethod
+    def examples(cls, draw):
+        return (draw.positive(draw.any_shape()), draw.choice([2, 3.0, 0.5, -1, 0])), {}
+
+
+class Maximum(Op):
+    """The larger of x and y; where they are equal, the gradient goes to x."""
+
+    signature = "x[*X], y[*Y] -> [*XY]"
+    check = classmethod(check_broadcast)
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return self.backend.maximum(x, y)
+
+    def backward(self, dy):
+        b = self.backend
+        chosen = self.choice()
+        return (unbroadcast(b, b.where(chosen, dy, 0.0), self.x) if self.needs[0] else None,
+                unbroadcast(b, b.where(chosen, 0.0, dy), self.y) if self.needs[1] else None)
+
+    def choice(self):
+        """True where x was taken."""
+        return self.backend.greater_equal(self.x, self.y)
+
+    @classmethod
+    def examples(cls, draw):
+        left, right = draw.broadcastable()
+        # x on odd multiples of a quarter, y on even ones: never within a quarter of a tie.
+        return (draw.grid(left, 0.25), draw.grid(right, 0.0)), {}
+
+
+class Minimum(Maximum):
+    """The smaller of x and y; where they are equal, the gradient goes to x."""
+
+    signature = Maximum.signature
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return self.backend.minimum(x, y)
+
+    def choice(self):
+        return self.backend.less_equal(self.x, self.y)
+
+
+class Where(Op):
+    """x where condition holds, else y; no NaN leaks from the branch not taken."""
+
+    signature = "condition[*M], x[*X], y[*Y] -> [*MXY]"
+    check = classmethod(check_broadcast)
+
+    def forward(self, condition, x, y):
+        self.condition, self.x, self.y = condition, x, y
+        return self.backend.where(condition, x, y)
+
+    def backward(self, dy):
+        b, c = self.backend, self.condition
+        return (None,
+                unbroadcast(b, b.where(c, dy, 0.0), self.x) if self.needs[1] else None,
+                unbroadcast(b, b.where(c, 0.0, dy), self.y) if self.needs[2] else None)
+
+    @classmethod
+    def examples(cls, draw):
+        left, right = draw.broadcastable()
+        return (draw.booleans(left), draw.normal(left), draw.normal(right)), {}
+
+
+# -- one operand -------------------------------------------------------------------------------
+
+
+class Negative(Op):
+    """-x."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        return self.backend.negative(x)
+
+    def backward(self, dy):
+        return self.backend.negative(dy)
+
+
+class Absolute(Op):
+    """|x|; the gradient at 0 is 0."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.absolute(x)
+
+    def backward(self, dy):
+        return self.backend.multiply(dy, self.backend.sign(self.x))
+
+    @classmethod
+    def examples(cls, draw):
+        return (draw.away_from_zero(draw.any_shape()),), {}
+
+
+class Exp(Op):
+    """e^x."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.y = self.backend.exp(x)
+        return self.y
+
+    def backward(self, dy):
+        return self.backend.multiply(dy, self.y)
+
+
+class Log(Op):
+    """The natural logarithm."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.log(x)
+
+    def backward(self, dy):
+        return self.backend.divide(dy, self.x)
+
+    @classmethod
+    def examples(cls, draw):
+        return (draw.positive(draw.any_shape()),), {}
+
+
+class Sqrt(Op):
+    """The square root."""
+
+    signature = "x[*X] -> [*X]"
+    examples = Log.examples
+
+    def forward(self, x):
+        self.y = self.backend.sqrt(x)
+        return self.y
+
+    def backward(self, dy):
+        return self.backend.divide(dy, self.backend.multiply(self.y, 2))
+
+
+class Sin(Op):
+    """sin x."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.sin(x)
+
+    def backward(self, dy):
+        return self.backend.multiply(dy, self.backend.cos(self.x))
+
+
+class Cos(Op):
+    """cos x."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.cos(x)
+
+    def backward(self, dy):
+        return self.backend.negative(self.backend.multiply(dy, self.backend.sin(self.x)))
+
+
+class Tanh(Op):
+    """The hyperbolic tangent."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.y = self.backend.tanh(x)
+        return self.y
+
+    def backward(self, dy):
+        b = self.backend
+        return b.multiply(dy, b.subtract(1, b.multiply(self.y, self.y)))
+
+
+class Sigmoid(Op):
+    """σ(x) = 1 / (1 + e^-x)."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.y = self.backend.sigmoid(x)
+        return self.y
+
+    def backward(self, dy):
+        b = self.backend
+        return b.multiply(dy, b.multiply(self.y, b.subtract(1, self.y)))
+
+
+class Erf(Op):
+    """The error function, 2/√π ∫₀ˣ e^(-t²) dt."""
+
+    signature = "x[*X] -> [*X]"
+    SLOPE_AT_ZERO = 1.1283791670955126      # 2/√π
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.erf(x)
+
+    def backward(self, dy):
+        b = self.backend
+        density = b.exp(b.negative(b.multiply(self.x, self.x)))
+        return b.multiply(dy, b.multiply(density, self.SLOPE_AT_ZERO))
+
+
+# -- activations: one forward verb, one backward verb of (dy, x) ----------------------------------
+
+
+class Relu(Op):
+    """max(x, 0); the gradient at 0 is 0."""
+
+    signature = "x[*X] -> [*X]"
+    examples = Absolute.examples
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.relu(x)
+
+    def backward(self, dy):
+        return self.backend.relu_backward(dy, self.x)
+
+
+class Silu(Op):
+    """x σ(x)."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.silu(x)
+
+    def backward(self, dy):
+        return self.backend.silu_backward(dy, self.x)
+
+
+class Gelu(Op):
+    """x Φ(x), exact, by erf."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.gelu(x)
+
+    def backward(self, dy):
+        return self.backend.gelu_backward(dy, self.x)
+
+
+class GeluTanh(Op):
+    """½x (1 + tanh(√(2/π)(x + 0.044715 x³))): GPT-2's GELU."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.gelu_tanh(x)
+
+    def backward(self, dy):
+        return self.backend.gelu_tanh_backward(dy, self.x)
+
+
+class GeluQuick(Op):
+    """x σ(1.702 x): CLIP's GELU."""
+
+    signature = "x[*X] -> [*X]"
+
+    def forward(self, x):
+        self.x = x
+        return self.backend.gelu_quick(x)
+
+    def backward(self, dy):
+        return self.backend.gelu_quick_backward(dy, self.x)
+
+
+# -- the functions -----------------------------------------------------------------------------
+
+
+def add(x, y):
+    """x + y, broadcasting."""
+    return apply(Add, x, y)
+
+
+def subtract(x, y):
+    """x - y, broadcasting."""
+    return apply(Subtract, x, y)
+
+
+def multiply(x, y):
+    """x · y, elementwise, broadcasting."""
+    return apply(Multiply, x, y)
+
+
+def divide(x, y):
+    """x / y, elementwise, broadcasting."""
+    return apply(Divide, x, y)
+
+
+def power(x, exponent):
+    """x ** exponent, the exponent a Python number."""
+    if not isinstance(exponent, (int, float)):
+        raise ShapeError(f"power: the exponent must be a Python number, not {type(exponent)}; "
+                         "write exp(y * log(x)) for a tensor y")
+    return apply(Power, x, exponent)
+
+
+def maximum(x, y):
+    """The larger of x and y, elementwise."""
+    return apply(Maximum, x, y)
+
+
+def minimum(x, y):
+    """The smaller of x and y, elementwise."""
+    return apply(Minimum, x, y)
+
+
+def where(condition, x, y):
+    """x where `condition` (bool) holds, else y."""
+    return apply(Where, condition, x, y)
+
+
+def negative(x):
+    """-x."""
+    return apply(Negative, x)
+
+
+def absolute(x):
+    """|x|."""
+    return apply(Absolute, x)
+
+
+def exp(x):
+    """e^x."""
+    return apply(Exp, x)
+
+
+def log(x):
+    """The natural logarithm."""
+    return apply(Log, x)
+
+
+def sqrt(x):
+    """The square root."""
+    return apply(Sqrt, x)
+
+
+def sin(x):
+    """sin x."""
+    return apply(Sin, x)
+
+
+def cos(x):
+    """cos x."""
+    return apply(Cos, x)
+
+
+def tanh(x):
+    """The hyperbolic tangent."""
+    return apply(Tanh, x)
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
+    return apply(Sigmoid, x)
+
+
+def erf(x):
+    """The error function."""
+    return apply(Erf, x)
+
+
+def relu(x):
+    """max(x, 0)."""
+    return apply(Relu, x)
+
+
+def silu(x):
+    """x σ(x)."""
+    return apply(Silu, x)
+
+
+def gelu(x):
+    """x Φ(x), exact."""
+    return apply(Gelu, x)
+
+
+def gelu_tanh(x):
+    """x Φ(x) by its tanh approximation: GPT-2's GELU."""
+    return apply(GeluTanh, x)
+
+
+def gelu_quick(x):
+    """x σ(1.702 x), the sigmoid approximation of x Φ(x)."""
+    return apply(GeluQuick, x)
+
+
+# -- comparisons: they have no gradient, so no op ---------------------------------------------------
+
+
+def greater(x, y):
+    """x > y, bool."""
+    return Tensor(backends.active().greater(raw(x), raw(y)))
+
+
+def greater_equal(x, y):
+    """x >= y, bool."""
+    return Tensor(backends.active().greater_equal(raw(x), raw(y)))
+
+
+def less(x, y):
+    """x < y, bool."""
+    return Tensor(backends.active().less(raw(x), raw(y)))
+
+
+def less_equal(x, y):
+    """x <= y, bool."""
+    return Tensor(backends.active().less_equal(raw(x), raw(y)))
+
+
+def equal(x, y):
+    """x == y, bool."""
+    return Tensor(backends.active().equal(raw(x), raw(y)))
+
+
+def raw(x):
+    """The backend's array of a Tensor or NumPy array; a Python number as it is."""
+    if isinstance(x, Tensor):
+        return x.data
+    return backends.active().from_numpy(x) if isinstance(x, np.ndarray) else x

@@ -1,0 +1,107 @@
+"""Matrix products: `matmul`, and `linear`, the fused one that every layer uses."""
+
+import math
+
+from minifm.errors import ShapeError
+from minifm.op import Op, explain
+from minifm.ops.elementwise import gelu, gelu_quick, gelu_tanh, relu, silu, unbroadcast
+from minifm.tensor import apply, leaf_grad
+
+# What `linear` can fuse: the activation's function -> its verb.
+ACTIVATIONS = {relu: "relu", silu: "silu", gelu: "gelu", gelu_tanh: "gelu_tanh",
+               gelu_quick: "gelu_quick"}
+
+
+class Matmul(Op):
+    """x @ y over the last two axes; leading axes broadcast."""
+
+    signature = "x[*X, M, K], y[*Y, K, N] -> [*XY, M, N]"
+
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return self.backend.matmul(x, y)
+
+    def backward(self, dy):
+        b, x, y = self.backend, self.x, self.y
+        dx = b.matmul(dy, _swap(b, y)) if self.needs[0] else None       # dy yᵀ
+        dw = b.matmul(_swap(b, x), dy) if self.needs[1] else None       # xᵀ dy
+        return (None if dx is None else unbroadcast(b, dx, x),
+                None if dw is None else unbroadcast(b, dw, y))
+
+    @classmethod
+    def check(cls, inputs):
+        super().check(inputs)
+        lead = [x.shape[:-2] for x in inputs]
+        for a, b in zip(reversed(lead[0]), reversed(lead[1])):
+            if a != b and 1 not in (a, b):
+                raise ShapeError(explain(cls, inputs, f"batch dimensions {a} and {b} differ"))
+
+    @classmethod
+    def examples(cls, draw):
+        left, right = draw.broadcastable(most=2)
+        M, K, N = draw.size("M"), draw.size("K"), draw.size("N")
+        return (draw.normal((*left, M, K)), draw.normal((*right, K, N))), {}
+
+    @classmethod
+    def flops(cls, x, y):
+        batch = max(math.prod(x.shape[:-2]), math.prod(y.shape[:-2]))
+        return 2 * batch * x.shape[-2] * x.shape[-1] * y.shape[-1]
+
+
+def _swap(backend, x):
+    axes = list(range(len(x.shape)))
+    axes[-2:] = reversed(axes[-2:])
+    return backend.transpose(x, tuple(axes))
+
+
+class Linear(Op):
+    """activation(x @ weight + bias) + residual."""
+
+    signature = "x[*B, K], weight[K, N], bias[N], residual[*B, N] -> [*B, N]"
+
+    def forward(self, x, weight, bias, residual, activation=None):
+        self.x, self.weight, self.activation = x, weight, activation
+        y, self.z = self.backend.linear(x, weight, bias, activation, residual)
+        return y
+
+    def backward(self, dy):
+        dx, dw, db = self.backend.linear_backward(
+            dy, self.x, self.weight, self.z, self.activation, self.needs[:3],
+            leaf_grad(self, 1) if self.needs[1] else None)
+        return dx, dw, db, (self.backend.copy(dy) if self.needs[3] else None)
+
+    @classmethod
+    def examples(cls, draw):
+        B, K, N = draw.batch(), draw.size("K", 1), draw.size("N", 1)
+        return (draw.normal((*B, K)), draw.normal((K, N)),
+                draw.choice([draw.normal((N,)), None]),
+                draw.choice([draw.normal((*B, N)), None])), \
+            {"activation": draw.choice([None, "silu", "gelu", "gelu_tanh", "gelu_quick"])}
+
+    @classmethod
+    def flops(cls, x, weight, bias, residual, activation=None):
+        return 2 * math.prod(x.shape) * weight.shape[1]
+
+
+def matmul(x, y):
+    """x[*X, M, K] @ y[*Y, K, N]; vectors are promoted as in NumPy. Raises ShapeError."""
+    if not x.shape or not y.shape:
+        raise ShapeError("matmul: a scalar has no rows; use * to multiply by it")
+    if len(x.shape) == 1:
+        return matmul(x.reshape(1, -1), y).reshape(*y.shape[:-2], *y.shape[-1:] * (len(y.shape) > 1))
+    if len(y.shape) == 1:
+        return matmul(x, y.reshape(-1, 1)).reshape(*x.shape[:-1])
+    return apply(Matmul, x, y)
+
+
+def linear(x, weight, bias=None, activation=None, residual=None):
+    """activation(x @ weight + bias) + residual, in one pass where the backend can.
+
+    x [*B, K]; weight [K, N] (stored in, out); bias [N]; residual [*B, N]; `activation` one of
+    the functions relu, silu, gelu, gelu_tanh, gelu_quick.
+    """
+    if activation is not None and activation not in ACTIVATIONS:
+        known = ", ".join(f.__name__ for f in ACTIVATIONS)
+        raise ShapeError(f"linear: activation must be one of the functions {known}")
+    verb = None if activation is None else ACTIVATIONS[activation]
+    return apply(Linear, x, weight, bias, residual, activation=verb)

@@ -1,0 +1,87 @@
+"""Layer norm, RMS norm, group norm. The arithmetic stands in backends/reference/norm.py."""
+
+import math
+
+from minifm.errors import ShapeError
+from minifm.op import Op
+from minifm.tensor import apply
+
+
+class LayerNorm(Op):
+    """y = (x - mean) * rstd * gamma + beta, over the last axis."""
+
+    signature = "x[*B, D], gamma[D], beta[D] -> [*B, D]"
+    fresh = True
+
+    def forward(self, x, gamma, beta, eps=1e-5):
+        y, self.mean, self.rstd = self.backend.layernorm(x, gamma, beta, eps)
+        self.x, self.gamma = x, gamma
+        return y
+
+    def backward(self, dy):                                     # -> dx, dgamma, dbeta
+        return self.backend.layernorm_backward(dy, self.x, self.gamma, self.mean, self.rstd)
+
+    @classmethod
+    def examples(cls, draw):
+        B, D = draw.batch(), draw.size("D", 2)
+        return (draw.normal((*B, D)), draw.normal((D,)), draw.normal((D,))), {"eps": 1e-2}
+
+
+class RMSNorm(Op):
+    """y = x * rstd * gamma with rstd = 1/√(mean(x²) + eps), over the last axis."""
+
+    signature = "x[*B, D], gamma[D] -> [*B, D]"
+    fresh = True
+
+    def forward(self, x, gamma, eps=1e-6):
+        y, self.rstd = self.backend.rmsnorm(x, gamma, eps)
+        self.x, self.gamma = x, gamma
+        return y
+
+    def backward(self, dy):                                     # -> dx, dgamma
+        return self.backend.rmsnorm_backward(dy, self.x, self.gamma, self.rstd)
+
+    @classmethod
+    def examples(cls, draw):
+        B, D = draw.batch(), draw.size("D", 1)
+        return (draw.normal((*B, D)), draw.normal((D,))), {"eps": 1e-2}
+
+
+class GroupNorm(Op):
+    """Layer norm over each group of channels with all its positions; gain and offset by channel."""
+
+    signature = "x[B, C, *S], gamma[C], beta[C] -> [B, C, *S]"
+    fresh = True
+
+    def forward(self, x, gamma, beta, groups, eps=1e-5):
+        y, self.mean, self.rstd = self.backend.groupnorm(x, gamma, beta, groups, eps)
+        self.x, self.gamma, self.groups = x, gamma, groups
+        return y
+
+    def backward(self, dy):                                     # -> dx, dgamma, dbeta
+        return self.backend.groupnorm_backward(
+            dy, self.x, self.gamma, self.mean, self.rstd, self.groups)
+
+    @classmethod
+    def examples(cls, draw):
+        groups, B = draw.choice([1, 2, 4]), draw.size("B")
+        C, S = groups * draw.choice([1, 3]), draw.choice([(5,), (3, 4), (2, 2, 3)])
+        return (draw.normal((B, C, *S)), draw.normal((C,)), draw.normal((C,))), \
+            {"groups": groups, "eps": 1e-2}
+
+
+def layernorm(x, gamma, beta, eps=1e-5):
+    """x [*B, D] normalised over D, times gamma [D], plus beta [D]."""
+    return apply(LayerNorm, x, gamma, beta, eps=eps)
+
+
+def rmsnorm(x, gamma, eps=1e-6):
+    """x [*B, D] over its root mean square along D, times gamma [D]."""
+    return apply(RMSNorm, x, gamma, eps=eps)
+
+
+def groupnorm(x, gamma, beta, groups, eps=1e-5):
+    """x [B, C, *S] normalised over each of `groups` groups of channels, gamma and beta [C]."""
+    if len(x.shape) < 2 or math.prod(x.shape[1:2]) % groups:
+        raise ShapeError(f"groupnorm: {groups} groups do not divide the channels of {x.shape}")
+    return apply(GroupNorm, x, gamma, beta, groups=groups, eps=eps)
