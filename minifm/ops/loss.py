@@ -76,7 +76,7 @@ class LinearCrossEntropy(Op):
         return 2 * math.prod(x.shape) * weight.shape[0]
 
     def backward_products(self):
-        return 1 + sum(self.needs[:2])      # the logits are computed again
+        return 1 + self.needs[0] + self.needs[1]      # the logits are computed again
 
 
 def token_losses(logits, targets, ignore_index=IGNORE, smoothing=0.0):

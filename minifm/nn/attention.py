@@ -1,0 +1,36 @@
+"""Multi-head self-attention (Vaswani et al. 2017) with one packed projection for q, k and v."""
+
+from minifm import ops
+from minifm.nn.layers import Linear
+from minifm.nn.module import Module
+
+
+class SelfAttention(Module):
+    """Every token gathers from itself and the tokens before it."""
+
+    def __init__(self, width, heads, *, std, output_std, rng):
+        self.heads = heads
+        self.project = Linear(width, 3 * width, std=std, rng=rng and rng.child("project"))
+        self.output = Linear(width, width, std=output_std, rng=rng and rng.child("output"))
+
+    def __call__(self, x, residual=None, *, layer=0, placement=None, key_mask=None):
+        """x [B, T, C] -> [B, T, C], plus `residual`.
+
+        placement  where a key-value cache puts these tokens (nn/cache.py), in its `layer`
+        key_mask   bool [B, T]: False hides padding; only without a cache
+        """
+        B, T, C = x.shape
+        q, k, v = (self.split_heads(part) for part in ops.split(self.project(x)))
+        bias = None
+        if placement is not None:
+            k, v = placement.extend(layer, k, v)                # [B, H, S, D]
+            key_mask, bias = placement.key_mask, placement.bias
+        causal = placement is None or not placement.rows_first
+        y = ops.attention(q, k, v, causal=causal, bias=bias, key_mask=key_mask)
+        y = y.transpose(0, 2, 1, 3).reshape(B, T, C)            # [B, H, T, D] -> [B, T, C]
+        return self.output(y, residual=residual)
+
+    def split_heads(self, x):
+        B, T, C = x.shape
+        x = x.reshape(B, T, self.heads, C // self.heads)
+        return x.transpose(0, 2, 1, 3)                          # [B, H, T, D]

@@ -1,0 +1,37 @@
+"""The layers that hold parameters: linear, embedding, layer norm."""
+
+from minifm import ops
+from minifm.nn.module import Module, constant, normal
+
+
+class Linear(Module):
+    """activation(x @ weight + bias) + residual, with weight stored [inputs, outputs]."""
+
+    def __init__(self, inputs, outputs, *, std, rng):
+        self.weight = normal((inputs, outputs), std, rng)
+        self.bias = constant((outputs,), 0)
+
+    def __call__(self, x, activation=None, residual=None):      # [*B, K] -> [*B, N]
+        return ops.linear(x, self.weight, self.bias, activation, residual)
+
+
+class Embedding(Module):
+    """A table of `rows` vectors, looked up by index."""
+
+    def __init__(self, rows, width, *, std, rng):
+        self.weight = normal((rows, width), std, rng)
+
+    def __call__(self, ids):                                    # [*B] -> [*B, C]
+        return ops.embedding(self.weight, ids)
+
+
+class LayerNorm(Module):
+    """Each vector centred and scaled to unit variance, then gain and offset."""
+
+    def __init__(self, width, epsilon):
+        self.gain = constant((width,), 1)
+        self.bias = constant((width,), 0)
+        self.epsilon = epsilon
+
+    def __call__(self, x):                                      # [*B, C] -> [*B, C]
+        return ops.layernorm(x, self.gain, self.bias, self.epsilon)
