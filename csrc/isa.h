@@ -1,0 +1,71 @@
+/* The table of micro-kernels, one per instruction set, and which one is in use.
+ *
+ * Drivers (gemm.c, rows.c, ...) are portable: they own loops, packing, edges and threads, and call
+ * micro-kernels through `kernels`. An isa_*.c defines a small vocabulary of vector operations,
+ * includes isa_rows.h, which writes every row kernel once in that vocabulary, and adds its own
+ * matrix tile. Intrinsics appear nowhere else.
+ */
+#ifndef MINIFM_ISA_H
+#define MINIFM_ISA_H
+
+#include <stdint.h>
+
+typedef struct {
+    const char *name;
+    int (*supported)(void);     /* by the processor and by the operating system */
+    int tile_rows, tile_cols;   /* MR x NR: the block of C that `tile` keeps in registers */
+
+    /* c[r, j] = sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, one fma each, for
+     * r < rows <= MR and all NR columns j; with `accumulate` the finished sum is added to c. */
+    void (*tile)(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
+                 int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate);
+    /* sums[r, j] += sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, into running sums
+     * for any n; rows <= 4. Streams through rows of b: for products with few rows. */
+    void (*stream)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
+                   int64_t a_row, int64_t a_k, int64_t b_k, int rows, int64_t n);
+    /* out[k * ld + r] = in[r * stride + k] for r < rows, zeros for rows <= r < width. */
+    void (*transpose)(float *out, const float *in, int64_t ld, int64_t stride, int64_t k,
+                      int rows, int width);
+
+    /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
+    void (*map)(float *y, const float *x, int64_t n, int function);
+    void (*map_backward)(float *dx, const float *dy, const float *x, int64_t n, int function);
+    /* z[n] += bias[n]; y[n] = f(z[n]) + residual[n]. bias and residual may be NULL; y may be z. */
+    void (*epilogue)(float *y, float *z, const float *bias, const float *residual, int64_t n,
+                     int function);
+
+    /* One row of n numbers at a time. */
+    void (*softmax)(float *y, const float *x, int64_t n);
+    void (*softmax_backward)(float *dx, const float *dy, const float *y, int64_t n);
+    void (*log_softmax)(float *y, const float *x, int64_t n);
+    void (*log_softmax_backward)(float *dx, const float *dy, const float *y, int64_t n);
+    float (*logsumexp)(const float *x, int64_t n);
+    float (*sum)(const float *x, int64_t n);
+    double (*sum_of_squares)(const float *x, int64_t n);
+    float (*dot)(const float *x, const float *y, int64_t n);
+    float (*max)(const float *x, int64_t n);    /* of those that are not NaN; -inf without any */
+    /* y = e^(x - shift), returns the sum of y. */
+    float (*exp_sum)(float *y, const float *x, int64_t n, float shift);
+    /* y = x * scale;  y += x * scale. */
+    void (*scale)(float *y, const float *x, int64_t n, float scale);
+    void (*add_scaled)(float *y, const float *x, int64_t n, float scale);
+    void (*layernorm)(float *y, float *mean, float *rstd, const float *x, const float *gamma,
+                      const float *beta, int64_t n, float eps);
+    void (*layernorm_backward)(float *dx, float *dgamma, float *dbeta, const float *dy,
+                               const float *x, const float *gamma, int64_t n, float mean,
+                               float rstd);
+    void (*rmsnorm)(float *y, float *rstd, const float *x, const float *gamma, int64_t n,
+                    float eps);
+    void (*rmsnorm_backward)(float *dx, float *dgamma, const float *dy, const float *x,
+                             const float *gamma, int64_t n, float rstd);
+    void (*adamw)(float *param, const float *grad, float *m, float *v, int64_t n,
+                  const float *constants);
+    /* ds = p * (dp - delta): the gradient of a softmax row, p given. */
+    void (*softmax_gradient)(float *ds, const float *p, const float *dp, int64_t n, float delta);
+} Kernels;
+
+extern const Kernels *kernels;
+
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
+
+#endif

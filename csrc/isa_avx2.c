@@ -1,0 +1,187 @@
+/* AVX2 and FMA: Haswell and Zen onwards. 8 floats a vector, a 6 x 16 tile of C. */
+#include "isa.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+typedef __m256 vf;
+typedef __m256 vm;
+enum { VL = 8, MR = 6, NR = 16 };
+
+/* All ones in the first n lanes. */
+INLINE __m256i first(int64_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? (int)n : 8),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE vf vload(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vstore(float *p, vf x) { _mm256_storeu_ps(p, x); }
+INLINE vf vset(float x) { return _mm256_set1_ps(x); }
+INLINE vf vload_part(const float *p, int64_t n, float fill)
+{
+    __m256i lanes = first(n);
+    return _mm256_blendv_ps(vset(fill), _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes));
+}
+INLINE void vstore_part(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, first(n), x); }
+INLINE vf vadd(vf x, vf y) { return _mm256_add_ps(x, y); }
+INLINE vf vsub(vf x, vf y) { return _mm256_sub_ps(x, y); }
+INLINE vf vmul(vf x, vf y) { return _mm256_mul_ps(x, y); }
+INLINE vf vdiv(vf x, vf y) { return _mm256_div_ps(x, y); }
+INLINE vf vfma(vf x, vf y, vf z) { return _mm256_fmadd_ps(x, y, z); }
+INLINE vf vfnma(vf x, vf y, vf z) { return _mm256_fnmadd_ps(x, y, z); }
+INLINE vf vmax(vf x, vf y) { return _mm256_max_ps(x, y); } /* y where either is NaN */
+INLINE vf vmin(vf x, vf y) { return _mm256_min_ps(x, y); } /* y where either is NaN */
+INLINE vf vsqrt(vf x) { return _mm256_sqrt_ps(x); }
+INLINE vf vabs(vf x) { return _mm256_andnot_ps(vset(-0.0f), x); }
+INLINE vf vcopysign(vf x, vf sign)
+{
+    __m256 bit = vset(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(bit, x), _mm256_and_ps(bit, sign));
+}
+INLINE vm vless(vf x, vf y) { return _mm256_cmp_ps(x, y, _CMP_LT_OQ); }
+INLINE vf vselect(vm m, vf x, vf y) { return _mm256_blendv_ps(y, x, m); }
+INLINE vf vround(vf x) { return _mm256_round_ps(x, 0x08); } /* to nearest even, quietly */
+
+INLINE vf power_of_two(__m256i n)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+
+/* x * 2^n for integral n in -160 ... 130, in two steps so that neither factor overflows. */
+INLINE vf vscale(vf x, vf n)
+{
+    __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    return vmul(vmul(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+}
+
+INLINE float vsum(vf x)
+{
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE float vlargest(vf x)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* A sum of squares in double precision. */
+typedef struct { __m256d low, high; } vwide;
+INLINE vwide vwide_zero(void) { return (vwide){_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+INLINE vwide vwide_square(vwide sum, vf x)
+{
+    __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    return (vwide){_mm256_fmadd_pd(low, low, sum.low), _mm256_fmadd_pd(high, high, sum.high)};
+}
+INLINE double vwide_total(vwide sum)
+{
+    __m256d four = _mm256_add_pd(sum.low, sum.high);
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+#include "isa_rows.h"
+
+/* R rows of the tile, R a constant once inlined: 2 R accumulators in registers. */
+INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
+                      int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate)
+{
+    vf left[MR], right[MR];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+        left[r] = right[r] = vset(0);
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < k; p++, a += a_k, b += b_k) {
+        vf b0 = vload(b), b1 = vload(b + VL);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            vf x = vset(a[r * a_row]);
+            left[r] = vfma(x, b0, left[r]);
+            right[r] = vfma(x, b1, right[r]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++, c += ldc) {
+        vstore(c, accumulate ? vadd(vload(c), left[r]) : left[r]);
+        vstore(c + VL, accumulate ? vadd(vload(c + VL), right[r]) : right[r]);
+    }
+}
+
+#define ROWS(R)                                                                              \
+    case R:                                                                                  \
+        if (a_row == 1 && a_k == MR)                                                         \
+            tile_rows(c, a, b, ldc, k, 1, MR, b_k, R, accumulate);                           \
+        else                                                                                 \
+            tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate);                      \
+        break;
+
+static TARGET void tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
+                        int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
+{
+    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
+}
+
+/* Transpose 8 x 8 in registers: pairs, quads, then 128-bit halves. */
+INLINE void transpose_square(__m256 x[8])
+{
+    __m256 t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        x[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        x[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        x[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        x[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        x[i] = t[i];
+}
+
+static TARGET void transpose(float *out, const float *in, int64_t ld, int64_t stride, int64_t k,
+                             int rows, int width)
+{
+    for (int r = 0; r < width; r += 8)
+        for (int64_t p = 0; p < k; p += 8) {
+            __m256 x[8];
+            __m256i columns = first(k - p), kept = first(width - r);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+                x[i] = r + i < rows ? _mm256_maskload_ps(in + (r + i) * stride + p, columns)
+                                    : _mm256_setzero_ps();
+            transpose_square(x);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+                if (p + i < k)
+                    _mm256_maskstore_ps(out + (p + i) * ld + r, kept, x[i]);
+        }
+}
+
+static int supported(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+const Kernels kernels_avx2 = {
+    .name = "avx2", .supported = supported, .tile_rows = MR, .tile_cols = NR,
+    .tile = tile, .transpose = transpose, ROW_KERNELS,
+};
+
+#endif

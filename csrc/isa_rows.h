@@ -1,0 +1,473 @@
+/* Every row kernel, written once, in the vector vocabulary of the isa_*.c that includes this.
+ *
+ *   vf a vector of VL floats, vm a mask of lanes        vset vload vstore, _part for n < VL lanes
+ *   vadd vsub vmul vdiv vsqrt vabs vcopysign vround     vfma(x, y, z) = x y + z,  vfnma = z - x y
+ *   vmax(x, y) = x > y ? x : y, vmin likewise: y where either is NaN
+ *   vscale(x, n) = x 2^n      vless, vselect(m, x, y) = m ? x : y      vsum, vlargest over lanes
+ *
+ * The last, partial vector of a row runs the same instructions on padded lanes, so that a value
+ * never depends on where in a row, or in which tail, its element lies.
+ */
+#include "minifm.h"
+
+#include <math.h>
+
+/* The next vector of a row with `left` numbers to go; missing lanes hold `fill`. */
+INLINE vf vget(const float *p, int64_t left, float fill)
+{
+    return left >= VL ? vload(p) : vload_part(p, left, fill);
+}
+
+INLINE void vput(float *p, vf x, int64_t left)
+{
+    if (left >= VL)
+        vstore(p, x);
+    else
+        vstore_part(p, x, left);
+}
+
+/* for each vector of a row of n, with `left` numbers to go at i */
+#define EACH_VECTOR for (int64_t i = 0, left = n; i < n; i += VL, left -= VL)
+
+/* -- functions of one variable ---------------------------------------------------------------- */
+
+/* e^x: x = n log 2 + r with |r| <= log 2 / 2, and e^r = 1 + r + r^2 P(r), P a minimax polynomial
+ * (relative error 3e-9). log 2 is split so that n * HIGH is exact. Beyond the clamp the result is
+ * 0 or infinity; NaN passes through. */
+INLINE vf vexp(vf x)
+{
+    x = vmax(vset(-104.0f), vmin(vset(89.0f), x));
+    vf n = vround(vmul(x, vset(1.44269504f)));
+    vf r = vfnma(n, vset(0.693359375f), x);
+    r = vfnma(n, vset(-2.12194440e-4f), r);
+    vf p = vset(1.381446724e-3f);
+    p = vfma(p, r, vset(8.368780836e-3f));
+    p = vfma(p, r, vset(4.166839272e-2f));
+    p = vfma(p, r, vset(1.666651964e-1f));
+    p = vfma(p, r, vset(4.999999404e-1f));
+    p = vfma(vmul(r, r), p, r);
+    return vscale(vadd(p, vset(1)), n);
+}
+
+/* 1 / (1 + e^-x), from e^-|x| so that neither tail overflows. */
+INLINE vf vsigmoid(vf x)
+{
+    vf small = vexp(vsub(vset(0), vabs(x)));
+    vf top = vselect(vless(x, vset(0)), small, vset(1));
+    return vdiv(top, vadd(vset(1), small));
+}
+
+/* Odd minimax polynomial below 0.65 (relative error 7e-9), 1 - 2 / (e^2|x| + 1) beyond. */
+INLINE vf vtanh(vf x)
+{
+    vf t = vabs(x), s = vmul(x, x);
+    vf p = vset(-5.515164230e-3f);
+    p = vfma(p, s, vset(2.046941966e-2f));
+    p = vfma(p, s, vset(-5.368802324e-2f));
+    p = vfma(p, s, vset(1.333083063e-1f));
+    p = vfma(p, s, vset(-3.333325982e-1f));
+    vf small = vfma(vmul(p, s), x, x);
+    vf e = vexp(vadd(t, t));
+    vf large = vsub(vset(1), vdiv(vset(2), vadd(e, vset(1))));
+    return vselect(vless(vset(0.65f), t), vcopysign(large, x), small);
+}
+
+/* Below 0.9: x + x P(x^2). Beyond: 1 - e^Q(|x|), Q the minimax polynomial of log erfc weighted
+ * with erfc (relative error of erf 2e-9); from 4 on, erf rounds to 1. */
+INLINE vf verf(vf x)
+{
+    vf t = vmin(vset(4), vabs(x)), s = vmul(x, x);
+    vf p = vset(8.513120702e-5f);
+    p = vfma(p, s, vset(-8.175643743e-4f));
+    p = vfma(p, s, vset(5.203859415e-3f));
+    p = vfma(p, s, vset(-2.686050907e-2f));
+    p = vfma(p, s, vset(1.128371507e-1f));
+    p = vfma(p, s, vset(-3.761263490e-1f));
+    p = vfma(p, s, vset(1.283791661e-1f));
+    vf small = vfma(p, x, x);
+    vf q = vset(1.993410406e-4f);
+    q = vfma(q, t, vset(-3.076354042e-3f));
+    q = vfma(q, t, vset(2.235794067e-2f));
+    q = vfma(q, t, vset(-1.042010486e-1f));
+    q = vfma(q, t, vset(-6.368780732e-1f));
+    q = vfma(q, t, vset(-1.127854466f));
+    q = vfma(q, t, vset(-1.528231660e-4f));
+    vf large = vsub(vset(1), vexp(q));
+    return vselect(vless(vset(0.9f), t), vcopysign(large, x), small);
+}
+
+INLINE vf vrelu(vf x) { return vmax(vset(0), x); }
+INLINE vf vsilu(vf x) { return vmul(x, vsigmoid(x)); }
+INLINE vf vnegative(vf x) { return vsub(vset(-0.0f), x); }
+
+/* Phi(x) = (1 + erf(x / sqrt 2)) / 2, the normal distribution function. */
+INLINE vf vnormal(vf x)
+{
+    return vmul(vset(0.5f), vadd(vset(1), verf(vmul(x, vset(0.70710678f)))));
+}
+
+INLINE vf vgelu(vf x) { return vmul(x, vnormal(x)); }
+
+/* (1 + tanh u) / 2 = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): one exp, one division. */
+INLINE vf vgelu_gate(vf x)
+{
+    vf cubic = vfma(vmul(x, x), vset(0.044715f), vset(1));
+    return vsigmoid(vmul(vmul(vset(1.59576912f), x), cubic));
+}
+
+INLINE vf vgelu_tanh(vf x) { return vmul(x, vgelu_gate(x)); }
+INLINE vf vgelu_quick(vf x) { return vmul(x, vsigmoid(vmul(vset(1.702f), x))); }
+
+/* -- and their derivatives -------------------------------------------------------------------- */
+
+INLINE vf vrelu_slope(vf x) { return vselect(vless(vset(0), x), vset(1), vset(0)); }
+
+/* d/dx x s(a x) = s (1 + a x (1 - s)) */
+INLINE vf vgated_slope(vf x, float a)
+{
+    vf s = vsigmoid(vmul(vset(a), x));
+    return vmul(s, vfma(vmul(vset(a), x), vsub(vset(1), s), vset(1)));
+}
+
+INLINE vf vsilu_slope(vf x) { return vgated_slope(x, 1); }
+INLINE vf vgelu_quick_slope(vf x) { return vgated_slope(x, 1.702f); }
+
+/* Phi(x) + x phi(x) */
+INLINE vf vgelu_slope(vf x)
+{
+    vf density = vmul(vset(0.39894228f), vexp(vmul(vmul(vset(-0.5f), x), x)));
+    return vfma(x, density, vnormal(x));
+}
+
+/* s + x s (1 - s) 2 u', the sigmoid s = (1 + tanh u) / 2 reused. */
+INLINE vf vgelu_tanh_slope(vf x)
+{
+    vf s = vgelu_gate(x);
+    vf twice_du = vmul(vset(1.59576912f), vfma(vmul(x, x), vset(0.134145f), vset(1)));
+    return vfma(vmul(x, vmul(s, vsub(vset(1), s))), twice_du, s);
+}
+
+/* -- elementwise ------------------------------------------------------------------------------ */
+
+#define MAP(f)                                              \
+    EACH_VECTOR vput(y + i, f(vget(x + i, left, 0)), left); \
+    break;
+
+static TARGET void row_map(float *y, const float *x, int64_t n, int function)
+{
+    switch (function) {
+    case MINIFM_RELU: MAP(vrelu)
+    case MINIFM_SILU: MAP(vsilu)
+    case MINIFM_GELU: MAP(vgelu)
+    case MINIFM_GELU_TANH: MAP(vgelu_tanh)
+    case MINIFM_GELU_QUICK: MAP(vgelu_quick)
+    case MINIFM_SIGMOID: MAP(vsigmoid)
+    case MINIFM_TANH: MAP(vtanh)
+    case MINIFM_EXP: MAP(vexp)
+    case MINIFM_ERF: MAP(verf)
+    case MINIFM_SQRT: MAP(vsqrt)
+    case MINIFM_NEGATIVE: MAP(vnegative)
+    case MINIFM_ABSOLUTE: MAP(vabs)
+    }
+}
+
+#define MAP_BACKWARD(slope)                                                                    \
+    EACH_VECTOR vput(dx + i, vmul(vget(dy + i, left, 0), slope(vget(x + i, left, 0))), left); \
+    break;
+
+static TARGET void row_map_backward(float *dx, const float *dy, const float *x, int64_t n,
+                                    int function)
+{
+    switch (function) {
+    case MINIFM_RELU: MAP_BACKWARD(vrelu_slope)
+    case MINIFM_SILU: MAP_BACKWARD(vsilu_slope)
+    case MINIFM_GELU: MAP_BACKWARD(vgelu_slope)
+    case MINIFM_GELU_TANH: MAP_BACKWARD(vgelu_tanh_slope)
+    case MINIFM_GELU_QUICK: MAP_BACKWARD(vgelu_quick_slope)
+    }
+}
+
+static TARGET void row_epilogue(float *y, float *z, const float *bias, const float *residual,
+                                int64_t n, int function)
+{
+    if (bias)
+        EACH_VECTOR vput(z + i, vadd(vget(z + i, left, 0), vget(bias + i, left, 0)), left);
+    if (function != MINIFM_IDENTITY)
+        row_map(y, z, n, function);
+    const float *x = function != MINIFM_IDENTITY ? y : z;
+    if (residual)
+        EACH_VECTOR vput(y + i, vadd(vget(x + i, left, 0), vget(residual + i, left, 0)), left);
+}
+
+static TARGET void row_scale(float *y, const float *x, int64_t n, float scale)
+{
+    EACH_VECTOR vput(y + i, vmul(vget(x + i, left, 0), vset(scale)), left);
+}
+
+static TARGET void row_add_scaled(float *y, const float *x, int64_t n, float scale)
+{
+    EACH_VECTOR
+    {
+        vf sum = vfma(vget(x + i, left, 0), vset(scale), vget(y + i, left, 0));
+        vput(y + i, sum, left);
+    }
+}
+
+/* -- reductions of a row: lane l takes elements l, l + VL, ..., then the lanes are added -------- */
+
+static TARGET float row_sum(const float *x, int64_t n)
+{
+    vf total = vset(0);
+    EACH_VECTOR total = vadd(total, vget(x + i, left, 0));
+    return vsum(total);
+}
+
+static TARGET double row_sum_of_squares(const float *x, int64_t n)
+{
+    vwide total = vwide_zero();
+    EACH_VECTOR total = vwide_square(total, vget(x + i, left, 0));
+    return vwide_total(total);
+}
+
+static TARGET float row_dot(const float *x, const float *y, int64_t n)
+{
+    vf total = vset(0);
+    EACH_VECTOR total = vfma(vget(x + i, left, 0), vget(y + i, left, 0), total);
+    return vsum(total);
+}
+
+static TARGET float row_max(const float *x, int64_t n)
+{
+    vf top = vset(-INFINITY);
+    EACH_VECTOR top = vmax(vget(x + i, left, -INFINITY), top);
+    return vlargest(top);
+}
+
+static TARGET float row_exp_sum(float *y, const float *x, int64_t n, float shift)
+{
+    vf total = vset(0);
+    EACH_VECTOR
+    {
+        vf e = vexp(vsub(vget(x + i, left, -INFINITY), vset(shift)));
+        vput(y + i, e, left);
+        total = vadd(total, e);
+    }
+    return vsum(total);
+}
+
+/* -- softmax ---------------------------------------------------------------------------------- */
+
+/* The row's maximum, or 0 for a row of -inf: there -inf - -inf would make NaN. */
+INLINE float row_shift(const float *x, int64_t n)
+{
+    float top = row_max(x, n);
+    return top == -INFINITY ? 0 : top;
+}
+
+static TARGET void row_softmax(float *y, const float *x, int64_t n)
+{
+    float total = row_exp_sum(y, x, n, row_shift(x, n));
+    row_scale(y, y, n, total == 0 ? 1 : 1 / total); /* a row of -inf: all zeros */
+}
+
+/* The sum of e^(x - shift), nothing kept. */
+INLINE float exp_sum_only(const float *x, int64_t n, float shift)
+{
+    vf total = vset(0);
+    EACH_VECTOR total = vadd(total, vexp(vsub(vget(x + i, left, -INFINITY), vset(shift))));
+    return vsum(total);
+}
+
+static TARGET float row_logsumexp(const float *x, int64_t n)
+{
+    float shift = row_shift(x, n);
+    return shift + logf(exp_sum_only(x, n, shift));
+}
+
+static TARGET void row_log_softmax(float *y, const float *x, int64_t n)
+{
+    float shift = row_shift(x, n), log_total = logf(exp_sum_only(x, n, shift));
+    EACH_VECTOR
+    {
+        vf shifted = vsub(vget(x + i, left, 0), vset(shift));
+        vput(y + i, vsub(shifted, vset(log_total)), left);
+    }
+}
+
+/* dx = y (dy - sum_j dy_j y_j) */
+static TARGET void row_softmax_gradient(float *ds, const float *p, const float *dp, int64_t n,
+                                        float delta)
+{
+    EACH_VECTOR
+    {
+        vf d = vsub(vget(dp + i, left, 0), vset(delta));
+        vput(ds + i, vmul(vget(p + i, left, 0), d), left);
+    }
+}
+
+static TARGET void row_softmax_backward(float *dx, const float *dy, const float *y, int64_t n)
+{
+    row_softmax_gradient(dx, y, dy, n, row_dot(dy, y, n));
+}
+
+/* dx = dy - e^y sum_j dy_j */
+static TARGET void row_log_softmax_backward(float *dx, const float *dy, const float *y, int64_t n)
+{
+    vf total = vset(row_sum(dy, n));
+    EACH_VECTOR
+    {
+        vf p = vexp(vget(y + i, left, 0));
+        vput(dx + i, vfnma(p, total, vget(dy + i, left, 0)), left);
+    }
+}
+
+/* -- normalisation ---------------------------------------------------------------------------- */
+
+static TARGET void row_layernorm(float *y, float *mean, float *rstd, const float *x,
+                                 const float *gamma, const float *beta, int64_t n, float eps)
+{
+    *mean = row_sum(x, n) / (float)n;
+    vf m = vset(*mean), squares = vset(0);
+    EACH_VECTOR
+    {
+        vf d = vsub(vget(x + i, left, *mean), m); /* padding by the mean adds nothing */
+        squares = vfma(d, d, squares);
+    }
+    *rstd = 1 / sqrtf(vsum(squares) / (float)n + eps);
+    vf r = vset(*rstd);
+    EACH_VECTOR
+    {
+        vf normalised = vmul(vsub(vget(x + i, left, 0), m), r);
+        vput(y + i, vfma(normalised, vget(gamma + i, left, 0), vget(beta + i, left, 0)), left);
+    }
+}
+
+/* y = (x - mean) rstd gamma + beta. With x^ = (x - mean) rstd and g = dy gamma:
+ * dx = rstd (g - mean(g) - x^ mean(g x^)). dgamma and dbeta are added to. */
+static TARGET void row_layernorm_backward(float *dx, float *dgamma, float *dbeta, const float *dy,
+                                          const float *x, const float *gamma, int64_t n,
+                                          float mean, float rstd)
+{
+    vf m = vset(mean), r = vset(rstd), sum_g = vset(0), sum_gx = vset(0);
+    EACH_VECTOR
+    {
+        vf d = vget(dy + i, left, 0), g = vmul(d, vget(gamma + i, left, 0));
+        vf normalised = vmul(vsub(vget(x + i, left, 0), m), r);
+        sum_g = vadd(sum_g, g);
+        sum_gx = vfma(g, normalised, sum_gx);
+        vput(dgamma + i, vfma(d, normalised, vget(dgamma + i, left, 0)), left);
+        vput(dbeta + i, vadd(vget(dbeta + i, left, 0), d), left);
+    }
+    vf centre = vset(vsum(sum_g) / (float)n), slope = vset(vsum(sum_gx) / (float)n);
+    EACH_VECTOR
+    {
+        vf g = vmul(vget(dy + i, left, 0), vget(gamma + i, left, 0));
+        vf normalised = vmul(vsub(vget(x + i, left, 0), m), r);
+        vput(dx + i, vmul(r, vfnma(normalised, slope, vsub(g, centre))), left);
+    }
+}
+
+static TARGET void row_rmsnorm(float *y, float *rstd, const float *x, const float *gamma,
+                               int64_t n, float eps)
+{
+    *rstd = 1 / sqrtf(row_dot(x, x, n) / (float)n + eps);
+    vf r = vset(*rstd);
+    EACH_VECTOR vput(y + i, vmul(vmul(vget(x + i, left, 0), r), vget(gamma + i, left, 0)), left);
+}
+
+/* y = x rstd gamma: as layernorm's, without the mean. */
+static TARGET void row_rmsnorm_backward(float *dx, float *dgamma, const float *dy, const float *x,
+                                        const float *gamma, int64_t n, float rstd)
+{
+    vf r = vset(rstd), sum_gx = vset(0);
+    EACH_VECTOR
+    {
+        vf d = vget(dy + i, left, 0), g = vmul(d, vget(gamma + i, left, 0));
+        vf normalised = vmul(vget(x + i, left, 0), r);
+        sum_gx = vfma(g, normalised, sum_gx);
+        vput(dgamma + i, vfma(d, normalised, vget(dgamma + i, left, 0)), left);
+    }
+    vf slope = vset(vsum(sum_gx) / (float)n);
+    EACH_VECTOR
+    {
+        vf g = vmul(vget(dy + i, left, 0), vget(gamma + i, left, 0));
+        vf normalised = vmul(vget(x + i, left, 0), r);
+        vput(dx + i, vmul(r, vfnma(normalised, slope, g)), left);
+    }
+}
+
+/* -- AdamW: 28 bytes a parameter, one pass ------------------------------------------------------ */
+
+static TARGET void row_adamw(float *param, const float *grad, float *m, float *v, int64_t n,
+                             const float *constants)
+{
+    vf scale = vset(constants[0]), rate1 = vset(constants[1]), rate2 = vset(constants[2]);
+    vf unbias1 = vset(constants[3]), unbias2 = vset(constants[4]), eps = vset(constants[5]);
+    vf lr = vset(constants[6]), decay = vset(constants[7]);
+    EACH_VECTOR
+    {
+        vf g = vmul(vget(grad + i, left, 0), scale), p = vget(param + i, left, 0);
+        vf m1 = vget(m + i, left, 0), v1 = vget(v + i, left, 0);
+        m1 = vfma(rate1, vsub(g, m1), m1);
+        v1 = vfma(rate2, vsub(vmul(g, g), v1), v1);
+        vput(m + i, m1, left);
+        vput(v + i, v1, left);
+        vf update = vdiv(vmul(m1, unbias1), vadd(vsqrt(vmul(v1, unbias2)), eps));
+        vput(param + i, vfnma(lr, vfma(decay, p, update), p), left);
+    }
+}
+
+/* -- few rows times a large matrix: rows of b stream by, four at a time --------------------------- */
+
+INLINE void stream_rows(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
+                        int64_t a_row, int64_t a_k, int64_t b_k, const int rows, int64_t n)
+{
+    int64_t p = 0;
+    for (; p + 4 <= k; p += 4, a += 4 * a_k, b += 4 * b_k)
+        EACH_VECTOR
+        {
+            vf b0 = vget(b + i, left, 0), b1 = vget(b + b_k + i, left, 0);
+            vf b2 = vget(b + 2 * b_k + i, left, 0), b3 = vget(b + 3 * b_k + i, left, 0);
+            for (int r = 0; r < rows; r++) {
+                const float *x = a + r * a_row;
+                vf s = vget(sums + r * lds + i, left, 0);
+                s = vfma(vset(x[0]), b0, s);
+                s = vfma(vset(x[a_k]), b1, s);
+                s = vfma(vset(x[2 * a_k]), b2, s);
+                s = vfma(vset(x[3 * a_k]), b3, s);
+                vput(sums + r * lds + i, s, left);
+            }
+        }
+    for (; p < k; p++, a += a_k, b += b_k)
+        EACH_VECTOR
+        {
+            vf b0 = vget(b + i, left, 0);
+            for (int r = 0; r < rows; r++) {
+                vf s = vfma(vset(a[r * a_row]), b0, vget(sums + r * lds + i, left, 0));
+                vput(sums + r * lds + i, s, left);
+            }
+        }
+}
+
+static TARGET void stream(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
+                          int64_t a_row, int64_t a_k, int64_t b_k, int rows, int64_t n)
+{
+    switch (rows) {
+    case 1: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 1, n); break;
+    case 2: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 2, n); break;
+    case 3: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 3, n); break;
+    case 4: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 4, n); break;
+    }
+}
+
+/* The entries of the table that this file provides. */
+#define ROW_KERNELS                                                                         \
+    .stream = stream, .map = row_map, .map_backward = row_map_backward,                     \
+    .epilogue = row_epilogue, .softmax = row_softmax,                                       \
+    .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \
+    .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \
+    .sum = row_sum, .sum_of_squares = row_sum_of_squares, .dot = row_dot, .max = row_max,   \
+    .exp_sum = row_exp_sum, .scale = row_scale, .add_scaled = row_add_scaled,               \
+    .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
+    .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
+    .softmax_gradient = row_softmax_gradient

@@ -1,0 +1,258 @@
+/* A small pthread pool: one region at a time, dynamic tickets, a barrier that spins, then sleeps.
+ *
+ * Why not OpenMP: its runtimes hang in a child after fork, Apple's compiler lacks it, and a thread
+ * sanitizer cannot tell its barriers from a race. Here a child simply starts threads of its own.
+ */
+#include "threads.h"
+#include "minifm.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { SPINS = 2000 }; /* some 20 to 50 microseconds: about the distance between two kernels */
+
+/* A gate opens again and again; a waiter passes once its generation has changed. */
+typedef struct {
+    atomic_uint generation;
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+} Gate;
+
+static struct {
+    pthread_mutex_t callers;          /* held from pool_enter to pool_leave */
+    Gate start, finish, barrier;
+    Task task;                        /* what the current region runs; NULL tells workers to end */
+    void *context;
+    int active;                       /* threads taking part in the current region */
+    atomic_int finished, arrived;
+    _Alignas(CACHE_LINE) atomic_llong ticket;
+    int threads;                      /* as set by the user; includes the caller */
+    int started;                      /* workers that exist: threads 1 ... started */
+    pthread_t workers[MAX_THREADS];
+    void *scratch[SCRATCH_SLOTS];
+    size_t scratch_bytes[SCRATCH_SLOTS];
+} pool = {.callers = PTHREAD_MUTEX_INITIALIZER, .threads = 1};
+
+static pthread_once_t prepared = PTHREAD_ONCE_INIT;
+
+/* -- gates ---------------------------------------------------------------------------------- */
+
+static void gate_init(Gate *gate)
+{
+    atomic_store(&gate->generation, 0);
+    pthread_mutex_init(&gate->lock, NULL);
+    pthread_cond_init(&gate->opened, NULL);
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void gate_wait(Gate *gate, unsigned seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&gate->generation, memory_order_acquire) != seen)
+            return;
+        relax();
+    }
+    pthread_mutex_lock(&gate->lock);
+    while (atomic_load_explicit(&gate->generation, memory_order_acquire) == seen)
+        pthread_cond_wait(&gate->opened, &gate->lock);
+    pthread_mutex_unlock(&gate->lock);
+}
+
+static void gate_open(Gate *gate)
+{
+    pthread_mutex_lock(&gate->lock);
+    atomic_fetch_add_explicit(&gate->generation, 1, memory_order_release);
+    pthread_cond_broadcast(&gate->opened);
+    pthread_mutex_unlock(&gate->lock);
+}
+
+/* -- workers -------------------------------------------------------------------------------- */
+
+typedef struct {
+    int number;
+    unsigned seen; /* the start gate's generation when this worker was made */
+} Birth;
+
+static void *worker(void *argument)
+{
+    Birth birth = *(Birth *)argument;
+    free(argument);
+    for (;;) {
+        gate_wait(&pool.start, birth.seen);
+        birth.seen++;
+        if (!pool.task)
+            return NULL;
+        if (birth.number < pool.active)
+            pool.task(pool.context, birth.number, pool.active);
+        if (atomic_fetch_add(&pool.finished, 1) + 1 == pool.started)
+            gate_open(&pool.finish);
+    }
+}
+
+static void stop_workers(void)
+{
+    if (!pool.started)
+        return;
+    pool.task = NULL;
+    gate_open(&pool.start);
+    for (int i = 1; i <= pool.started; i++)
+        pthread_join(pool.workers[i], NULL);
+    pool.started = 0;
+}
+
+static void start_workers(void)
+{
+    while (pool.started + 1 < pool.threads) {
+        Birth *birth = malloc(sizeof *birth);
+        if (!birth)
+            break;
+        birth->number = pool.started + 1;
+        birth->seen = atomic_load(&pool.start.generation);
+        if (pthread_create(&pool.workers[birth->number], NULL, worker, birth)) {
+            free(birth);
+            break; /* the system gives no more threads: those there are do the work */
+        }
+        pool.started++;
+    }
+    if (pool.started + 1 < pool.threads)
+        pool.threads = pool.started + 1;
+}
+
+/* -- fork: the child has none of the workers, and locks in an unknown state ------------------- */
+
+static void init_gates(void)
+{
+    gate_init(&pool.start);
+    gate_init(&pool.finish);
+    gate_init(&pool.barrier);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&pool.callers); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&pool.callers); }
+
+static void after_fork_in_child(void)
+{
+    pthread_mutex_init(&pool.callers, NULL);
+    init_gates();
+    pool.started = 0;
+}
+
+static void prepare(void)
+{
+    init_gates();
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+/* -- the interface ---------------------------------------------------------------------------- */
+
+void pool_enter(void)
+{
+    pthread_once(&prepared, prepare);
+    pthread_mutex_lock(&pool.callers);
+}
+
+void pool_leave(void) { pthread_mutex_unlock(&pool.callers); }
+
+int pool_threads(void) { return pool.threads; }
+
+void pool_run(Task task, void *context, int threads)
+{
+    if (pool.started + 1 < pool.threads)
+        start_workers();
+    pool.active = threads > 0 && threads < pool.threads ? threads : pool.threads;
+    atomic_store(&pool.ticket, 0);
+    if (pool.active == 1) {
+        task(context, 0, 1);
+        return;
+    }
+    pool.task = task;
+    pool.context = context;
+    atomic_store(&pool.finished, 0);
+    unsigned seen = atomic_load(&pool.finish.generation);
+    gate_open(&pool.start);
+    task(context, 0, pool.active);
+    gate_wait(&pool.finish, seen);
+}
+
+int64_t pool_ticket(void) { return atomic_fetch_add_explicit(&pool.ticket, 1, memory_order_relaxed); }
+
+void pool_barrier(int threads)
+{
+    if (threads == 1) {
+        atomic_store(&pool.ticket, 0);
+        return;
+    }
+    unsigned seen = atomic_load(&pool.barrier.generation);
+    if (atomic_fetch_add(&pool.arrived, 1) + 1 == threads) {
+        atomic_store(&pool.arrived, 0);
+        atomic_store(&pool.ticket, 0);
+        gate_open(&pool.barrier);
+    } else {
+        gate_wait(&pool.barrier, seen);
+    }
+}
+
+typedef struct {
+    int64_t items, grain;
+    RangeTask task;
+    void *context;
+} Ranges;
+
+static void draw_ranges(void *context, int thread, int threads)
+{
+    Ranges *r = context;
+    int64_t begin;
+    while ((begin = pool_ticket() * r->grain) < r->items)
+        r->task(r->context, begin, begin + r->grain < r->items ? begin + r->grain : r->items);
+}
+
+void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
+{
+    if (items <= grain || pool.threads == 1) {
+        for (int64_t begin = 0; begin < items; begin += grain)
+            task(context, begin, begin + grain < items ? begin + grain : items);
+        return;
+    }
+    Ranges ranges = {items, grain, task, context};
+    pool_enter();
+    pool_run(draw_ranges, &ranges, 0);
+    pool_leave();
+}
+
+void *scratch(int slot, size_t bytes)
+{
+    if (pool.scratch_bytes[slot] < bytes) {
+        free(pool.scratch[slot]);
+        bytes = (bytes + 4095) / 4096 * 4096;
+        pool.scratch[slot] = aligned_alloc(4096, bytes);
+        pool.scratch_bytes[slot] = pool.scratch[slot] ? bytes : 0;
+    }
+    return pool.scratch[slot];
+}
+
+int scratch_for_threads(int threads, size_t bytes)
+{
+    for (int i = 0; i < threads; i++)
+        if (!scratch(PRIVATE + i, bytes))
+            return -1;
+    return 0;
+}
+
+int minifm_threads(void) { return pool.threads; }
+
+void minifm_set_threads(int threads)
+{
+    pool_enter();
+    stop_workers();
+    pool.threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    pool_leave();
+}

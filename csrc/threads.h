@@ -1,0 +1,44 @@
+/* A pool of threads that all work on one parallel region at a time. */
+#ifndef MINIFM_THREADS_H
+#define MINIFM_THREADS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MAX_THREADS = 256, CACHE_LINE = 64 };
+
+/* What each thread of a region runs. `thread` is 0 ... threads - 1. */
+typedef void (*Task)(void *context, int thread, int threads);
+
+/* What parallel_for runs on items begin ... end - 1. */
+typedef void (*RangeTask)(void *context, int64_t begin, int64_t end);
+
+/* Only one caller computes at a time; Python threads that call at once wait here. Everything
+ * below, and the scratch memory, belongs to whoever is between enter and leave. */
+void pool_enter(void);
+void pool_leave(void);
+
+/* Run `task` on up to `threads` threads of the pool (0: all of them), the caller being number 0. */
+void pool_run(Task task, void *context, int threads);
+
+/* Inside a region: wait until all its threads are here. The tickets start again from 0. */
+void pool_barrier(int threads);
+
+/* Inside a region: the next number 0, 1, 2, ... that no other thread has drawn. */
+int64_t pool_ticket(void);
+
+int pool_threads(void);
+
+/* Outside a region, and taking the lock itself: items 0 ... items - 1 in ranges of `grain`, on
+ * all threads where that is more than one range, else in the caller without ceremony. */
+void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context);
+
+/* Aligned memory number `slot`, at least `bytes` long, kept between calls; NULL if there is no
+ * memory. Slots: SHARED_A, SHARED_B, then one for each thread at PRIVATE + thread. */
+enum { SHARED_A, SHARED_B, PRIVATE, SCRATCH_SLOTS = PRIVATE + MAX_THREADS };
+void *scratch(int slot, size_t bytes);
+
+/* The same for every thread's private slot; 0, or -1 if there is no memory. */
+int scratch_for_threads(int threads, size_t bytes);
+
+#endif
