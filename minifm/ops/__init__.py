@@ -1,6 +1,9 @@
 """All operations on tensors, and the one table that ties operators to them."""
 
 from minifm.ops.attention import attention
+from minifm.ops.conv import (
+    average_pool2d, conv2d, conv_transpose2d, max_pool2d, upsample_nearest,
+)
 from minifm.ops.elementwise import (
     absolute, add, cos, divide, equal, erf, exp, gelu, gelu_quick, gelu_tanh, greater,
     greater_equal, less, less_equal, log, maximum, minimum, multiply, negative, power, relu,
