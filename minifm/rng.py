@@ -71,6 +71,10 @@ class Rng:
         drawn = (bits * np.uint64(high - low)) >> np.uint64(32)
         return (drawn.astype(np.int64) + low).reshape(shape)
 
+    def uniform_number(self):
+        """One float in [0, 1): the number that decides a random choice."""
+        return int(self._host_bits(1)[0] >> np.uint64(11)) * 2.0**-53
+
     def permutation(self, n):
         """0 … n - 1 in random order: the order that sorts n random words."""
         return np.argsort(self._host_bits(n), kind="stable")

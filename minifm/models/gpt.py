@@ -162,7 +162,7 @@ class GPT(Module):
         """An empty key-value cache for `batch` rows of at most `capacity` tokens."""
         c = self.config
         return Cache(c.layers, batch, c.heads, c.width // c.heads,
-                     min(capacity or c.context, c.context))
+                     min(capacity or c.context, c.context), self.token_embedding.weight.dtype)
 
     # -- files: the layout of the ecosystem (GPT2LMHeadModel) ------------------------------------
 

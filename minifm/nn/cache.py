@@ -16,12 +16,12 @@ from minifm.tensor import Tensor
 class Cache:
     """Keys and values [B, K, capacity, D] of each layer, and `lengths` [B], the filled slots."""
 
-    def __init__(self, layers, batch, heads, head_width, capacity):
+    def __init__(self, layers, batch, heads, head_width, capacity, dtype=np.float32):
         empty, shape = backends.active().zeros, (batch, heads, capacity, head_width)
-        self.keys = [empty(shape, np.float32) for _ in range(layers)]
-        self.values = [empty(shape, np.float32) for _ in range(layers)]
+        self.keys = [empty(shape, dtype) for _ in range(layers)]
+        self.values = [empty(shape, dtype) for _ in range(layers)]
         self.lengths = np.zeros(batch, np.int64)
-        self.capacity = capacity
+        self.capacity, self.dtype = capacity, dtype
 
     def place(self, tokens, counts=None):
         """Where the next `tokens` tokens of each row go; the attention's view of the past.
@@ -57,7 +57,7 @@ class Placement:
         if tokens == 1:
             self.key_mask = seen[:, 0]
         else:
-            self.bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None]
+            self.bias = np.where(seen, 0, -np.inf).astype(cache.dtype)[:, None]     # [B, 1, T, S]
 
     def extend(self, layer, k, v):
         """Write k and v [B, K, T, D] of one layer; returns all visible keys and values."""

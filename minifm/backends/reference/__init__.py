@@ -11,6 +11,8 @@ One file per family; read `arrays.py` first.
 import os
 from collections import Counter
 
+import numpy as np
+
 from minifm.backends.reference.arrays import Arrays
 from minifm.backends.reference.attention import Attention
 from minifm.backends.reference.convolution import Convolution
@@ -36,3 +38,8 @@ class Reference(
     def __init__(self):
         self.fallbacks = Counter()
         self.strict = os.environ.get("MINIFM_STRICT", "0") not in ("", "0")
+
+    def describe(self):
+        """One line for `minifm env`: what computes, and on how many threads where known."""
+        blas = np.__config__.CONFIG["Build Dependencies"]["blas"]
+        return f"NumPy {np.__version__}, BLAS {blas['name']} {blas['version']}"

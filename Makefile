@@ -1,0 +1,28 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both first make .venv/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.installed
+	$(BIN)/minifm demo --out runs/demo
+
+test: .venv/.installed
+	HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n 2 tests
+
+lint: .venv/.installed
+	$(BIN)/ruff check
+
+bench: .venv/.installed
+	$(BIN)/minifm bench
+
+# An editable install: the C kernels are built once, and again when their source changes.
+.venv/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[viz,data,test,dev]'
+	touch $@
+
+clean:
+	rm -rf build minifm.egg-info minifm/backends/_csrc* .venv

@@ -1,0 +1,102 @@
+"""From configuration dataclasses to flags, and from flags and a file back to dataclasses.
+
+A field `top_k: int = field(default=0, metadata={"help": …})` is the flag `--top-k`. What the
+user did not say is absent from the parsed arguments, so that the order is plain: a flag beats
+the `--config` file, the file beats the default.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from pathlib import Path
+
+from minifm.errors import ConfigError
+
+
+def add_fields(parser, cls, title, skip=()):
+    """One flag for each field of dataclass `cls`, under a heading."""
+    group, hints = parser.add_argument_group(title), typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in skip:
+            continue
+        kind, text = plain_type(hints[field.name]), field.metadata.get("help", "")
+        shown = text if field.default is None else f"{text} (default: {field.default})"
+        options = {"dest": field.name, "default": argparse.SUPPRESS,
+                   "help": shown.replace("%", "%%")}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        group.add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def add_config(parser):
+    """The flag `--config`, which `settings` reads."""
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
+                        help="settings as JSON or TOML, keys named as the flags; flags override")
+
+
+def settings(args, *classes, also=()):
+    """{name: value} of all that the user said: the file's settings under the flags.
+
+    Raises ConfigError for a file that cannot be read, a key that is no field of `classes` nor
+    named in `also`, or a value of the wrong type.
+    """
+    hints = {}
+    for cls in classes:
+        hints |= typing.get_type_hints(cls)
+    given = {k: v for k, v in vars(args).items() if k in hints or k in also}
+    if not hasattr(args, "config"):
+        return given
+    stored = read_config(Path(args.config))
+    for key, value in stored.items():
+        if key not in hints and key not in also:
+            near = difflib.get_close_matches(key, [*hints, *also], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{args.config}: unknown setting {key!r}{hint}")
+        if key in hints and not _fits(value, hints[key]):
+            raise ConfigError(f"{args.config}: {key}: expected "
+                              f"{plain_type(hints[key]).__name__}, got {value!r}")
+    return stored | given
+
+
+def build(cls, values, **defaults):
+    """The dataclass from those of `values` that are its fields, over `defaults`."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**defaults | {k: v for k, v in values.items() if k in names})
+
+
+def read_config(path):
+    """The settings in a JSON or TOML file, with dashes in keys read as underscores."""
+    readers = {".json": json.loads, ".toml": tomllib.loads}
+    if path.suffix not in readers:
+        raise ConfigError(f"{path}: expected a .json or .toml file")
+    try:
+        stored = readers[path.suffix](path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:   # not UTF-8, not JSON, not TOML
+        raise ConfigError(f"{path}: not a valid {path.suffix[1:].upper()} file: {error}") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path}: expected settings by name, got a {type(stored).__name__}")
+    return {key.replace("-", "_"): value for key, value in stored.items()}
+
+
+def plain_type(hint):
+    """`int | None` is int to a flag: leaving it out is the None."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(t for t in typing.get_args(hint) if t is not type(None))
+    return hint
+
+
+def _fits(value, hint):
+    kind = plain_type(hint)
+    if value is None:
+        return kind is not hint
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

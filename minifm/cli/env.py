@@ -1,0 +1,85 @@
+"""`minifm env`: what runs here, on what, and the reason for each thing that does not."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+
+from minifm.errors import BackendUnavailable
+
+EXAMPLE = """\
+example:
+  minifm env
+  MINIFM_ISA=avx2 minifm env --json
+"""
+
+# extra -> the packages it brings; "core" comes with minifm itself.
+PACKAGES = {
+    "core": ("numpy", "numba", "cffi", "safetensors", "tokenizers", "huggingface_hub", "tqdm"),
+    "viz": ("matplotlib", "pillow"),
+    "data": ("scikit-learn",),
+    "test": ("pytest", "hypothesis", "pytest-benchmark"),
+    "cuda": ("numba-cuda",),
+    "dev": ("ruff",),
+}
+
+
+def arguments(parser):
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(args):
+    found = environment()
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    for heading, lines in found.items():
+        print(heading)
+        for name, value in lines.items():
+            print(f"  {name:<18}{value}")
+
+
+def environment():
+    """{heading: {what: how it is}}, all strings."""
+    return {"minifm": _general(), "backends": _backends(), "packages": _packages()}
+
+
+def _general():
+    from minifm import __version__
+    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith("MINIFM_")}
+    return {
+        "version": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processors": f"{_processors()} usable of {os.cpu_count()}",
+        "settings": " ".join(f"{k}={v}" for k, v in settings.items()) or "no MINIFM_* variable set",
+    }
+
+
+def _processors():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _backends():
+    from minifm import backends
+    try:
+        lines = {"active": backends.active().name}
+    except BackendUnavailable as error:     # MINIFM_BACKEND asks for what is not here
+        lines = {"active": f"none: {error}"}
+    for name in backends.NAMES:
+        reason = backends.why_not(name)
+        lines[name] = f"no: {reason}" if reason else backends.get(name).describe()
+    return lines
+
+
+def _packages():
+    lines = {}
+    for extra, names in PACKAGES.items():
+        for name in names:
+            try:
+                lines[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                remedy = "minifm" if extra == "core" else f"'minifm[{extra}]'"
+                lines[name] = f"no: not installed (pip install {remedy})"
+    return lines

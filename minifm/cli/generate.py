@@ -1,0 +1,64 @@
+"""`minifm generate`: load a model from a directory or the hub, and let it write."""
+
+import argparse
+import sys
+
+from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.generation.sampling import Sampling
+
+EXAMPLE = """\
+example:
+  minifm generate runs/demo/last "def read_json(path):" --temperature 0.7 --stop "\\n\\n\\n"
+  echo "Once upon a time" | minifm generate openai-community/gpt2 --max-tokens 60 --seed 3
+"""
+
+
+def arguments(parser):
+    parser.add_argument("model", help="a directory with config.json and model.safetensors, or a "
+                                      "name on the Hugging Face hub")
+    parser.add_argument("prompt", nargs="*", help="what to continue; several are written side by "
+                                                  "side; none: standard input")
+    parser.add_argument("--max-tokens", type=int, default=argparse.SUPPRESS, metavar="INT",
+                        help="stop after so many new tokens (default: 200)")
+    parser.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT",
+                        help=r"stop before this string; may be repeated; \n is a line feed")
+    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, metavar="INT",
+                        help="the same seed writes the same text (default: 0)")
+    add_config(parser)
+    add_fields(parser, Sampling, "sampling, in the order in which it acts")
+
+
+def run(args):
+    from minifm.generation import generate
+    from minifm.hub import load_model, resolve
+    from minifm.text import Tokenizer
+    said = settings(args, Sampling, also=("max_tokens", "stop", "seed"))
+    sampling = build(Sampling, said)
+    directory = resolve(args.model)
+    tokenizer, model = Tokenizer.load(directory), load_model(directory)
+    # The words of the command line, byte for byte, even where they are not UTF-8.
+    prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
+        or [sys.stdin.buffer.read().removesuffix(b"\n")]
+    stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
+    single = len(prompts) == 1
+    if single:
+        show(prompts[0].decode("utf-8", "replace"))
+    done = generate(model, tokenizer, prompts, sampling=sampling, stop=stop,
+                    max_tokens=said.get("max_tokens", 200), seed=said.get("seed", 0),
+                    on_text=(lambda row, piece: show(piece)) if single else None)
+    for number, (prompt, completion) in enumerate(zip(prompts, done), 1):
+        if not single:
+            show(f"--- {number} of {len(prompts)} ({completion.reason})\n"
+                 f"{prompt.decode('utf-8', 'replace')}{completion.text}\n")
+        elif completion.reason == "context":
+            print(f"\nminifm: the model's context of {model.config.context} tokens is full",
+                  file=sys.stderr)
+    if single:
+        show("\n")
+
+
+def show(text):
+    """Print at once, whatever the terminal's encoding cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()

@@ -1,0 +1,146 @@
+"""Writing with a language model: prompts in, tokens out, one at a time.
+
+`tokens` is the loop to read: prefill the cache with all prompts at once, then one token for each
+row and step. `generate` puts text around it: streaming, stop strings, the reason it ended.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minifm.errors import ConfigError
+from minifm.generation.sampling import Sampling, draw
+from minifm.rng import Rng
+from minifm.tensor import no_grad
+from minifm.text import StreamDecoder
+
+
+@dataclass
+class Completion:
+    """What was written after one prompt, and why it ended there.
+
+    reason: "end" (the model's end-of-text token), "stop" (a stop string), "length" (max_tokens)
+    or "context" (the model can look at no more).
+    """
+
+    text: str = ""
+    tokens: list = field(default_factory=list)
+    reason: str = ""
+
+
+def generate(model, tokenizer, prompts, *, sampling=Sampling(), max_tokens=200, stop=(), seed=0,
+             on_text=None):
+    """One Completion for each prompt (str or bytes); all are written side by side.
+
+    stop      strings that end a completion; they are not part of its text
+    on_text   called as on_text(prompt number, piece) as the text grows
+
+    Raises ConfigError for an empty prompt, one that the model's context cannot hold, or
+    max_tokens below 1.
+    """
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens: expected an integer from 1 up, got {max_tokens}")
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    writers = [_Writer(tokenizer, stop) for _ in prompts]
+    emit = on_text or (lambda row, piece: None)
+    finished = set()
+    for step in tokens(model, ids, sampling, max_tokens, Rng(seed), finished):
+        for row, token in step.items():
+            emit(row, writers[row].add(token))
+            if writers[row].completion.reason:
+                finished.add(row)
+    for row, writer in enumerate(writers):
+        if not writer.completion.reason:
+            stopped_early = len(writer.completion.tokens) < max_tokens
+            emit(row, writer.finish("context" if stopped_early else "length"))
+    return [writer.completion for writer in writers]
+
+
+def tokens(model, prompts, sampling, max_tokens, rng, finished=()):
+    """Yield {row: its new token} until every row is finished, full, or has `max_tokens`.
+
+    prompts   lists of token ids, of any lengths; row r draws from the stream ("row", r) of `rng`
+    finished  a set to which the caller may add the rows that need no more
+    """
+    context, lengths = model.config.context, np.array([len(p) for p in prompts])
+    check_prompts(prompts, context)
+    cache = model.cache(len(prompts), int(lengths.max()) + max_tokens)
+    seen = [list(p) for p in prompts]
+    live = range(len(prompts))
+    ids = np.zeros((len(prompts), lengths.max()), np.int64)             # [B, T], padded right
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+    counts = lengths
+    for number in range(max_tokens):
+        logits = last_logits(model, ids, counts, cache)                 # [B, V]
+        for row in live:
+            seen[row].append(draw(logits[row], seen[row], sampling,
+                                  rng.child("row", row, number).uniform_number()))
+        yield {row: seen[row][-1] for row in live}
+        live = [row for row in live if row not in finished and len(seen[row]) < context]
+        if not live:
+            return
+        # A finished row goes along as one token of padding, which its cache does not keep.
+        ids = np.array([[s[-1]] for s in seen])                         # [B, 1]
+        counts = np.array([int(row in live) for row in range(len(prompts))])
+
+
+def last_logits(model, ids, counts, cache):
+    """Logits after the last real token of each row, [B, V], as NumPy."""
+    with no_grad():
+        x = model.features(ids, cache=cache, counts=counts)             # [B, T, C]
+        last = np.maximum(counts - 1, 0)
+        return model.logits(x[np.arange(len(last)), last]).numpy()
+
+
+def check_prompts(ids, context):
+    """Raise ConfigError for a prompt that the model cannot continue."""
+    for number, prompt in enumerate(ids, 1):
+        which = f"prompt {number} of {len(ids)}" if len(ids) > 1 else "the prompt"
+        if len(prompt) == 0:
+            raise ConfigError(f"{which} is empty; expected at least one token to continue")
+        if len(prompt) >= context:
+            raise ConfigError(f"{which} has {len(prompt)} tokens, and the model's context of "
+                              f"{context} leaves no room for a completion; shorten it")
+
+
+class _Writer:
+    """The text of one row as it grows, holding back what may become a stop string."""
+
+    def __init__(self, tokenizer, stop):
+        self.completion = Completion()
+        self.stop = [s for s in stop if s]
+        self.end_of_text = tokenizer.end_of_text
+        self.decoder = StreamDecoder(tokenizer)
+        self.held = ""
+
+    def add(self, token):
+        """The text that is certain now that `token` has come."""
+        self.completion.tokens.append(token)
+        if token == self.end_of_text:
+            return self.finish("end")
+        self.held += self.decoder.add(token)
+        places = [i for i in (self.held.find(s) for s in self.stop) if i >= 0]
+        if places:
+            self.held = self.held[: min(places)]
+            return self.finish("stop")
+        keep = max((_overlap(self.held, s) for s in self.stop), default=0)
+        return self._release(len(self.held) - keep)
+
+    def finish(self, reason):
+        """Nothing more comes, for `reason`: the text held back until now."""
+        self.completion.reason = reason
+        if reason != "stop":
+            self.held += self.decoder.finish()
+        return self._release(len(self.held))
+
+    def _release(self, count):
+        piece, self.held = self.held[:count], self.held[count:]
+        self.completion.text += piece
+        return piece
+
+
+def _overlap(text, stop):
+    """The length of the longest end of `text` that begins `stop`."""
+    return max((n for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
+               default=0)

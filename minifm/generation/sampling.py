@@ -1,0 +1,108 @@
+"""From logits to the next token: each filter is one function, `draw` applies them in order.
+
+Logits are NumPy rows [V]; -inf marks a token that cannot come. All arithmetic is float64, so that
+a filter's cut does not depend on the backend's rounding more than the logits do.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minifm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The filters act in the order in which they stand here."""
+
+    repetition_penalty: float = field(default=1.0, metadata={
+        "help": "divide the logits of tokens seen before (1: off)"})
+    temperature: float = field(default=1.0, metadata={
+        "help": "divide the logits by this; 0 takes the likeliest token"})
+    top_k: int = field(default=0, metadata={"help": "keep the k likeliest tokens (0: all)"})
+    top_p: float = field(default=1.0, metadata={
+        "help": "keep the likeliest tokens that together reach this probability (1: all)"})
+    min_p: float = field(default=0.0, metadata={
+        "help": "keep tokens at least this fraction as likely as the likeliest (0: all)"})
+
+    def __post_init__(self):
+        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0,
+                 "a number above 0")
+        _require("temperature", self.temperature, self.temperature >= 0, "a number from 0 up")
+        _require("top_k", self.top_k, self.top_k >= 0, "an integer from 0 up")
+        _require("top_p", self.top_p, 0 < self.top_p <= 1, "a number in (0, 1]")
+        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "a number in [0, 1]")
+
+
+def draw(logits, seen, sampling, uniform):
+    """The next token of one row.
+
+    logits [V]; seen: the row's token ids so far; uniform: one number in [0, 1), which decides.
+    """
+    x = logits.astype(np.float64)
+    if sampling.repetition_penalty != 1:
+        x = penalise_repetition(x, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return int(np.argmax(x))
+    x = x / sampling.temperature
+    if sampling.top_k:
+        x = keep_top_k(x, sampling.top_k)
+    if sampling.top_p < 1:
+        x = keep_top_p(x, sampling.top_p)
+    if sampling.min_p:
+        x = keep_min_p(x, sampling.min_p)
+    return choose(probabilities(x), uniform)
+
+
+def penalise_repetition(x, seen, penalty):
+    """Logits of tokens already in the text lose: x / penalty if positive, else x · penalty
+    (Keskar et al. 2019, CTRL, section 4.1)."""
+    ids = np.unique(seen)
+    x = x.copy()
+    x[ids] = np.where(x[ids] > 0, x[ids] / penalty, x[ids] * penalty)
+    return x
+
+
+def keep_top_k(x, k):
+    """-inf for all but the k largest; of equal ones, the first come first (Fan et al. 2018)."""
+    if k >= len(x):
+        return x
+    kept = np.argsort(-x, kind="stable")[:k]
+    return _only(x, kept)
+
+
+def keep_top_p(x, p):
+    """Nucleus sampling: the shortest list of likeliest tokens with probability ≥ p in all
+    (Holtzman et al. 2020). Never empty."""
+    order = np.argsort(-x, kind="stable")
+    before = np.cumsum(probabilities(x)[order]) - probabilities(x)[order]
+    return _only(x, order[before < p])
+
+
+def keep_min_p(x, fraction):
+    """Tokens at least `fraction` as likely as the likeliest (Nguyen et al. 2024)."""
+    return _only(x, np.flatnonzero(x >= x.max() + np.log(fraction)))
+
+
+def probabilities(x):
+    """softmax of one row."""
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def choose(p, uniform):
+    """The token at which the cumulative probability passes `uniform` (inverse transform)."""
+    cumulative = np.cumsum(p)
+    token = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return min(token, int(np.flatnonzero(p)[-1]))   # rounding must not reach a forbidden token
+
+
+def _only(x, kept):
+    out = np.full_like(x, -np.inf)
+    out[kept] = x[kept]
+    return out
+
+
+def _require(name, value, fits, expected):
+    if not fits:        # NaN fits nowhere
+        raise ConfigError(f"{name}: expected {expected}, got {value}")
