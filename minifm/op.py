@@ -109,13 +109,16 @@ def parse(name, signature):
 
 def bind(dims, shape, sizes, name):
     """Match `shape` against `dims`, entering sizes by name; returns what disagrees, or None."""
-    lead = dims[0] if dims and dims[0].startswith("*") else None
-    named = dims[1:] if lead else dims
-    if len(shape) < len(named) or (not lead and len(shape) > len(named)):
-        least = "at least " if lead else ""
-        return f"{name} has {len(shape)} dimensions where {least}{len(named)} are expected"
-    split = len(shape) - len(named)
-    found = ([(lead, tuple(shape[:split]))] if lead else []) + list(zip(named, shape[split:]))
+    star = next((i for i, dim in enumerate(dims) if dim.startswith("*")), None)
+    named = len(dims) - (star is not None)
+    if len(shape) < named or (star is None and len(shape) > named):
+        least = "" if star is None else "at least "
+        return f"{name} has {len(shape)} dimensions where {least}{named} are expected"
+    found = list(zip(dims, shape))
+    if star is not None:            # it takes what the named dimensions before and after leave
+        end = len(shape) - (named - star)
+        found = [*zip(dims[:star], shape), (dims[star], tuple(shape[star:end])),
+                 *zip(dims[star + 1 :], shape[end:])]
     for dim, size in found:
         if sizes.setdefault(dim, size) != size:
             return f"{name} has {dim} = {size} where {dim} = {sizes[dim]} came before"

@@ -5,6 +5,8 @@ All three are one idea. With x̂ = (x - mean) · rstd over a row of n numbers an
 where RMS norm has no mean to subtract and so lacks the middle term.
 """
 
+import math
+
 import numpy as np
 
 
@@ -43,18 +45,23 @@ class Norm:
     def groupnorm(self, x, gamma, beta, groups, eps):
         """x [B, C, *S] -> y, mean [B, G], rstd [B, G]: a row is one group of channels with all
         its positions; gamma and beta [C] are per channel (Wu & He 2018)."""
-        rows = x.reshape(x.shape[0], groups, -1)                            # [B, G, C/G * S]
+        rows = _groups(x, groups)
         ones = np.ones((), x.dtype)
         y, mean, rstd = Norm.layernorm(self, rows, ones, 0 * ones, eps)
         return y.reshape(x.shape) * _channel(gamma, x) + _channel(beta, x), mean, rstd
 
     def groupnorm_backward(self, dy, x, gamma, mean, rstd, groups):
-        rows = x.reshape(x.shape[0], groups, -1)                            # [B, G, C/G * S]
+        rows = _groups(x, groups)
         normalised = ((rows - mean[..., None]) * rstd[..., None]).reshape(x.shape)
         g = (dy * _channel(gamma, x)).reshape(rows.shape)
         dx, _, _ = Norm.layernorm_backward(self, g, rows, np.ones((), x.dtype), mean, rstd)
         lead = (0, *range(2, x.ndim))
         return dx.reshape(x.shape), np.sum(dy * normalised, axis=lead), np.sum(dy, axis=lead)
+
+
+def _groups(x, groups):
+    """x [B, C, *S] -> [B, G, C/G * S]: one row for each group."""
+    return x.reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups)
 
 
 def _channel(per_channel, x):
