@@ -8,8 +8,8 @@ in every memory layout) and its benchmark (realistic shapes, contiguous):
         B, D = draw.batch(), draw.size("D", 2)
         return (draw.normal((*B, D)), draw.positive((D,))), {"eps": 1e-5}
 
-`Draw` lists what there is to draw. `Explorer` draws for property tests, through hypothesis;
-`Benchmark` draws for timing. strategies.py makes hypothesis strategies of the first.
+`Draw` lists what there is to draw. `Explorer` draws for property tests, `Benchmark` for timing.
+strategies.py makes hypothesis strategies of the first.
 """
 
 import math
@@ -143,20 +143,31 @@ class Draw:
 
 
 class Explorer(Draw):
-    """Small, odd shapes in every layout, chosen by hypothesis so that failures shrink.
+    """Small, odd shapes in every layout.
 
-    Numbers come from a seed that hypothesis draws: it shrinks shapes, layouts and options, not
-    digits. The product of all the sizes of one example stays below `most`.
+    choose    picks one element of a list: hypothesis's choice (see strategies.py), so that a
+              failure shrinks in shapes, layouts and options, or any other
+    most      the product of all the sizes of one example stays below it
+    sides     the sizes to choose from
     """
 
-    def __init__(self, draw, dtype=np.float64, most=4096, layouts=LAYOUTS):
-        from hypothesis import strategies as st
-        self.draw, self.st, self.room, self.layouts = draw, st, most, layouts
-        super().__init__(dtype, draw(st.integers(0, 2**32 - 1)))
+    OUTER = ("B", "G", "H")     # stay small, to leave room for the dimensions that kernels walk
+
+    def __init__(self, choose, seed, dtype=np.float64, most=4096, layouts=LAYOUTS, sides=SIDES):
+        super().__init__(dtype, seed)
+        self.choice = choose
+        self.room, self.layouts, self.sides = most, layouts, sides
+
+    @classmethod
+    def random(cls, seed, **options):
+        """One that chooses by `seed` alone, without hypothesis."""
+        random = np.random.default_rng(seed)
+        return cls(lambda options: options[random.integers(len(options))], seed, **options)
 
     def size(self, name, smallest=0):
-        fitting = [side for side in SIDES if smallest <= side <= max(self.room, smallest, 1)]
-        side = self.choice(fitting)
+        largest = min(math.isqrt(self.room) + 1, 9 if name in self.OUTER else self.room)
+        fitting = [n for n in self.sides if smallest <= n <= largest]
+        side = self.choice(fitting or [max(smallest, 1)])
         self.room //= max(side, 1)
         return side
 
@@ -175,9 +186,6 @@ class Explorer(Draw):
         kept = whole[self.choice(list(range(len(whole) + 1))):]
         return tuple(1 if self.choice([False, False, True]) else size for size in kept)
 
-    def choice(self, options):
-        return self.draw(self.st.sampled_from(list(range(len(options)))).map(options.__getitem__))
-
     def axis(self, ndim):
         kind = self.choice(["all", "one", "several"] if ndim else ["all"])
         if kind == "all":
@@ -187,7 +195,8 @@ class Explorer(Draw):
         return tuple(i for i in range(ndim) if self.choice([True, False]))
 
     def permutation(self, n):
-        return tuple(self.draw(self.st.permutations(list(range(n)))))
+        left = list(range(n))
+        return tuple(left.pop(self.choice(list(range(len(left))))) for _ in range(n))
 
     def laid(self, values, constant_axes=True):
         layout = self.choice(self.layouts)
