@@ -67,6 +67,10 @@ class Op:
         """Backward's cost in units of `flops`: one product for each factor's gradient."""
         return sum(self.needs[:2])
 
+    def only_needed(self, *grads):
+        """`grads`, as a fused kernel gave them, with None for those that nobody needs."""
+        return tuple([g if needed else None for g, needed in zip(grads, self.needs)])
+
     @classmethod
     def check(cls, inputs):
         """Raise ShapeError unless `inputs` fit the signature (None: an optional one, absent)."""

@@ -200,10 +200,10 @@ def backward(root, grad=None):
             grads = op.backward(*dys)
         if not isinstance(grads, tuple):
             grads = (grads,)
-        parents, fresh = op.parents, op.fresh
+        parents, needs, fresh = op.parents, op.needs, op.fresh
         vars(op).clear()        # frees what was saved; `parents` reads as None from here on
-        for parent, g in zip(parents, grads, strict=True):
-            if g is not None:
+        for parent, needed, g in zip(parents, needs, grads, strict=True):
+            if needed and g is not None:
                 _deliver(parent, g, fresh, backend, pending, queue)
 
 

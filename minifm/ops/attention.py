@@ -25,7 +25,7 @@ class Attention(Op):
             dy, q, k, v, bias, key_mask, causal, scale, self.y, self.lse, self.needs[3])
         if dbias is not None:
             dbias = _sum_to(self.backend, dbias, bias.shape)
-        return dq, dk, dv, dbias, None
+        return self.only_needed(dq, dk, dv, dbias, None)
 
     @classmethod
     def check(cls, inputs):

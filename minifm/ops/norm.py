@@ -19,7 +19,8 @@ class LayerNorm(Op):
         return y
 
     def backward(self, dy):                                     # -> dx, dgamma, dbeta
-        return self.backend.layernorm_backward(dy, self.x, self.gamma, self.mean, self.rstd)
+        return self.only_needed(*self.backend.layernorm_backward(
+            dy, self.x, self.gamma, self.mean, self.rstd))
 
     @classmethod
     def examples(cls, draw):
@@ -39,7 +40,8 @@ class RMSNorm(Op):
         return y
 
     def backward(self, dy):                                     # -> dx, dgamma
-        return self.backend.rmsnorm_backward(dy, self.x, self.gamma, self.rstd)
+        return self.only_needed(*self.backend.rmsnorm_backward(
+            dy, self.x, self.gamma, self.rstd))
 
     @classmethod
     def examples(cls, draw):
@@ -59,8 +61,8 @@ class GroupNorm(Op):
         return y
 
     def backward(self, dy):                                     # -> dx, dgamma, dbeta
-        return self.backend.groupnorm_backward(
-            dy, self.x, self.gamma, self.mean, self.rstd, self.groups)
+        return self.only_needed(*self.backend.groupnorm_backward(
+            dy, self.x, self.gamma, self.mean, self.rstd, self.groups))
 
     @classmethod
     def examples(cls, draw):

@@ -123,7 +123,8 @@ class ScatterAdd(Op):
         return self.backend.add(x, self.backend.scatter_add(x.shape, index, values))
 
     def backward(self, dy):
-        return dy, self.backend.getitem(dy, self.index)
+        return (dy if self.needs[0] else None,
+                self.backend.getitem(dy, self.index) if self.needs[1] else None)
 
     @classmethod
     def examples(cls, draw):
@@ -151,7 +152,7 @@ class Concatenate(Op):
 
     @classmethod
     def check(cls, inputs):
-        check_dtypes(cls, inputs[:2])
+        check_dtypes(cls, inputs)
 
     @classmethod
     def examples(cls, draw):
