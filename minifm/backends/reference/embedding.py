@@ -18,7 +18,7 @@ class Embedding:
         `rows` is V; `weight_grad`, if given, is added to in place of a new array.
         """
         dw = np.zeros((rows, dy.shape[-1]), dy.dtype) if weight_grad is None else weight_grad
-        np.add.at(dw, ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))
+        np.add.at(dw, ids.reshape(-1), dy.reshape(ids.size, dy.shape[-1]))
         return dw
 
     @composed
