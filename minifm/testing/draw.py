@@ -90,26 +90,27 @@ class Draw:
 
     def plain_normal(self, shape):
         """N(0, 1) numbers, contiguous: to compute with."""
-        return self.random.standard_normal(shape).astype(self.dtype)
+        return self._floats(self.random.standard_normal(shape))
 
     def positive(self, shape):
         """Numbers in [0.5, 3)."""
-        return self.laid(self.random.uniform(0.5, 3, shape).astype(self.dtype))
+        return self.laid(self._floats(self.random.uniform(0.5, 3, shape)))
 
     def away_from_zero(self, shape):
         """Numbers of either sign, 0.25 to 3 in size: for a kink or a pole at 0."""
         sizes = self.random.uniform(0.25, 3, shape)
-        return self.laid(np.asarray(sizes * self._signs(shape)).astype(self.dtype))
+        signs = np.where(self.random.random(shape) < 0.5, -1.0, 1.0)
+        return self.laid(self._floats(sizes * signs))
 
     def grid(self, shape, offset):
         """Multiples of ½ in [-4, 4), plus `offset`: two grids ¼ apart never tie."""
-        return self.laid((self.random.integers(-8, 8, shape) * 0.5 + offset).astype(self.dtype))
+        return self.laid(self._floats(self.random.integers(-8, 8, shape) * 0.5 + offset))
 
     def distinct(self, shape):
         """Numbers no two of which are closer than ¼: for an extreme without ties."""
         n = math.prod(shape)
         values = (self.random.permutation(n) - n // 2) * 0.25
-        return self.laid(values.reshape(shape).astype(self.dtype), constant_axes=False)
+        return self.laid(self._floats(values.reshape(shape)), constant_axes=False)
 
     def cos(self, angle):
         """cos(angle), as a constant: the op owes it no gradient."""
@@ -134,8 +135,8 @@ class Draw:
         ignored = self.random.random(shape) < 0.2
         return np.where(ignored, ignore, self.random.integers(0, classes, shape))
 
-    def _signs(self, shape):
-        return np.where(self.random.random(shape) < 0.5, -1.0, 1.0)
+    def _floats(self, values):
+        return np.asarray(values, self.dtype)       # of shape (), NumPy draws scalars, not arrays
 
     def _constant(self, array):
         self.constants.append(array)
