@@ -186,10 +186,16 @@ def backward(root, grad=None):
     if grad.shape != root.shape or grad.dtype != root.dtype:
         raise ShapeError(f"backward: grad is {grad.shape} {grad.dtype}, "
                          f"the tensor {root.shape} {root.dtype}")
+    propagate([(root, grad)], backend)
 
+
+def propagate(cotangents, backend):
+    """Reverse mode from several tensors of one graph at once, each with its gradient: `backward`
+    of the sum of all their products, without another op. Arrays are those of `backend`."""
     pending = {}        # op -> one slot [gradient, owned] for each output
     queue = []          # (-sequence, op): the newest op comes out first
-    _deliver(root, grad, False, backend, pending, queue)
+    for root, grad in cotangents:
+        _deliver(root, grad, False, backend, pending, queue)
     while queue:
         op = heappop(queue)[1]
         dys = [slot[0] for slot in pending.pop(op)]
