@@ -58,6 +58,7 @@ class Linear(Op):
     """activation(x @ weight + bias) + residual."""
 
     signature = "x[*B, K], weight[K, N], bias[N], residual[*B, N] -> [*B, N]"
+    fresh = True
 
     def forward(self, x, weight, bias, residual, activation=None):
         self.x, self.weight, self.activation = x, weight, activation
