@@ -1,0 +1,1 @@
+"""Training: config → lr, optim, objectives → trainer → checkpoint, report, signals, memory."""

@@ -1,0 +1,86 @@
+"""Everything that decides how a run trains, in one frozen dataclass.
+
+The command line makes a flag of each field and its `help`. A field marked `free` may differ when
+a run is resumed: it changes what is reported or kept, never the weights.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+
+from minifm.errors import ConfigError
+from minifm.training.lr import WarmupCosine, WarmupStableDecay
+
+
+def setting(default, help, *, least=None, below=None, free=False):
+    """A field with its help text and the range in which it makes sense."""
+    return field(default=default,
+                 metadata={"help": help, "least": least, "below": below, "free": free})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains; raises ConfigError naming the field that makes no sense."""
+
+    steps: int = setting(1000, "updates of the weights in the whole run", least=1)
+    batch: int = setting(12, "sequences in one step", least=1)
+    accumulate: int = setting(
+        1, "pieces in which a step's batch is computed: more pieces need less memory and give the "
+        "same result, up to rounding", least=1)
+    seed: int = setting(0, "of the initial weights, the order of the data, and dropout", least=0)
+
+    learning_rate: float = setting(1e-3, "at its peak", least=0)
+    final_learning_rate: float = setting(1e-4, "at the end of the run", least=0)
+    warmup: int = setting(100, "steps over which the learning rate rises", least=0)
+    decay: int = setting(
+        0, "0: the learning rate falls along a cosine after the warm-up; n: it stays at its peak "
+        "and falls in a line over the last n steps", least=0)
+
+    beta1: float = setting(0.9, "decay of AdamW's mean of gradients", least=0, below=1)
+    beta2: float = setting(0.95, "decay of AdamW's mean of squared gradients", least=0, below=1)
+    epsilon: float = setting(1e-8, "AdamW's guard against division by zero", least=1e-30)
+    weight_decay: float = setting(0.1, "of matrices; biases and gains do not decay", least=0)
+    clip: float = setting(
+        1.0, "largest norm of the gradient of all weights together; 0: no limit", least=0)
+    average: float = setting(
+        0.0, "decay of a moving average of the weights, which is then what is evaluated and saved "
+        "as the model; 0: none", least=0, below=1)
+
+    evaluate_every: int = setting(
+        250, "steps between evaluations on the held-out data; 0: never", least=0, free=True)
+    evaluate_batches: int = setting(20, "held-out batches in one evaluation", least=1)
+    save_every: int = setting(500, "steps between checkpoints; 0: only the last", least=0,
+                              free=True)
+    keep: int = setting(1, "checkpoints kept besides the best", least=1, free=True)
+    log_every: int = setting(1, "steps between lines of metrics.jsonl", least=1, free=True)
+    skip_limit: int = setting(
+        5, "steps in a row with a non-finite loss or gradient that are skipped before the run "
+        "stops", least=0, free=True)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, limits = getattr(self, f.name), f.metadata
+            numbers = int if f.type is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, numbers):
+                kind = "an integer" if f.type is int else "a number"
+                raise ConfigError(f"{f.name}: expected {kind}, got {value!r}")
+            if not math.isfinite(value) or value < limits["least"]:
+                raise ConfigError(f"{f.name}: expected at least {limits['least']}, got {value}")
+            if limits["below"] is not None and value >= limits["below"]:
+                raise ConfigError(f"{f.name}: expected less than {limits['below']}, got {value}")
+        if self.accumulate > self.batch:
+            raise ConfigError(f"accumulate: {self.accumulate} pieces of a batch of {self.batch}")
+        if self.warmup + self.decay > self.steps:
+            raise ConfigError(f"warmup: {self.warmup} steps of warm-up and {self.decay} of decay "
+                              f"do not fit {self.steps} steps")
+        if self.final_learning_rate > self.learning_rate:
+            raise ConfigError(f"final_learning_rate: expected at most the peak "
+                              f"{self.learning_rate}, got {self.final_learning_rate}")
+
+    @property
+    def schedule(self):
+        """The learning rate as a function of the step."""
+        if self.decay:
+            return WarmupStableDecay(self.learning_rate, self.warmup, self.steps, self.decay,
+                                     self.final_learning_rate)
+        return WarmupCosine(self.learning_rate, self.warmup, self.steps,
+                            self.final_learning_rate)

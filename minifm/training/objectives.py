@@ -1,0 +1,37 @@
+"""What a model is trained to do: an objective knows the loss of a batch and what it counts.
+
+A batch is a tuple of arrays with the sequences along their first axis, so that the trainer can
+cut it into pieces. The loss of a piece is its *sum* divided by `denominator`, the count of the
+whole batch: the losses and gradients of the pieces then add up to those of the batch.
+"""
+
+from minifm import ops
+
+
+class CausalLanguageModel:
+    """Predict the next token: a batch is (ids [B, T], targets [B, T]), target -100 not counted."""
+
+    unit = "token"
+
+    def loss(self, model, batch, *, denominator, rng):
+        """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
+        ids, targets = batch
+        return model.loss(ids, targets, denominator=denominator, rng=rng)
+
+    def count(self, batch):
+        """How many targets count."""
+        return ops.count_targets(batch[1])
+
+    def tokens(self, batch):
+        """How many tokens the model reads: what throughput is measured in."""
+        return batch[0].size
+
+    def flops(self, model, batch):
+        """Floating-point operations of one training step on the batch (forward and backward)."""
+        ids = batch[0]
+        return ids.size * model.config.flops_per_token(ids.shape[-1], training=True)
+
+    def target_bytes(self, batch, lengths):
+        """Bytes of text that the counted targets stand for; `lengths` [V] in bytes by id."""
+        targets = batch[1]
+        return int(lengths[targets[targets != ops.loss.IGNORE]].sum())

@@ -1,0 +1,138 @@
+"""What a run tells: a progress bar, metrics.jsonl, and a picture of the loss."""
+
+import json
+import os
+import sys
+import time
+
+from minifm.errors import FormatError
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line, each with its `step`.
+
+    A line is flushed as soon as it is written. `rewind` forgets what came after a checkpoint, so
+    that the file of a resumed run equals that of one that was never interrupted (but for the
+    figures of speed).
+    """
+
+    def __init__(self, path):
+        self.path = path
+
+    def append(self, line):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def sync(self):
+        """Wait until the lines are on the disk: a checkpoint counts on them."""
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+
+    def read(self):
+        """All lines, as dictionaries. A last line that a kill cut short is left out; any other
+        line that is not JSON raises FormatError."""
+        if not self.path.exists():
+            return []
+        texts, lines = self.path.read_text(encoding="utf-8").split("\n"), []
+        for number, text in enumerate(texts[:-1], 1):       # what follows the last newline is cut
+            try:
+                line = json.loads(text)
+                line["step"] + 0
+            except (ValueError, TypeError, KeyError):
+                raise FormatError(self.path, f"line {number}",
+                                  "expected a JSON object with a step") from None
+            lines.append(line)
+        return lines
+
+    def rewind(self, step, lines=None):
+        """Keep of `lines` (default: the file's own) those up to `step`, replaced in one rename."""
+        kept = [line for line in (self.read() if lines is None else lines)
+                if line["step"] <= step]
+        aside = self.path.with_name(self.path.name + ".new")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, self.path)
+
+
+class Progress:
+    """A tqdm bar over the steps (`shown`), and a way to say something above it."""
+
+    def __init__(self, start, steps, shown):
+        from tqdm import tqdm
+        self.bar = tqdm(total=steps, initial=start, disable=not shown, unit="step",
+                        dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def advance(self, **figures):
+        self.bar.set_postfix(figures, refresh=False)
+        self.bar.update()
+
+    def say(self, message):
+        """One line on standard error, shown or not: it is said because it matters."""
+        self.bar.write(message, file=sys.stderr)
+
+
+class Speed:
+    """Tokens and floating-point operations by the second, over the time spent in steps.
+
+    ceiling   FLOP/s of a perfect step, to which `utilisation` is the ratio; None: not reported
+    """
+
+    def __init__(self, ceiling=None):
+        self.ceiling = ceiling
+        self.reset()
+
+    def reset(self):
+        self.seconds = self.tokens = self.flops = 0
+
+    def __enter__(self):
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception):
+        self.seconds += time.perf_counter() - self._started
+
+    def count(self, tokens, flops):
+        self.tokens += tokens
+        self.flops += flops
+
+    def figures(self):
+        """{"tokens_per_second": …, "utilisation": …} since the last `reset`."""
+        seconds = max(self.seconds, 1e-9)
+        found = {"tokens_per_second": round(self.tokens / seconds, 1)}
+        if self.ceiling and self.flops:
+            found["utilisation"] = round(self.flops / seconds / self.ceiling, 4)
+        return found
+
+
+def plot_losses(lines, path):
+    """Draw the training and held-out loss of `lines` over the steps, as a PNG.
+
+    Returns False, and draws nothing, where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (("loss", "training", "-"), ("held_out_loss", "held out", "o-")):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points), style, label=label, linewidth=1, markersize=3)
+            axes.legend()
+    axes.set(xlabel="step", ylabel="loss in nats")
+    axes.grid(alpha=0.3)
+    aside = path.with_name(path.name + ".new")
+    FigureCanvasAgg(figure)
+    figure.savefig(aside, format="png", dpi=120)
+    os.replace(aside, path)
+    return True
