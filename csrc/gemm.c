@@ -10,6 +10,7 @@
  * small rows, or many small products; a ticket packs its own sliver of B and reads A in place.
  * `streamed`: up to four rows times a large B, as in decoding; B is read once, row by row.
  */
+#include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
 #include "threads.h"
@@ -17,14 +18,12 @@
 #include <string.h>
 
 enum {
-    KC = 384,               /* the law's block of k: part of every result, not to be tuned */
     ROWS_PACKED = 3072,     /* rows of A packed at a time: bounds the scratch */
     COLS_PACKED = 3072,
     BLOCK_ROWS = 8,         /* of a ticket's block, in tiles */
     BLOCK_COLS = 8,
     STREAMED_ROWS = 4,
     STREAMED_COLS = 1024,
-    MAX_TILE = 12 * 32,
 };
 
 /* Below this many multiply-adds, waking the pool costs more than it brings. */
@@ -86,8 +85,7 @@ static void pack_a(float *out, const Product *p, const float *a, int64_t k0, int
     }
 }
 
-/* c[rows, width] of one tile; a narrow one goes by way of a full one. */
-static void one_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
+void one_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
                      int64_t a_row, int64_t a_k, int64_t b_k, int64_t rows, int64_t width,
                      int accumulate)
 {

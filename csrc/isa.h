@@ -30,6 +30,10 @@ typedef struct {
     /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
     void (*map)(float *y, const float *x, int64_t n, int function);
     void (*map_backward)(float *dx, const float *dy, const float *x, int64_t n, int function);
+    /* out[n] = x[n] op y[n], op by its number in minifm.h; an operand whose step is 0 is one
+     * number (not both). */
+    void (*binary)(float *out, const float *x, const float *y, int64_t n, int x_step, int y_step,
+                   int operation);
     /* z[n] += bias[n]; y[n] = f(z[n]) + residual[n]. bias and residual may be NULL; y may be z. */
     void (*epilogue)(float *y, float *z, const float *bias, const float *residual, int64_t n,
                      int function);
@@ -46,7 +50,8 @@ typedef struct {
     float (*max)(const float *x, int64_t n);    /* of those that are not NaN; -inf without any */
     /* y = e^(x - shift), returns the sum of y. */
     float (*exp_sum)(float *y, const float *x, int64_t n, float shift);
-    /* y = x * scale;  y += x * scale. */
+    /* y = x * scale;  y = (x + shift) * scale;  y += x * scale. */
+    void (*shift_scale)(float *y, const float *x, int64_t n, float shift, float scale);
     void (*scale)(float *y, const float *x, int64_t n, float scale);
     void (*add_scaled)(float *y, const float *x, int64_t n, float scale);
     void (*layernorm)(float *y, float *mean, float *rstd, const float *x, const float *gamma,
@@ -60,6 +65,8 @@ typedef struct {
                              const float *gamma, int64_t n, float rstd);
     void (*adamw)(float *param, const float *grad, float *m, float *v, int64_t n,
                   const float *constants);
+    /* average += rate * (param - average) */
+    void (*ema)(float *average, const float *param, int64_t n, float rate);
     /* ds = p * (dp - delta): the gradient of a softmax row, p given. */
     void (*softmax_gradient)(float *ds, const float *p, const float *dp, int64_t n, float delta);
 } Kernels;

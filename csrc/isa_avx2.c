@@ -119,6 +119,8 @@ INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int
     case R:                                                                                  \
         if (a_row == 1 && a_k == MR)                                                         \
             tile_rows(c, a, b, ldc, k, 1, MR, b_k, R, accumulate);                           \
+        else if (a_row == 1)                                                                 \
+            tile_rows(c, a, b, ldc, k, 1, a_k, b_k, R, accumulate);                          \
         else                                                                                 \
             tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate);                      \
         break;

@@ -199,9 +199,35 @@ static TARGET void row_epilogue(float *y, float *z, const float *bias, const flo
         EACH_VECTOR vput(y + i, vadd(vget(x + i, left, 0), vget(residual + i, left, 0)), left);
 }
 
+/* Both operands vectors, or one of them a single number. */
+#define BINARY(f)                                                                             \
+    if (x_step && y_step)                                                                     \
+        EACH_VECTOR vput(out + i, f(vget(x + i, left, 1), vget(y + i, left, 1)), left);       \
+    else if (x_step)                                                                          \
+        EACH_VECTOR vput(out + i, f(vget(x + i, left, 1), vset(*y)), left);                   \
+    else                                                                                      \
+        EACH_VECTOR vput(out + i, f(vset(*x), vget(y + i, left, 1)), left);                   \
+    break;
+
+static TARGET void row_binary(float *out, const float *x, const float *y, int64_t n, int x_step,
+                              int y_step, int operation)
+{
+    switch (operation) {
+    case MINIFM_ADD: BINARY(vadd)
+    case MINIFM_SUBTRACT: BINARY(vsub)
+    case MINIFM_MULTIPLY: BINARY(vmul)
+    case MINIFM_DIVIDE: BINARY(vdiv)
+    }
+}
+
 static TARGET void row_scale(float *y, const float *x, int64_t n, float scale)
 {
     EACH_VECTOR vput(y + i, vmul(vget(x + i, left, 0), vset(scale)), left);
+}
+
+static TARGET void row_shift_scale(float *y, const float *x, int64_t n, float shift, float scale)
+{
+    EACH_VECTOR vput(y + i, vmul(vadd(vget(x + i, left, 0), vset(shift)), vset(scale)), left);
 }
 
 static TARGET void row_add_scaled(float *y, const float *x, int64_t n, float scale)
@@ -417,6 +443,16 @@ static TARGET void row_adamw(float *param, const float *grad, float *m, float *v
     }
 }
 
+/* average += rate (param - average) */
+static TARGET void row_ema(float *average, const float *param, int64_t n, float rate)
+{
+    EACH_VECTOR
+    {
+        vf a = vget(average + i, left, 0);
+        vput(average + i, vfma(vset(rate), vsub(vget(param + i, left, 0), a), a), left);
+    }
+}
+
 /* -- few rows times a large matrix: rows of b stream by, four at a time --------------------------- */
 
 INLINE void stream_rows(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
@@ -468,6 +504,7 @@ static TARGET void stream(float *sums, const float *a, const float *b, int64_t l
     .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \
     .sum = row_sum, .sum_of_squares = row_sum_of_squares, .dot = row_dot, .max = row_max,   \
     .exp_sum = row_exp_sum, .scale = row_scale, .add_scaled = row_add_scaled,               \
+    .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
     .softmax_gradient = row_softmax_gradient

@@ -25,8 +25,14 @@ enum {
     MINIFM_IDENTITY,
     MINIFM_RELU, MINIFM_SILU, MINIFM_GELU, MINIFM_GELU_TANH, MINIFM_GELU_QUICK,
     MINIFM_SIGMOID, MINIFM_TANH, MINIFM_EXP, MINIFM_ERF, MINIFM_SQRT, MINIFM_NEGATIVE,
-    MINIFM_ABSOLUTE, MINIFM_LOG, MINIFM_SIN, MINIFM_COS, MINIFM_SIGN,
+    MINIFM_ABSOLUTE,
 };
+
+/* Functions of two. */
+enum { MINIFM_ADD, MINIFM_SUBTRACT, MINIFM_MULTIPLY, MINIFM_DIVIDE };
+
+/* Keep large blocks of freed memory for the next step, for the whole process. */
+void minifm_keep_memory(void);
 
 /* -- products: gemm.c ------------------------------------------------------------------------ */
 
@@ -53,5 +59,98 @@ void minifm_log_softmax_backward(float *dx, const float *dy, const float *y, int
                                  int64_t n);
 /* lse[rows] = log sum_j e^x[rows, n] */
 void minifm_logsumexp(float *lse, const float *x, int64_t rows, int64_t n);
+
+/* -- elementwise.c ----------------------------------------------------------------------------- */
+
+/* y[n] = f(x[n]);  dx[n] = dy[n] f'(x[n]) */
+void minifm_map(float *y, const float *x, int64_t n, int function);
+void minifm_map_backward(float *dx, const float *dy, const float *x, int64_t n, int function);
+/* out[n] = x[n] op y[n]; an operand whose step is 0 is one number. out may be x or y. */
+void minifm_binary(float *out, const float *x, const float *y, int64_t n, int x_step, int y_step,
+                   int operation);
+/* The same on arrays of up to 8 dimensions, x and y by strides (0: broadcast), out contiguous.
+ * sizes_strides is shape[ndim], strides of x[ndim], strides of y[ndim]. */
+void minifm_binary_strided(float *out, const float *x, const float *y, int ndim,
+                           const int64_t *sizes_strides, int operation);
+
+/* -- reduce.c ------------------------------------------------------------------------------------ */
+
+/* out[outer, inner] = the sum of x[outer, n, inner] over its middle dimension. */
+int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inner);
+double minifm_sum_of_squares(const float *x, int64_t n);
+
+/* -- norm.c -------------------------------------------------------------------------------------- */
+
+/* y[rows, n], mean[rows], rstd[rows] of x[rows, n], gamma[n], beta[n] */
+void minifm_layernorm(float *y, float *mean, float *rstd, const float *x, const float *gamma,
+                      const float *beta, int64_t rows, int64_t n, float eps);
+/* dx[rows, n], dgamma_dbeta[2, n] */
+int minifm_layernorm_backward(float *dx, float *dgamma_dbeta, const float *dy, const float *x,
+                              const float *gamma, const float *mean, const float *rstd,
+                              int64_t rows, int64_t n);
+void minifm_rmsnorm(float *y, float *rstd, const float *x, const float *gamma, int64_t rows,
+                    int64_t n, float eps);
+int minifm_rmsnorm_backward(float *dx, float *dgamma, const float *dy, const float *x,
+                            const float *gamma, const float *rstd, int64_t rows, int64_t n);
+
+/* -- attention.c --------------------------------------------------------------------------------- */
+
+/* Sizes and the strides of batch, head and position; the last dimension is contiguous. Query head
+ * h looks at key head h / (heads / key_heads). */
+typedef struct {
+    int64_t batch, heads, key_heads, queries, keys, width, value_width;
+    int64_t q_strides[3], k_strides[3], v_strides[3], y_strides[3], dy_strides[3];
+    int64_t dq_strides[3], dk_strides[3], dv_strides[3];
+    float scale;
+    int causal;
+} minifm_attention_shape;
+
+/* y [batch, queries, heads, value_width] by y_strides; lse [batch, heads, queries]; key_mask
+ * [batch, keys] of 0 and 1, or NULL. */
+int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
+                     const uint8_t *key_mask, const minifm_attention_shape *shape);
+int minifm_attention_backward(float *dq, float *dk, float *dv, const float *dy, const float *q,
+                              const float *k, const float *v, const uint8_t *key_mask,
+                              const float *y, const float *lse,
+                              const minifm_attention_shape *shape);
+
+/* -- loss.c -------------------------------------------------------------------------------------- */
+
+/* losses[rows], lse[rows] of logits[rows, n], targets[rows]. Returns 0, or -1 where a target is
+ * neither ignored nor in 0 ... n - 1 (the losses are then unfinished). */
+int minifm_cross_entropy(float *losses, float *lse, const float *logits, const int64_t *targets,
+                         int64_t rows, int64_t n, int64_t ignored, float smoothing);
+/* dlogits[rows, n] = dlosses (softmax - target distribution) */
+void minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const float *logits,
+                                   const int64_t *targets, const float *lse, int64_t rows,
+                                   int64_t n, int64_t ignored, float smoothing);
+
+/* -- embedding.c --------------------------------------------------------------------------------- */
+
+/* y[i] = w[ids[i]], rows of `width` numbers. Returns 0, or -1 where an id is outside 0 ... rows-1
+ * (y is then unfinished). */
+int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
+                     int64_t width);
+/* dw[ids[i]] += dy[i] for i = 0, 1, ..., in that order. */
+void minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
+                               int64_t width);
+
+/* -- optimizer.c: in place ------------------------------------------------------------------------- */
+
+/* constants: gradient scale, 1 - beta1, 1 - beta2, 1 / (1 - beta1^t), 1 / (1 - beta2^t), eps, lr,
+ * weight decay */
+void minifm_adamw(float *param, const float *grad, float *m, float *v, int64_t n,
+                  const float *constants);
+/* average += rate (param - average) */
+void minifm_ema(float *average, const float *param, int64_t n, float rate);
+
+/* -- noise.c: words 0 ... n - 1 of the Philox stream (key0, key1) ------------------------------------ */
+
+void minifm_random_bits(uint64_t *out, int64_t n, uint64_t key0, uint64_t key1);
+void minifm_uniform(float *out, int64_t n, uint64_t key0, uint64_t key1);
+void minifm_normal(float *out, int64_t n, uint64_t key0, uint64_t key1);
+/* y[i] = x[i] * scale where uniform i >= probability, else 0 */
+void minifm_dropout(float *y, const float *x, int64_t n, uint64_t key0, uint64_t key1,
+                    float probability, float scale);
 
 #endif

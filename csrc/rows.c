@@ -5,9 +5,6 @@
 #include "minifm.h"
 #include "threads.h"
 
-/* Rows of a range: some 16,000 numbers, so that handing it out costs little beside computing it. */
-static int64_t grain(int64_t n) { return n >= 16384 ? 1 : 16384 / (n > 0 ? n : 1); }
-
 typedef struct {
     float *out;
     const float *in, *saved;
@@ -33,26 +30,26 @@ static void backward_rows(void *context, int64_t begin, int64_t end)
 void minifm_softmax(float *y, const float *x, int64_t rows, int64_t n)
 {
     Rows r = {.out = y, .in = x, .n = n, .forward = kernels->softmax};
-    parallel_for(rows, grain(n), forward_rows, &r);
+    parallel_for(rows, grain_of(n), forward_rows, &r);
 }
 
 void minifm_softmax_backward(float *dx, const float *dy, const float *y, int64_t rows, int64_t n)
 {
     Rows r = {.out = dx, .in = dy, .saved = y, .n = n, .backward = kernels->softmax_backward};
-    parallel_for(rows, grain(n), backward_rows, &r);
+    parallel_for(rows, grain_of(n), backward_rows, &r);
 }
 
 void minifm_log_softmax(float *y, const float *x, int64_t rows, int64_t n)
 {
     Rows r = {.out = y, .in = x, .n = n, .forward = kernels->log_softmax};
-    parallel_for(rows, grain(n), forward_rows, &r);
+    parallel_for(rows, grain_of(n), forward_rows, &r);
 }
 
 void minifm_log_softmax_backward(float *dx, const float *dy, const float *y, int64_t rows,
                                  int64_t n)
 {
     Rows r = {.out = dx, .in = dy, .saved = y, .n = n, .backward = kernels->log_softmax_backward};
-    parallel_for(rows, grain(n), backward_rows, &r);
+    parallel_for(rows, grain_of(n), backward_rows, &r);
 }
 
 static void logsumexp_rows(void *context, int64_t begin, int64_t end)
@@ -65,5 +62,5 @@ static void logsumexp_rows(void *context, int64_t begin, int64_t end)
 void minifm_logsumexp(float *lse, const float *x, int64_t rows, int64_t n)
 {
     Rows r = {.out = lse, .in = x, .n = n};
-    parallel_for(rows, grain(n), logsumexp_rows, &r);
+    parallel_for(rows, grain_of(n), logsumexp_rows, &r);
 }

@@ -215,7 +215,7 @@ static void draw_ranges(void *context, int thread, int threads)
         r->task(r->context, begin, begin + r->grain < r->items ? begin + r->grain : r->items);
 }
 
-void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
+void pool_for(int64_t items, int64_t grain, RangeTask task, void *context)
 {
     if (items <= grain || pool.threads == 1) {
         for (int64_t begin = 0; begin < items; begin += grain)
@@ -223,10 +223,20 @@ void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
         return;
     }
     Ranges ranges = {items, grain, task, context};
-    pool_enter();
     pool_run(draw_ranges, &ranges, 0);
-    pool_leave();
 }
+
+void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
+{
+    const int alone = items <= grain || pool.threads == 1;
+    if (!alone)
+        pool_enter();
+    pool_for(items, grain, task, context);
+    if (!alone)
+        pool_leave();
+}
+
+int64_t grain_of(int64_t each) { return each >= 16384 ? 1 : 16384 / (each > 0 ? each : 1); }
 
 void *scratch(int slot, size_t bytes)
 {

@@ -29,9 +29,23 @@ int64_t pool_ticket(void);
 
 int pool_threads(void);
 
-/* Outside a region, and taking the lock itself: items 0 ... items - 1 in ranges of `grain`, on
- * all threads where that is more than one range, else in the caller without ceremony. */
+/* Outside a region, between enter and leave: items 0 ... items - 1 in ranges of `grain`, on all
+ * threads where that is more than one range, else in the caller without ceremony. */
+void pool_for(int64_t items, int64_t grain, RangeTask task, void *context);
+
+/* The same, taking the lock itself. */
 void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context);
+
+/* Items of a range so that it holds some 16,000 numbers, `each` to an item: enough that handing it
+ * out costs little beside computing it. */
+int64_t grain_of(int64_t each);
+
+/* A sum over rows, always in the same order: rows are cut into chunks by a rule that looks at
+ * their number alone, `task` adds the rows of a chunk to partial[width], which begins at 0, and
+ * the partials are added in order. out[width] is overwritten; -1 if there is no memory. */
+typedef void (*ChunkTask)(void *context, float *partial, int64_t begin, int64_t end);
+int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *context);
+int64_t rows_of_chunk(int64_t rows);
 
 /* Aligned memory number `slot`, at least `bytes` long, kept between calls; NULL if there is no
  * memory. Slots: SHARED_A, SHARED_B, then one for each thread at PRIVATE + thread. */

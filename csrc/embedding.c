@@ -1,0 +1,57 @@
+/* Rows of a table by their index, and the sum of gradients back into the table.
+ *
+ * The threads of the backward pass share out columns, not rows, so that no two write one number
+ * and every sum is taken in the order of the ids.
+ */
+#include "isa.h"
+#include "minifm.h"
+#include "threads.h"
+
+#include <string.h>
+
+enum { SLAB = 64 }; /* columns of a ticket: whole cache lines where the table is aligned */
+
+typedef struct {
+    float *out;
+    const float *in;
+    const int64_t *ids;
+    int64_t n, width;
+} Rows;
+
+static void gather(void *context, int64_t begin, int64_t end)
+{
+    const Rows *r = context;
+    for (int64_t i = begin; i < end; i++)
+        memcpy(r->out + i * r->width, r->in + r->ids[i] * r->width,
+               (size_t)r->width * sizeof *r->out);
+}
+
+static void add_slabs(void *context, int64_t begin, int64_t end)
+{
+    const Rows *r = context;
+    const int64_t first = begin * SLAB, last = end * SLAB < r->width ? end * SLAB : r->width;
+    for (int64_t i = 0; i < r->n; i++) {
+        float *row = r->out + r->ids[i] * r->width + first;
+        kernels->binary(row, row, r->in + i * r->width + first, last - first, 1, 1, MINIFM_ADD);
+    }
+}
+
+int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
+                     int64_t width)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= rows)
+            return -1;
+    Rows r = {y, w, ids, n, width};
+    parallel_for(n, grain_of(width), gather, &r);
+    return 0;
+}
+
+void minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
+                               int64_t width)
+{
+    Rows r = {dw, dy, ids, n, width};
+    int64_t slabs = (width + SLAB - 1) / SLAB;
+    int64_t each = slabs / pool_threads() > 0 ? slabs / pool_threads() : 1;
+    parallel_for(slabs, n * width < 16384 ? slabs : each, add_slabs, &r);
+}

@@ -1,0 +1,141 @@
+/* Sums. The order in which numbers are added is a function of how many there are, and of nothing
+ * else: not of the threads, and not of how many other sums are taken in the same call.
+ */
+#include "isa.h"
+#include "minifm.h"
+#include "threads.h"
+
+#include <string.h>
+
+enum { MOST_CHUNKS = 64, FEWEST_ROWS = 32, RUN = 8192 };
+
+int64_t rows_of_chunk(int64_t rows)
+{
+    int64_t even = (rows + MOST_CHUNKS - 1) / MOST_CHUNKS;
+    return even > FEWEST_ROWS ? even : FEWEST_ROWS;
+}
+
+typedef struct {
+    float *partials;
+    int64_t rows, width, chunk;
+    ChunkTask task;
+    void *context;
+} Reduction;
+
+static void reduce_chunks(void *context, int64_t begin, int64_t end)
+{
+    const Reduction *r = context;
+    for (int64_t i = begin; i < end; i++) {
+        float *partial = r->partials + i * r->width;
+        int64_t first = i * r->chunk, last = first + r->chunk;
+        memset(partial, 0, (size_t)r->width * sizeof *partial);
+        r->task(r->context, partial, first, last < r->rows ? last : r->rows);
+    }
+}
+
+int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *context)
+{
+    const int64_t chunk = rows_of_chunk(rows), chunks = (rows + chunk - 1) / chunk;
+    memset(out, 0, (size_t)width * sizeof *out);
+    if (chunks <= 1) {
+        if (rows)
+            task(context, out, 0, rows);
+        return 0;
+    }
+    pool_enter();
+    float *partials = scratch(SHARED_A, (size_t)(chunks * width) * sizeof *partials);
+    if (partials) {
+        Reduction r = {partials, rows, width, chunk, task, context};
+        pool_for(chunks, 1 + grain_of(chunk * width) / 2, reduce_chunks, &r);
+        for (int64_t i = 0; i < chunks; i++)
+            kernels->binary(out, out, partials + i * width, width, 1, 1, MINIFM_ADD);
+    }
+    pool_leave();
+    return partials ? 0 : -1;
+}
+
+/* -- the sum over a dimension ---------------------------------------------------------------------- */
+
+typedef struct {
+    float *out;
+    const float *x;
+    int64_t n, inner;
+} Sums;
+
+static void add_rows(void *context, float *partial, int64_t begin, int64_t end)
+{
+    const Sums *s = context;
+    for (int64_t i = begin; i < end; i++)
+        kernels->binary(partial, partial, s->x + i * s->inner, s->inner, 1, 1, MINIFM_ADD);
+}
+
+/* A row in runs of RUN numbers, the runs' sums added in order: the error grows with n / RUN. */
+static void sum_contiguous(void *context, int64_t begin, int64_t end)
+{
+    const Sums *s = context;
+    for (int64_t i = begin; i < end; i++) {
+        const float *x = s->x + i * s->n;
+        double total = 0;
+        for (int64_t j = 0; j < s->n; j += RUN)
+            total += kernels->sum(x + j, s->n - j < RUN ? s->n - j : RUN);
+        s->out[i] = (float)total;
+    }
+}
+
+typedef struct {
+    double *totals;
+    const float *x;
+    int64_t n;
+    int squares;
+} Runs;
+
+static void sum_runs(void *context, int64_t begin, int64_t end)
+{
+    const Runs *r = context;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t length = r->n - i * RUN < RUN ? r->n - i * RUN : RUN;
+        r->totals[i] = r->squares ? kernels->sum_of_squares(r->x + i * RUN, length)
+                                  : kernels->sum(r->x + i * RUN, length);
+    }
+}
+
+/* As sum_contiguous, one long row on all threads; *status is -1 where there was no memory. */
+static double sum_long(const float *x, int64_t n, int squares, int *status)
+{
+    const int64_t runs = (n + RUN - 1) / RUN;
+    double total = 0;
+    pool_enter();
+    Runs r = {scratch(SHARED_A, (size_t)runs * sizeof(double)), x, n, squares};
+    *status = r.totals || !runs ? 0 : -1;
+    if (r.totals && runs) {
+        pool_for(runs, 2, sum_runs, &r);
+        for (int64_t i = 0; i < runs; i++)
+            total += r.totals[i];
+    }
+    pool_leave();
+    return total;
+}
+
+int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inner)
+{
+    int status = 0;
+    if (inner == 1 && outer == 1) {
+        *out = (float)sum_long(x, n, 0, &status);
+    } else if (inner == 1) {
+        Sums s = {out, x, n, 1};
+        parallel_for(outer, grain_of(n), sum_contiguous, &s);
+    } else {
+        for (int64_t i = 0; i < outer && !status; i++) {
+            Sums s = {NULL, x + i * n * inner, n, inner};
+            status = reduce_rows(out + i * inner, n, inner, add_rows, &s);
+        }
+    }
+    return status;
+}
+
+double minifm_sum_of_squares(const float *x, int64_t n)
+{
+    int status;
+    double total = sum_long(x, n, 1, &status);
+    return status ? -1 : total;
+}

@@ -1,0 +1,87 @@
+"""The compiled extension: loading it, its instruction set, and the one setting of threads.
+
+MINIFM_THREADS sets how many threads the kernels use, and NumPy's BLAS with them (through
+threadpoolctl, where that is installed), so that the two never fight for the cores; without it,
+every core that the process may run on. MINIFM_ISA forces an instruction set.
+"""
+
+import os
+
+from minifm.errors import BackendUnavailable, ConfigError
+
+REMEDY = "install gcc or clang and run: pip install --force-reinstall --no-deps minifm"
+
+try:
+    from minifm.backends._csrc import ffi, lib
+except ImportError as error:
+    raise BackendUnavailable(
+        f"backend 'c': the compiled extension is not there ({error}); {REMEDY}") from error
+
+
+class Native:
+    """What CBackend knows about its machine; the settings hold for the whole process."""
+
+    def __init__(self):
+        lib.minifm_keep_memory()
+        wanted = os.environ.get("MINIFM_THREADS", "")
+        if wanted:
+            self.set_threads(_positive(wanted, "MINIFM_THREADS"))
+        else:
+            lib.minifm_set_threads(usable_cores())
+        self.set_isa(os.environ.get("MINIFM_ISA") or self.available_isas()[0])
+
+    def available_isas(self):
+        """The instruction sets that this build and this machine share, best first."""
+        names = []
+        while (name := lib.minifm_supported_isa(len(names))) != ffi.NULL:
+            names.append(ffi.string(name).decode())
+        return names
+
+    def set_isa(self, name):
+        """Compute with one of `available_isas()`; raises ConfigError for any other name."""
+        if lib.minifm_select_isa(name.encode()) != 0:
+            raise ConfigError(f"MINIFM_ISA: this machine offers {', '.join(self.available_isas())}"
+                              f"; not {name!r}")
+        self.isa = name
+
+    @property
+    def threads(self):
+        """How many threads a kernel may use, the caller among them."""
+        return lib.minifm_threads()
+
+    def set_threads(self, threads):
+        """Use so many threads, here and in NumPy's BLAS. Results do not depend on it."""
+        lib.minifm_set_threads(_positive(threads, "threads"))
+        self.blas_follows = limit_blas(threads)
+
+    @property
+    def compiler(self):
+        """What the extension was compiled with."""
+        return ffi.string(lib.minifm_compiler()).decode()
+
+
+def usable_cores():
+    """How many cores the process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def limit_blas(threads):
+    """Give NumPy's BLAS the same number of threads; False where nothing here can do so."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return False
+    threadpool_limits(threads, user_api="blas")
+    return True
+
+
+def _positive(value, name):
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}")
+    return number
