@@ -16,6 +16,7 @@ from minifm import backends
 from minifm.errors import GraphError, ShapeError
 from minifm.op import observed, observers
 
+CONSUMED = "backward: this graph has been consumed by an earlier backward"
 _numbers = itertools.count(1)
 
 
@@ -176,6 +177,8 @@ def backward(root, grad=None):
     """
     if not root.requires_grad:
         raise GraphError("backward: no input of this tensor requires a gradient")
+    if root.op is not None and root.op.parents is None:
+        raise GraphError(CONSUMED)
     backend = root.op.backend if root.op is not None else backends.active()
     if grad is None:
         if root.shape != () and any(size != 1 for size in root.shape):
@@ -229,7 +232,7 @@ def _deliver(tensor, g, fresh, backend, pending, queue):
     slots = pending.get(op)
     if slots is None:
         if op.parents is None:
-            raise GraphError("backward: this graph has been consumed by an earlier backward")
+            raise GraphError(CONSUMED)
         slots = pending[op] = [[None, False] for _ in op.outputs]
         heappush(queue, (-op.sequence, op))
     slot = slots[tensor.place]
