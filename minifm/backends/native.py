@@ -54,6 +54,10 @@ class Native:
         lib.minifm_set_threads(_positive(threads, "threads"))
         self.blas_follows = limit_blas(threads)
 
+    def describe(self):
+        """One line for a benchmark: instruction set, threads, compiler."""
+        return f"c ({self.isa}, {self.threads} threads, {self.compiler})"
+
     @property
     def compiler(self):
         """What the extension was compiled with."""

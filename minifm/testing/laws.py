@@ -8,11 +8,12 @@
         for law in laws.ALL:
             law(example)
 
-A law takes an Example in float64, raises an AssertionError that says what is broken, and returns
-whether the example had anything to show (no two operands, nothing to repeat). It runs on the
-active backend. Equalities are bitwise where no rounding can differ, else within 1e-12 of the
-largest number involved. parity.py compares backends, sabotage.py proves that the gradient check
-can fail.
+A law takes an Example, raises an AssertionError that says what is broken, and returns whether the
+example had anything to show (no two operands, nothing to repeat). It runs on the active backend.
+Equalities are bitwise where no rounding can differ, else within 1e-12 of the largest number
+involved. Those in ALL are for float64; those in ANY_WIDTH hold for float32 examples too, within
+as many roundings. parity.py compares backends, sabotage.py proves that the gradient check can
+fail.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ from minifm.ops.elementwise import check_broadcast
 from minifm.tensor import Tensor, propagate
 from minifm.testing.draw import lay_out
 
-CLOSE = 1e-12       # of the largest number involved, in float64: some thousand roundings
+ROUNDINGS = 4500        # 1e-12 of the largest number involved, in float64
 
 
 def gradient_is_right(example):
@@ -185,6 +186,8 @@ def gradients_have_their_operands_shape(example):
 ALL = (gradient_is_right, linear_in_cotangent, accumulates, repeated_operand, broadcast_sums,
        layout_does_not_matter, inputs_are_not_written, fresh_gradients_alias_nothing,
        unneeded_gradients_are_none, gradients_have_their_operands_shape)
+ANY_WIDTH = (linear_in_cotangent, accumulates, broadcast_sums, layout_does_not_matter,
+             inputs_are_not_written, fresh_gradients_alias_nothing, unneeded_gradients_are_none)
 
 
 # -- the parts of which laws are made ----------------------------------------------------------
@@ -219,13 +222,14 @@ def backward(node, dys):
 
 
 def assert_close(found, expected, what, *sizes):
-    """`found` within CLOSE of `expected`, relative to the largest of it and of `sizes`."""
+    """`found` within so many ROUNDINGS of `expected`, by the largest of it and of `sizes`."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape, f"{what}: shape {found.shape}, not {expected.shape}"
     if expected.size:
         largest = max(np.abs(x).max(initial=0) for x in (expected, *sizes))
         error = np.abs(found - expected).max()
-        assert error <= CLOSE * max(largest, 1), f"{what} is off by {error:.3g} of {largest:.3g}"
+        allowed = ROUNDINGS * np.finfo(expected.dtype).eps * max(largest, 1)
+        assert error <= allowed, f"{what} is off by {error:.3g} of {largest:.3g}"
 
 
 def _with(example, varied):

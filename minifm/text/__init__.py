@@ -1,0 +1,3 @@
+"""Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing)."""
+
+from minifm.text.tokenizer import StreamDecoder, Tokenizer

@@ -1,0 +1,234 @@
+"""Where text comes from: files, directories, JSON lines, standard input, or Python's own source.
+
+A corpus is a list of documents that can be walked as often as wanted, always in the same order,
+without ever being in memory as a whole. Documents are bytes: nothing is decoded, so nothing is
+lost. Which documents are held out from training is decided by what they say, not by where they
+stand: see Corpus.split.
+"""
+
+import glob
+import hashlib
+import os
+import platform
+import sys
+import sysconfig
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minifm.errors import ConfigError
+from minifm.text import reading
+
+SECTION = 16 * 1024         # bytes: how much of a single long text is one document
+
+
+class Document(NamedTuple):
+    name: str               # unique in its corpus: "path", "path:4" (line 4), "path@1024" (byte)
+    text: bytes
+
+
+class Documents:
+    """A list of documents to iterate over, and what one pass over it tells:
+
+    count, size   how many documents, and their bytes
+    sha256        of their contents, in order: the same digest, the same documents
+    """
+
+    @cached_property
+    def _pass(self):
+        return _Pass(self)
+
+    @property
+    def count(self):
+        return len(self._pass.sizes)
+
+    @property
+    def size(self):
+        return int(self._pass.sizes.sum())
+
+    @property
+    def sha256(self):
+        return self._pass.sha256
+
+
+class Corpus(Documents):
+    """All documents of `sources`: paths, globs, or "-" (standard input); none: the source of the
+    Python standard library on this machine (its own tests and site-packages left out).
+
+    pattern     which files of a directory are read, as a glob such as "*.py" or "src/**/*.md";
+                without one, all that are not hidden. A pattern of one part matches at any depth
+    separator   a string that ends a document within plain files, such as "<|endoftext|>"
+
+    A .jsonl file holds one object a line, its `text` a document; each plain file of a directory
+    is one document. A plain file named by itself, and standard input, is cut at blank lines (else
+    line feeds) into documents of about 16 KiB, since a book needs parts that training never sees.
+    Empty documents are left out; `skipped` counts them and the hidden files.
+
+    Raises ConfigError: a source that is not there, a pattern without a match, nothing to read.
+    While iterating, FormatError: binary data (the file and the offset), a bad JSON line.
+    """
+
+    def __init__(self, sources=(), *, pattern=None, separator=None):
+        if isinstance(sources, (str, os.PathLike)):
+            sources = [sources]
+        if separator is not None and not separator:
+            raise ConfigError("separator: expected a string, got an empty one")
+        self.pattern = pattern
+        self.separator = separator.encode() if isinstance(separator, str) else separator
+        self.description = ", ".join(map(str, sources)) or \
+            f"the source of Python {platform.python_version()}'s standard library"
+        self._skipped = {"empty documents": 0, "hidden files": 0}
+        self._files = [file for source in sources for file in self._find(source)]
+        if not sources:
+            self._files = _standard_library()
+
+    def __iter__(self):
+        self._skipped["empty documents"] = 0
+        for file in self._files:
+            for document in self._read(file):
+                if document.text:
+                    yield document
+                else:
+                    self._skipped["empty documents"] += 1
+
+    @property
+    def skipped(self):
+        """{what: how many} of all that was found and is no document."""
+        self._pass
+        return dict(self._skipped)
+
+    def split(self, fraction, seed=0):
+        """(training, held out): two Documents; about `fraction` of all are in the second.
+
+        A hash of the seed and the document's contents decides, so that its side does not change
+        when others are added, and copies of one document never stand on both sides. At least one
+        is held out. Raises ConfigError where no such split exists.
+        """
+        if not 0 < fraction < 1:
+            raise ConfigError(f"held-out fraction: expected a number in (0, 1), got {fraction}")
+        hashes = [_side(seed, digest) for digest in self._pass.digests]
+        threshold = max(int(fraction * 2**64), min(hashes) + 1)
+        if max(hashes) < threshold:
+            raise ConfigError(
+                f"{self.description}: {len(set(hashes))} different documents, which leaves none "
+                f"to train on when {fraction:g} of them are held out; give more text")
+        return _Part(self, seed, threshold, False), _Part(self, seed, threshold, True)
+
+    # -- finding files ---------------------------------------------------------------------------
+
+    def _find(self, source):
+        """The files of one source: a list of _File."""
+        text, path = os.fspath(source), Path(source).expanduser()
+        if text == "-":
+            return [_File("standard input", _spool(sys.stdin.buffer), True)]
+        if path.is_dir():
+            return self._find_in(path)
+        if path.exists():
+            return [_File(text, path, True)]
+        if not glob.has_magic(text):
+            raise ConfigError(f"{text}: no such file or directory")
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        if not found:
+            raise ConfigError(f"{text}: no file matches this pattern")
+        return [file for p in found for file in
+                (self._find_in(p) if p.is_dir() else [_File(str(p), p, len(found) == 1)])]
+
+    def _find_in(self, directory):
+        pattern = self.pattern or "*"
+        found = []
+        for path in sorted(directory.glob(pattern if "/" in pattern else f"**/{pattern}")):
+            if not path.is_file():
+                continue
+            parts = path.relative_to(directory).parts
+            if any(part.startswith(".") for part in parts) and "." != pattern[:1]:
+                self._skipped["hidden files"] += 1
+            else:
+                found.append(_File(str(path), path, False))
+        if not found:
+            raise ConfigError(f"{directory}: no file in it matches {pattern!r}")
+        return found
+
+    def _read(self, file):
+        opened = file.open()
+        with opened:
+            if file.name.endswith((".jsonl", ".ndjson")):
+                pieces = reading.json_lines(opened, file.name)
+            elif self.separator is not None:
+                pieces = reading.separated(opened, file.name, self.separator)
+            elif file.alone:
+                pieces = reading.sections(opened, file.name, SECTION)
+            else:
+                pieces = reading.whole(opened, file.name)
+            for name, text in pieces:
+                yield Document(name, text)
+
+
+class _Part(Documents):
+    """One side of a split."""
+
+    def __init__(self, corpus, seed, threshold, held_out):
+        self.corpus, self.seed, self.threshold = corpus, seed, threshold
+        self.held_out = held_out
+        self.description = f"{'held out' if held_out else 'training'} part of {corpus.description}"
+
+    def __iter__(self):
+        for document in self.corpus:
+            digest = hashlib.sha256(document.text).digest()
+            if (_side(self.seed, digest) < self.threshold) == self.held_out:
+                yield document
+
+
+class _Pass:
+    """What one walk over documents tells; raises ConfigError when there are none."""
+
+    def __init__(self, documents):
+        digests, sizes = bytearray(), []
+        for document in documents:
+            digests += hashlib.sha256(document.text).digest()
+            sizes.append(len(document.text))
+        if not sizes:
+            raise ConfigError(f"{documents.description}: the corpus is empty")
+        self.sizes = np.array(sizes, np.int64)
+        self.sha256 = hashlib.sha256(digests).hexdigest()
+        self.digests = [bytes(digests[i : i + 32]) for i in range(0, len(digests), 32)]
+
+
+class _File(NamedTuple):
+    name: str
+    path: object            # a Path, or an open temporary file
+    alone: bool             # the user named this very file
+
+    def open(self):
+        if not isinstance(self.path, Path):
+            self.path.seek(0)
+            return os.fdopen(os.dup(self.path.fileno()), "rb")
+        try:
+            return open(self.path, "rb")
+        except OSError as error:
+            raise ConfigError(f"{self.name}: cannot be read ({error.strerror})") from error
+
+
+def _side(seed, digest):
+    """A number in 0 … 2^64 - 1 by seed and contents."""
+    return int.from_bytes(hashlib.sha256(b"%d " % seed + digest).digest()[:8], "big")
+
+
+def _spool(stream):
+    """A temporary file with all of a stream that can be read only once."""
+    file = tempfile.TemporaryFile()
+    while block := stream.read(1 << 20):
+        file.write(block)
+    return file
+
+
+def _standard_library():
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib-dynload"}
+    found = [path for path in sorted(root.rglob("*.py"))
+             if not left_out & set(path.relative_to(root).parts) and path.is_file()]
+    if not found:
+        raise ConfigError(f"{root}: Python's standard library has no source here; name some text")
+    return [_File(path.relative_to(root).as_posix(), path, False) for path in found]

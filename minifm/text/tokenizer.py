@@ -1,0 +1,335 @@
+"""Text to token ids and back, without losing a byte: byte-level BPE (Sennrich et al. 2016, over
+bytes as in Radford et al. 2019).
+
+The `tokenizers` library does the merging, and its `tokenizer.json` is the one source of truth:
+what is written here opens in other libraries, and their files open here. Raw bytes are the same
+thing without merges. This module adds what the library lacks: bytes that are not UTF-8 become the
+tokens of those bytes and come back exactly, and special strings inside a user's text stay text.
+"""
+
+import codecs
+import hashlib
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from minifm.errors import ConfigError, FormatError
+from minifm.text.bytelevel import ALPHABET, from_alphabet
+
+END_OF_TEXT = "<|endoftext|>"
+SEGMENT = 1 << 20           # a longer text is encoded in segments of about this many characters
+TOGETHER = 64               # segments that the library encodes in one call, on all processors
+_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")        # how Python decodes such bytes
+# Within a longer text: a line feed with text on both sides, where every pre-tokeniser cuts.
+_CUT = re.compile(r"(?<=[^\W_]\n)(?=[^\W_])")
+_FILES = ("tokenizer.json", "vocab.json and merges.txt")
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary.
+
+    vocabulary    how many ids there are
+    end_of_text   the id between documents, or None
+    padding       the id that fills up rows, or None; never the same as end_of_text
+    settings      what `tokenizer_config.json` says (chat template, special tokens, …)
+    """
+
+    def __init__(self, text, settings=None, file="tokenizer.json"):
+        """`text` is a `tokenizer.json`, `settings` a `tokenizer_config.json` (a dict).
+        Raises FormatError, naming `file`, when it is no byte-level BPE."""
+        self.file, self.settings = str(file), dict(settings or {})
+        self._plain = _open(text, file)
+        self._plain.encode_special_tokens = True        # "<|endoftext|>" in a text is text
+        self._bytes = _bytes_of_tokens(self._plain, file)
+        self.vocabulary = len(self._bytes)
+        self._byte_ids = _ids_of_bytes(self._plain, file)
+        self._merges = len(json.loads(text)["model"]["merges"])
+        self.end_of_text = self._special("eos_token", END_OF_TEXT)
+        self.padding = self._special("pad_token", None)
+        if self.padding == self.end_of_text:
+            self.padding = None
+
+    # -- making one ------------------------------------------------------------------------------
+
+    @classmethod
+    def bytes(cls):
+        """The vocabulary of the 256 bytes, id = value, and end-of-text, 256."""
+        return cls(_byte_level_json([], []))
+
+    @classmethod
+    def train(cls, documents, vocabulary):
+        """Learn the merges from an iterable of documents (bytes or str).
+
+        `vocabulary` counts all ids: 256 bytes, merges, end-of-text (the last id). Merges that
+        the documents do not have (seen at least twice) are not made up: it may come out smaller.
+        """
+        if isinstance(vocabulary, bool) or not isinstance(vocabulary, (int, np.integer)) \
+                or not 257 <= vocabulary <= 1 << 24:
+            raise ConfigError("vocabulary: expected an integer from 257 (the bytes and "
+                              f"end-of-text) to {1 << 24}, got {vocabulary!r}")
+        from tokenizers import trainers
+        library = _open(_byte_level_json([], []))
+        trainer = trainers.BpeTrainer(
+            vocab_size=int(vocabulary) - 1, min_frequency=2, max_token_length=64,
+            initial_alphabet=sorted(ALPHABET), special_tokens=[], show_progress=False)
+        texts = (d.decode("utf-8", "ignore") if isinstance(d, bytes) else d for d in documents)
+        library.train_from_iterator(texts, trainer)
+        model = json.loads(library.to_str())["model"]
+        tokens = sorted(model["vocab"], key=model["vocab"].get)
+        learnt = [token for token in tokens if token not in set(ALPHABET)]
+        return cls(_byte_level_json(learnt, model["merges"]))
+
+    # -- encoding --------------------------------------------------------------------------------
+
+    def encode(self, text, *, specials=False):
+        """bytes or str -> int32 [T].
+
+        `specials=True` reads special strings such as "<|endoftext|>" as their tokens: only for
+        text that no user wrote. Nothing is added in front or behind.
+        """
+        return self.encode_all([text], specials=specials)[0]
+
+    def encode_all(self, texts, *, specials=False):
+        """encode() of each, in a list; faster than one by one, on all processors."""
+        data = [_as_bytes(text) for text in texts]
+        if not self._merges and not specials:
+            return [self._byte_ids[np.frombuffer(d, np.uint8)] for d in data]
+        library = self._marked if specials else self._plain
+        segments = [(number, s) for number, d in enumerate(data) for s in _segments(d)]
+        found = [[np.zeros(0, np.int32)] for _ in data]
+        for start in range(0, len(segments), TOGETHER):
+            some = segments[start : start + TOGETHER]
+            encoded = library.encode_batch([s[::2] for _, s in some], is_pretokenized=True,
+                                           add_special_tokens=False)
+            for (number, segment), encoding in zip(some, encoded):
+                found[number].append(self._with_raw_bytes(encoding, segment[1::2]))
+        return [np.concatenate(ids) for ids in found]
+
+    def _with_raw_bytes(self, encoding, raw):
+        """The ids of a segment: those of its texts, and after text i those of the bytes raw[i]."""
+        ids = np.array(encoding.ids, np.int32)
+        if not raw:
+            return ids
+        lengths = [len(piece) for piece in raw]
+        raw = np.frombuffer("".join(raw).encode("utf-8", "surrogateescape"), np.uint8)
+        places = np.concatenate([np.array(encoding.word_ids, np.int64),
+                                 np.repeat(np.arange(len(lengths)) + 0.5, lengths)])
+        return np.concatenate([ids, self._byte_ids[raw]])[np.argsort(places, kind="stable")]
+
+    @cached_property
+    def _marked(self):
+        """The library's tokeniser that does read special strings as special."""
+        return _open(self._plain.to_str(), self.file)
+
+    def decode(self, ids):
+        """Token ids -> bytes: decode(encode(b)) == b for any bytes. A special token is its name.
+
+        Raises ConfigError for an id outside the vocabulary. (A file that asks for normalised
+        text, as some foreign ones do, gives the normalised text back.)
+        """
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+        if outside.size:
+            raise ConfigError(f"token id {outside[0]}: expected 0 … {self.vocabulary - 1}")
+        return b"".join([self._bytes[i] for i in ids.tolist()])
+
+    # -- files -----------------------------------------------------------------------------------
+
+    @property
+    def json(self):
+        """The text of `tokenizer.json`."""
+        return self._plain.to_str(pretty=True)
+
+    @property
+    def sha256(self):
+        """What tells this tokeniser from any other."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path):
+        """From a directory (`tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`) or from
+        a `tokenizer.json` itself. Raises FormatError."""
+        path = Path(path)
+        directory = path if path.is_dir() else path.parent
+        file = path / "tokenizer.json" if path.is_dir() else path
+        config = directory / "tokenizer_config.json"
+        settings = _read_json(config) if config.exists() else {}
+        if file.exists():
+            return cls(_read_text(file), settings, file)
+        old = [directory / name for name in ("vocab.json", "merges.txt")]
+        if not all(f.exists() for f in old):
+            raise FormatError(path, None, f"no tokeniser here; expected {' or '.join(_FILES)}")
+        return cls(_from_gpt2(*old), settings, old[0])
+
+    def save(self, directory):
+        """Write `tokenizer.json` and `tokenizer_config.json` into an existing directory."""
+        settings = self.settings
+        if not settings:
+            settings = {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": False,
+                        "clean_up_tokenization_spaces": False}
+            if self.end_of_text is not None:
+                token = self.decode([self.end_of_text]).decode()
+                settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), token)
+        files = {"tokenizer.json": self.json,
+                 "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False)}
+        for name, text in files.items():
+            (Path(directory) / name).write_text(text + "\n", "utf-8")
+
+    def _special(self, key, otherwise):
+        """The id of the special token that the settings call `key`."""
+        token = self.settings.get(key) or otherwise
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is None:
+            return None
+        found = self._plain.token_to_id(token) if isinstance(token, str) else None
+        if found is None and key in self.settings:
+            raise FormatError(self.file, key, f"{token!r} is not in the vocabulary")
+        return found
+
+
+class StreamDecoder:
+    """Printable text as tokens arrive. A character that is not complete yet is held back; what
+    can be no character becomes U+FFFD. All pieces and `finish()` make up
+    decode(ids).decode("utf-8", "replace")."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token):
+        """The text that is certain now that `token`, an id, has come; often "" or a word."""
+        return self.decoder.decode(self.tokenizer.decode([token]))
+
+    def finish(self):
+        """The text of an incomplete character at the end. Then it may be used anew."""
+        return self.decoder.decode(b"", True)
+
+
+def _as_bytes(text):
+    if isinstance(text, str):
+        return text.encode("utf-8", "surrogatepass")
+    if isinstance(text, (bytes, bytearray, memoryview)):
+        return bytes(text)
+    raise ConfigError(f"a text is bytes or str, got {type(text).__name__}")
+
+
+def _segments(data):
+    """The segments of one document, each [text, bytes that are not UTF-8, text, …, text], as str.
+
+    There are several only in a document beyond SEGMENT, cut between two lines where the
+    pre-tokenisers cut anyway: the library's result takes a hundred bytes for each token.
+    """
+    text, start = data.decode("utf-8", "surrogateescape"), 0
+    while len(text) - start > SEGMENT and (cut := _CUT.search(text, start + SEGMENT)):
+        yield _NOT_UTF8.split(text[start : cut.end()])
+        start = cut.end()
+    yield _NOT_UTF8.split(text[start:])
+
+
+# -- reading and checking files ------------------------------------------------------------------
+
+
+def _open(text, file="tokenizer.json"):
+    """The library's tokeniser for the JSON `text`; raises FormatError for what is not ours."""
+    import tokenizers
+    described = _parse(text, file)
+    model = described.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" \
+            or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise FormatError(file, "model", "expected a byte-level BPE with vocab and merges")
+    if model.get("dropout"):
+        raise FormatError(file, "model.dropout", "expected none: encoding must not be random")
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:      # the library raises plain Exception
+        raise FormatError(file, None, f"not a tokeniser that can be read: {error}") from error
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def _bytes_of_tokens(library, file):
+    """[the bytes of each token]; raises FormatError where ids or tokens are not byte-level."""
+    added = {i: token.content for i, token in library.get_added_tokens_decoder().items()}
+    ids = {i: token for token, i in library.get_vocab(with_added_tokens=True).items()} | added
+    if sorted(ids) != list(range(len(ids))):
+        gap = next(n for n, i in enumerate(sorted(ids)) if n != i)
+        raise FormatError(file, "model.vocab", f"no token has id {gap}; expected 0 … without gaps")
+    table = []
+    for i in range(len(ids)):
+        data = ids[i].encode() if i in added else from_alphabet(ids[i])
+        if data is None:
+            raise FormatError(file, f"model.vocab: token {i}",
+                              f"{ids[i]!r} is no string of bytes: only byte-level BPE is read")
+        table.append(data)
+    return table
+
+
+def _ids_of_bytes(library, file):
+    ids = [library.token_to_id(symbol) for symbol in ALPHABET]
+    missing = [byte for byte, i in enumerate(ids) if i is None]
+    if missing:
+        raise FormatError(file, "model.vocab", f"no token for {len(missing)} of the 256 bytes, "
+                          f"such as 0x{missing[0]:02X}: only byte-level BPE is read")
+    return np.array(ids, np.int32)
+
+
+def _from_gpt2(vocab_file, merges_file):
+    """The `tokenizer.json` equal to GPT-2's two files."""
+    vocab, lines = _read_json(vocab_file), _read_text(merges_file).split("\n")
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.rstrip("\r").split(" ")
+        if len(pair) != 2:
+            raise FormatError(merges_file, f"line {number}",
+                              f"expected two tokens and a space between them, got {line!r:.60}")
+        merges.append(pair)
+    special = [(END_OF_TEXT, vocab[END_OF_TEXT])] if END_OF_TEXT in vocab else []
+    return _json(vocab, merges, special)
+
+
+def _byte_level_json(learnt, merges):
+    tokens = [*ALPHABET, *learnt]
+    return _json({token: i for i, token in enumerate(tokens)}, merges,
+                 [(END_OF_TEXT, len(tokens))])
+
+
+def _json(vocab, merges, special):
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+             "use_regex": True}
+    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for token, i in special]
+    return json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": None, "pre_tokenizer": level, "post_processor": None, "decoder": level,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": vocab | dict(special), "merges": merges}})
+
+
+def _read_text(file):
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(file, None, f"cannot be read as UTF-8 text: {error}") from error
+
+
+def _read_json(file):
+    return _parse(_read_text(file), file)
+
+
+def _parse(text, file):
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(file, None, f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise FormatError(file, None, f"expected a JSON object, got {type(found).__name__}")
+    return found

@@ -1,0 +1,144 @@
+"""Checkpoints of a run: complete numbered directories, of which one can resume bitwise.
+
+    runs/NAME/
+      step-00000500/            opens in other libraries: config.json, model.safetensors, …
+        trainer_state/          optimizer.safetensors, state.json
+      last -> step-00000500     best -> step-00000250
+      metrics.jsonl  loss.png
+
+A directory appears under its name by one rename, when all of it is on disk, so whatever is called
+step-… is whole, even after kill -9 at any moment. `last` and `best` are for people and commands;
+resuming asks for the newest directory itself.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from minifm import backends, hub
+from minifm.atomic import atomic_directory, replace_link
+from minifm.errors import ConfigError, FormatError
+
+FORMAT = 1
+STEP_NAME = re.compile(r"step-(\d{8,})")
+STATE, OPTIMIZER = "trainer_state/state.json", "trainer_state/optimizer.safetensors"
+
+
+def path_of(directory, step):
+    """Where the checkpoint after `step` steps lies."""
+    return Path(directory) / f"step-{step:08d}"
+
+
+def steps_in(directory):
+    """The steps of the checkpoints in a run's directory, ascending."""
+    found = (STEP_NAME.fullmatch(entry.name) for entry in _entries(directory) if entry.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def write(directory, step, *, model, tokenizer, optimizer, state):
+    """Save a checkpoint atomically, and point `last` (and `best`, if it is this one) at it.
+
+    With a moving average the model's files hold the averaged weights. Returns the path.
+    """
+    path = path_of(directory, step)
+    with atomic_directory(path) as aside:
+        if optimizer.averages:
+            with optimizer.averaged():
+                hub.save_model(model, aside, tokenizer)
+        else:
+            hub.save_model(model, aside, tokenizer)
+        (aside / STATE).parent.mkdir()
+        hub.save_arrays(optimizer.state(), aside / OPTIMIZER)
+        with open(aside / STATE, "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, **state}, file, indent=2)
+    link(directory, step, state["best"])
+    return path
+
+
+def link(directory, step, best):
+    """Set `last` to `step` and `best` to best["step"], as far as those checkpoints exist."""
+    for name, target in (("last", step), ("best", best and best["step"])):
+        if target is not None and path_of(directory, target).exists():
+            replace_link(Path(directory) / name, path_of(directory, target).name)
+
+
+def prune(directory, keep, best):
+    """Delete all but the last `keep` checkpoints and the best; one is first renamed away, so that
+    no half of it is ever found under its name."""
+    directory = Path(directory)
+    for entry in _entries(directory):
+        if entry.name.startswith(".old-"):      # a kill came between renaming and deleting
+            shutil.rmtree(entry)
+    steps = steps_in(directory)
+    for step in steps[: max(0, len(steps) - keep)]:
+        if not best or step != best["step"]:
+            path = path_of(directory, step)
+            aside = directory / f".old-{path.name}"
+            os.rename(path, aside)
+            shutil.rmtree(aside)
+
+
+def read_state(path):
+    """The contents of state.json; raises FormatError."""
+    file = Path(path) / STATE
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise FormatError(file, None, f"no trainer state can be read: {problem}") from None
+    needed = {"format": int, "step": int, "updates": int, "skipped": int, "tokens": int,
+              "best": (dict, type(None)), "config": dict, "model": dict, "data": dict}
+    for key, kind in needed.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key, ...), kind):
+            raise FormatError(file, key, "is missing or not of its type")
+    if state["format"] != FORMAT:
+        raise FormatError(file, "format", f"is {state['format']}, this version reads {FORMAT}")
+    return state
+
+
+def read_weights(path, model, optimizer, updates):
+    """Put the checkpoint's weights into `model` and its moments into `optimizer`.
+
+    Raises FormatError, and changes nothing, unless every array is there and fits.
+    """
+    path = Path(path)
+    stored, own = hub.load_model(path).parameters(), model.parameters()
+    wrong = [f"{name} is {list(stored[name].shape) if name in stored else 'missing'}, expected "
+             f"{list(p.shape)}" for name, p in own.items()
+             if name not in stored or stored[name].shape != p.shape]
+    if wrong:
+        raise FormatError(path, None, "; ".join(wrong))
+    optimizer.load(hub.load_arrays(path / OPTIMIZER), updates, path / OPTIMIZER)
+    trained = optimizer.parameters if optimizer.averages else {}    # those are in its own file
+    for name, parameter in own.items():
+        if name not in trained:
+            array = backends.active().to_numpy(stored[name].data)
+            parameter.data = backends.active().from_numpy(np.array(array, parameter.dtype))
+            parameter.version += 1
+
+
+def differences(stored, own, free=()):
+    """One line for each entry in which two (nested) dictionaries differ, but those in `free`."""
+    lines = []
+    for key in sorted(stored.keys() | own.keys()):
+        was, now = stored.get(key, "absent"), own.get(key, "absent")
+        if isinstance(was, dict) and isinstance(now, dict):
+            lines += [f"{key}.{line}" for line in differences(was, now, free)]
+        elif was != now and key not in free:
+            lines.append(f"{key}: {was!r} in the checkpoint, {now!r} now")
+    return lines
+
+
+def refuse_differences(path, lines):
+    """Raise ConfigError that lists how the run and the checkpoint differ, if they do."""
+    if lines:
+        raise ConfigError(f"{path} was made by another run than this one (force resumes anyway): "
+                          + "; ".join(lines))
+
+
+def _entries(directory):
+    directory = Path(directory)
+    return sorted(directory.iterdir()) if directory.is_dir() else []

@@ -1,0 +1,286 @@
+"""The training loop: batches in, better weights, a log and checkpoints out.
+
+Every choice of a step (its data, its dropout) is a function of the seed and the step's number, so
+a run resumed from any checkpoint goes on bitwise as if it had never stopped.
+"""
+
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+
+from minifm.errors import AnomalyError, ConfigError, UserError
+from minifm.observe import detect_anomaly
+from minifm.rng import Rng
+from minifm.tensor import no_grad
+from minifm.training import checkpoint, memory
+from minifm.training.objectives import CausalLanguageModel
+from minifm.training.optim import AdamW
+from minifm.training.report import Metrics, Progress, Speed, plot_losses
+from minifm.training.signals import Interrupted, StopSignals
+
+
+class Diverged(UserError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class Trainer:
+    """Trains `model` on `batches` by `config`, in the directory of one run.
+
+    model      a Module with `config`; its parameters are written in place
+    batches    `batch(step)` gives a tuple of arrays, the sequences along the first axis;
+               `description` is a dictionary that names the data (what a resumed run compares)
+    directory  runs/NAME; created, or resumed by `resume`
+    objective  what the loss is (objectives.py)
+    held_out   batches to evaluate on, or None
+    tokenizer  saved with the model; gives bits per byte. May be None
+    shown      show a progress bar
+    draw       draw loss.png with each checkpoint
+    ceiling    FLOP/s of this machine, for the utilisation; None leaves it out
+    check_memory  refuse at once what does not fit the machine (memory.py)
+
+    step, tokens, best ({"loss", "step"} or None) and metrics tell how far it is.
+    """
+
+    def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
+                 tokenizer=None, shown=True, draw=True, ceiling=None, check_memory=True):
+        self.model, self.batches, self.config = model, batches, config
+        self.directory = Path(directory)
+        self.objective = objective or CausalLanguageModel()
+        self.held_out, self.tokenizer = held_out, tokenizer
+        self.shown, self.draw = shown, draw
+        first = batches.batch(0)
+        if len(first[0]) != config.batch:
+            raise ConfigError(f"batch: the data come {len(first[0])} sequences a step, "
+                              f"the configuration says {config.batch}")
+        if check_memory:
+            memory.require(memory.estimate(model, self.objective, first, config), config)
+        self.optimizer = AdamW(
+            model.parameters(), beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon,
+            weight_decay=config.weight_decay, average=config.average)
+        self.schedule, self.rng = config.schedule, Rng(config.seed).child("training")
+        self.metrics = Metrics(self.directory / "metrics.jsonl")
+        self.speed = Speed(ceiling)
+        self.step = self.tokens = self.skipped = 0
+        self.best = self._saved = None
+        self._byte_lengths = None
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def train(self, until=None):
+        """Run to step `until` (default: the configuration's steps), then save.
+
+        Raises Interrupted after SIGINT or SIGTERM, once the step is finished and saved, and
+        Diverged when `skip_limit` steps in a row were not finite; the last checkpoint is good.
+        """
+        self._claim_directory()
+        last = self.config.steps if until is None else min(until, self.config.steps)
+        with StopSignals() as stop, Progress(self.step, self.config.steps, self.shown) as bar:
+            while self.step < last and not stop.requested:
+                self._advance(bar)
+            path = self.save()
+            self._plot(bar)
+        if stop.requested:
+            raise Interrupted(stop.requested, self.step, path)
+
+    def _advance(self, bar):
+        """One step and what is due after it: the log, an evaluation, a checkpoint."""
+        config = self.config
+        with self.speed:
+            line, problem = self._update()
+        self.step += 1
+        if problem:
+            self.skipped += 1
+            bar.say(problem)
+            bar.advance(loss="skipped")
+            self.metrics.append({"step": self.step, "skipped": problem})
+            if self.skipped > config.skip_limit:
+                raise Diverged(f"{self.skipped} steps in a row were not finite; the last: "
+                               f"{problem}. The last checkpoint is good: lower learning_rate "
+                               "or clip, and resume from it")
+        else:
+            self.skipped = 0
+            figures = self.speed.figures()
+            bar.advance(loss=f"{line['loss']:.4f}", **_shown(figures))
+            if self._due(config.log_every):
+                self.metrics.append({"step": self.step, **line, **figures})
+                self.speed.reset()
+        improved = self.held_out is not None and self._due(config.evaluate_every) \
+            and self._evaluate_and_log(bar)
+        if improved or self._due(config.save_every):
+            self.save()
+            self._plot(bar)
+
+    def _due(self, every):
+        return every and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _update(self):
+        """One update of the weights. Returns (its log line, None), or, where something was not
+        finite and nothing has been changed, (None, what and where)."""
+        batch = self.batches.batch(self.step)
+        pieces, count = self._pieces(batch), self.objective.count(batch)
+        tokens = self.objective.tokens(batch)
+        loss = 0.0
+        with np.errstate(all="ignore"):         # what is not finite is dealt with right here
+            for i, piece in enumerate(pieces):
+                part = self._loss(piece, count, i)
+                loss += part.item()
+                part.backward()
+            norm = self.optimizer.gradient_norm()
+            self.tokens += tokens
+            self.speed.count(tokens, self.objective.flops(self.model, batch))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                return None, self._explain(pieces, count, loss, norm)
+        rate, clip = self.schedule(self.step), self.config.clip
+        self.optimizer.update(rate, clip / norm if clip and norm > clip else 1.0)
+        self.optimizer.zero_grad()
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate,
+                "tokens": self.tokens}, None
+
+    def _pieces(self, batch):
+        """The batch cut along its first axis into `accumulate` pieces."""
+        return list(zip(*(np.array_split(x, self.config.accumulate) for x in batch)))
+
+    def _loss(self, piece, count, i):
+        return self.objective.loss(self.model, piece, denominator=max(count, 1),
+                                   rng=self.rng.child("step", self.step, "piece", i))
+
+    def _explain(self, pieces, count, loss, norm):
+        """Which op went wrong: the same pieces with the same noise once more, watched."""
+        what = f"step {self.step + 1} skipped, loss {loss:g}, gradient norm {norm:g}: "
+        for i, piece in enumerate(pieces):
+            self.optimizer.zero_grad()
+            try:
+                with detect_anomaly():
+                    self._loss(piece, count, i).backward()
+            except AnomalyError as anomaly:
+                self.optimizer.zero_grad()
+                return f"{what}{anomaly}"
+        self.optimizer.zero_grad()
+        return f"{what}every op of every piece is finite, but not the sum of their gradients"
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def evaluate(self):
+        """{"held_out_loss": nats per counted target, "bits_per_byte": …} over the first
+        `evaluate_batches` held-out batches, with the averaged weights where there are some.
+        Bits per byte need a tokenizer; they compare across tokenizers."""
+        nats = count = size = 0
+        weights = self.optimizer.averaged() if self.optimizer.averages else nullcontext()
+        with weights, no_grad(), np.errstate(all="ignore"):
+            for i in range(self.config.evaluate_batches):
+                for piece in self._pieces(self.held_out.batch(i)):
+                    n = self.objective.count(piece)
+                    if n:
+                        loss = self.objective.loss(self.model, piece, denominator=n, rng=None)
+                        nats, count = nats + loss.item() * n, count + n
+                    if self.tokenizer is not None:
+                        size += self.objective.target_bytes(piece, self._lengths())
+        found = {"held_out_loss": nats / max(count, 1)}
+        if size:
+            found["bits_per_byte"] = nats / math.log(2) / size
+        return found
+
+    def _evaluate_and_log(self, bar):
+        """Evaluate; returns whether this is the best so far (a loss that is not finite never)."""
+        found = self.evaluate()
+        self.metrics.append({"step": self.step, **found})
+        loss = found["held_out_loss"]
+        if not math.isfinite(loss):
+            bar.say(f"step {self.step}: the held-out loss is {loss}")
+        elif self.best is None or loss < self.best["loss"]:
+            self.best = {"loss": loss, "step": self.step}
+            return True
+        return False
+
+    def _lengths(self):
+        """Bytes of text of each token, int64 [V]; the end-of-text mark is none."""
+        if self._byte_lengths is None:
+            tokenizer = self.tokenizer
+            lengths = [len(tokenizer.decode([i])) for i in range(tokenizer.vocabulary)]
+            if tokenizer.end_of_text is not None:
+                lengths[tokenizer.end_of_text] = 0
+            self._byte_lengths = np.array(lengths, np.int64)
+        return self._byte_lengths
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self):
+        """Save a checkpoint of this step (once), then drop those no longer kept; its path."""
+        if self._saved != self.step:
+            self.metrics.sync()
+            checkpoint.write(self.directory, self.step, model=self.model, optimizer=self.optimizer,
+                             tokenizer=self.tokenizer, state=self._state())
+            self._saved = self.step
+            checkpoint.prune(self.directory, self.config.keep, self.best)
+        return checkpoint.path_of(self.directory, self.step)
+
+    def resume(self, path=None, *, force=False):
+        """Go on from the newest checkpoint of this run, or from the one at `path`.
+
+        Raises ConfigError listing every difference between the checkpoint's run and this one
+        (configuration, model, data), unless `force`; FormatError for damaged files.
+        """
+        steps = checkpoint.steps_in(self.directory)
+        if path is None and not steps:
+            raise ConfigError(f"{self.directory} holds no checkpoint to resume from")
+        path = Path(path or checkpoint.path_of(self.directory, steps[-1])).resolve()
+        state = checkpoint.read_state(path)
+        if any(step > state["step"] for step in steps):
+            raise ConfigError(f"{self.directory} has gone on to step {steps[-1]}, beyond {path.name}: "
+                              "give the resumed run another directory")
+        if not force:
+            free = {f.name for f in fields(self.config) if f.metadata["free"]}
+            own = self._state()
+            checkpoint.refuse_differences(path, [
+                f"{part}.{line}" for part in ("config", "model", "data")
+                for line in checkpoint.differences(state[part], own[part], free)])
+        checkpoint.read_weights(path, self.model, self.optimizer, state["updates"])
+        self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        self.best = state["best"]
+        self._enter(path)
+
+    def _enter(self, path):
+        """Bring log and links in line with the checkpoint just read; its run may be another."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.metrics.rewind(self.step, Metrics(path.parent / "metrics.jsonl").read())
+        own = checkpoint.path_of(self.directory, self.step)
+        self._saved = self.step if own.resolve() == path else None
+        checkpoint.link(self.directory, self.step, self.best)
+
+    def _state(self):
+        """What state.json holds, as it reads back from JSON."""
+        return json.loads(json.dumps({
+            "step": self.step, "updates": self.optimizer.steps, "skipped": self.skipped,
+            "tokens": self.tokens, "best": self.best, "config": asdict(self.config),
+            "model": asdict(self.model.config),
+            "data": {"training": self.batches.description,
+                     "held_out": self.held_out and self.held_out.description},
+        }))
+
+    def _claim_directory(self):
+        """A new run must not mix with an old one of the same name; a log without a checkpoint is
+        what a run left that was killed before its first, and starts again."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.step == 0 and self._saved is None:
+            if checkpoint.steps_in(self.directory):
+                raise ConfigError(f"{self.directory} already holds a run: resume it, or choose "
+                                  "another name")
+            self.metrics.rewind(0, [])
+
+    def _plot(self, bar):
+        if self.draw:
+            self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png")
+            if not self.draw:
+                bar.say("no loss.png: matplotlib is not installed (pip install minifm[viz])")
+
+
+def _shown(figures):
+    """Figures of speed as the progress bar prints them."""
+    shown = {"tokens/s": f"{figures['tokens_per_second']:,.0f}"}
+    if "utilisation" in figures:
+        shown["FLOPs"] = f"{figures['utilisation']:.0%}"
+    return shown
