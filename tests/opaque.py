@@ -51,7 +51,8 @@ def hidden(value, seen):
 def opaque(value, seen):
     """`value` with its arrays hidden; an operand that comes back is the same opaque array."""
     if isinstance(value, (np.ndarray, np.generic)):
-        return seen.get(id(value)) or OpaqueArray(np.asarray(value))
+        known = seen.get(id(value))
+        return OpaqueArray(np.asarray(value)) if known is None else known
     if isinstance(value, tuple):
         return tuple(opaque(part, seen) for part in value)
     return value

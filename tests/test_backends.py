@@ -127,7 +127,8 @@ def train_and_generate():
     ids, targets = random.integers(0, 11, (2, 2, 6))
     for step in (1, 2):
         model.zero_grad()
-        model.loss(ids, targets, rng=mf.Rng(step)).backward()
+        for piece in range(2):      # the second adds to the gradients of the first
+            model.loss(ids, targets, rng=mf.Rng(step).child(piece)).backward()
         for parameter in model.parameters().values():
             zeros = backend.zeros(parameter.shape, parameter.dtype)
             backend.adamw(parameter.data, parameter.grad, zeros, backend.copy(zeros), 0.01, 0.9,

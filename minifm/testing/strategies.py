@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from minifm import backends
 from minifm.op import Op
+from minifm.ops.elementwise import raw
 from minifm.tensor import Tensor, apply
 from minifm.testing.draw import LAYOUTS, Explorer
 
@@ -33,7 +34,7 @@ class Example:
 
     def run(self, *inputs):
         """The outputs, as a tuple of Tensors; `inputs` in place of the example's, if given."""
-        outputs = apply(self.op, *(inputs or self.inputs), **self.options)
+        outputs = apply(self.op, *(inputs or self.inputs), **self._options())
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def tensors(self):
@@ -52,8 +53,12 @@ class Example:
         node.needs = [i in self.varied for i in range(len(self.inputs))] if needs is None else needs
         arrays = [backend.from_numpy(x) if isinstance(x, np.ndarray) else x for x in self.inputs]
         node.parents = tuple(_leaf(x) for x in arrays)
-        outputs = node.forward(*arrays, **self.options)
+        outputs = node.forward(*arrays, **self._options())
         return node, outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _options(self):
+        """The options, an index array among them as the backend's."""
+        return {name: raw(value) for name, value in self.options.items()}
 
     def __repr__(self):
         given = ", ".join(f"{x.dtype}{list(x.shape)} strides {x.strides}"
