@@ -227,7 +227,7 @@ def test_memory_estimate_meets_the_measured_peak(rows, length, pieces, width):
 
 @pytest.mark.parametrize("rows, length", [(1, 24), (3, 8)])
 def test_kept_bytes_are_what_forward_leaves_allocated(rows, length):
-    model = GPT(replace(SMALL, width=512), mf.Rng(1))      # arrays far larger than objects
+    model = GPT(replace(SMALL, width=256), mf.Rng(1))      # arrays far larger than objects
     batch = gpt_batch(SMALL, rows, length)
     CausalLanguageModel().loss(model, batch, denominator=1, rng=None)       # warm caches
     tracemalloc.start(1)
@@ -238,10 +238,7 @@ def test_kept_bytes_are_what_forward_leaves_allocated(rows, length):
     finally:
         tracemalloc.stop()
     kept = memory.kept_bytes(loss)
-    with mf.MemoryMeter() as meter:
-        CausalLanguageModel().loss(model, batch, denominator=1, rng=None)
     assert 0.85 * left <= kept <= left, "what is left besides is Python's own objects"
-    assert kept > 0.5 * meter.bytes
 
 
 def test_what_does_not_fit_is_refused_with_what_to_lower():
