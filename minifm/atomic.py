@@ -1,8 +1,8 @@
 """Files and directories that appear whole or not at all: a crash leaves the old or the new.
 
 Everything is written aside, under a hidden name in the same directory, forced to the disk (each
-file, then the directories), and only then renamed. Whoever writes holds a lock on what is aside; the
-system drops it when the process dies, even by kill -9, and the next save removes what is left.
+file, then the directories), and only then renamed. Whoever writes holds a lock on what is aside;
+the system drops it when the process dies, even by kill -9, and the next save removes the rest.
 """
 
 import contextlib

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from minifm import backends
 
 # The fixtures below set a backend and put it back; that they run once for many examples is right.
-LENIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.differing_executors]
+LENIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
+           HealthCheck.differing_executors]
 settings.register_profile("dev", max_examples=10, deadline=None, suppress_health_check=LENIENT)
 settings.register_profile("ci", max_examples=40, deadline=None, suppress_health_check=LENIENT,
                           derandomize=True, print_blob=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from minifm.hub import load_model
 from safetensors.numpy import load_file
 
 import minifm as mf
 from minifm.errors import ConfigError, ShapeError
-from minifm.hub import load_model
 from minifm.models import GPT, GPTConfig
 from minifm.models.gpt import PRESETS
 
@@ -28,7 +28,8 @@ def random_model(seed=0, std=0.2, config=CONFIG):
     """Every parameter random, gains and biases too, so that no term hides behind a 0 or a 1."""
     model = GPT(config)
     for name, parameter in model.parameters().items():
-        parameter.data = mf.backend().multiply(mf.Rng(seed).child(name).normal(parameter.shape), std)
+        noise = mf.Rng(seed).child(name).normal(parameter.shape)
+        parameter.data = mf.backend().multiply(noise, std)
     return model
 
 
@@ -184,10 +185,10 @@ def test_dropout_acts_only_with_a_stream_of_noise(backend):
 
 @pytest.mark.parametrize("wrong, message", [
     ({"heads": 3}, "3 heads do not divide the width 16"),
-    ({"layers": 0}, "layers: expected a positive integer, got 0"),
-    ({"width": 16.0}, "width: expected a positive integer, got 16.0"),
+    ({"layers": 0}, "layers: expected at least 1, got 0"),
+    ({"width": 16.0}, "width: expected an integer, got 16.0"),
     ({"activation": "gelo"}, "activation: expected one of"),
-    ({"dropout": 1.0}, "dropout: expected a probability"),
+    ({"dropout": 1.0}, "dropout: expected at least 0 and less than 1, got 1.0"),
 ])
 def test_an_impossible_configuration_names_its_field(wrong, message):
     with pytest.raises(ConfigError, match=message):

@@ -41,7 +41,8 @@ def test_refuses_a_gradient_of_another_shape():
     def wrong(backward, node, dys, place):
         return backward(node, *dys)[..., None]
 
-    with sabotage.sabotaged(OPS["Sin"], wrong, 0), pytest.raises(GradientMismatch, match="gradient"):
+    with sabotage.sabotaged(OPS["Sin"], wrong, 0), \
+            pytest.raises(GradientMismatch, match="gradient"):
         mf.gradcheck(mf.sin, [np.ones(3)])
 
 

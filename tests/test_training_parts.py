@@ -146,10 +146,11 @@ def test_every_setting_has_a_help_text_and_the_schedule_follows_decay():
     ({"batch": True}, "batch: expected an integer, got True"),
     ({"learning_rate": math.nan}, "learning_rate: expected at least 0, got nan"),
     ({"learning_rate": "1e-3"}, "learning_rate: expected a number, got '1e-3'"),
-    ({"beta2": 1.0}, "beta2: expected less than 1, got 1.0"),
+    ({"beta2": 1.0}, "beta2: expected at least 0 and less than 1, got 1.0"),
     ({"batch": 4, "accumulate": 5}, "accumulate: 5 pieces of a batch of 4"),
-    ({"steps": 100, "decay": 1}, "warmup: 100 steps of warm-up and 1 of decay"),
-    ({"learning_rate": 1e-5}, "final_learning_rate: expected at most the peak 1e-05"),
+    ({"steps": 100, "warmup": 100, "decay": 1}, "warmup: 100 steps of warm-up and 1 of decay"),
+    ({"learning_rate": 1e-5, "final_learning_rate": 1e-4},
+     "final_learning_rate: expected at most the peak 1e-05"),
 ])
 def test_impossible_settings_are_refused_by_name(setting, said):
     with pytest.raises(ConfigError) as refusal:

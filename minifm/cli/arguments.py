@@ -1,6 +1,6 @@
 """From configuration dataclasses to flags, and from flags and a file back to dataclasses.
 
-A field `top_k: int = field(default=0, metadata={"help": …})` is the flag `--top-k`. What the
+A field `top_k: int = setting(0, "keep …")` is the flag `--top-k`. What the
 user did not say is absent from the parsed arguments, so that the order is plain: a flag beats
 the `--config` file, the file beats the default.
 """
@@ -10,10 +10,10 @@ import dataclasses
 import difflib
 import json
 import tomllib
-import types
 import typing
 from pathlib import Path
 
+from minifm.config import fits, plain_type, type_name
 from minifm.errors import ConfigError
 
 
@@ -58,9 +58,9 @@ def settings(args, *classes, also=()):
             near = difflib.get_close_matches(key, [*hints, *also], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{args.config}: unknown setting {key!r}{hint}")
-        if key in hints and not _fits(value, hints[key]):
-            raise ConfigError(f"{args.config}: {key}: expected "
-                              f"{plain_type(hints[key]).__name__}, got {value!r}")
+        if key in hints and not fits(value, hints[key]):
+            raise ConfigError(f"{args.config}: {key}: expected {type_name(hints[key])}, "
+                              f"got {value!r}")
     return stored | given
 
 
@@ -84,19 +84,3 @@ def read_config(path):
     if not isinstance(stored, dict):
         raise ConfigError(f"{path}: expected settings by name, got a {type(stored).__name__}")
     return {key.replace("-", "_"): value for key, value in stored.items()}
-
-
-def plain_type(hint):
-    """`int | None` is int to a flag: leaving it out is the None."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return next(t for t in typing.get_args(hint) if t is not type(None))
-    return hint
-
-
-def _fits(value, hint):
-    kind = plain_type(hint)
-    if value is None:
-        return kind is not hint
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

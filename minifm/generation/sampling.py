@@ -4,34 +4,30 @@ Logits are NumPy rows [V]; -inf marks a token that cannot come. All arithmetic i
 a filter's cut does not depend on the backend's rounding more than the logits do.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from minifm.errors import ConfigError
+from minifm.config import check, setting
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. The filters act in the order in which they stand here."""
 
-    repetition_penalty: float = field(default=1.0, metadata={
-        "help": "divide the logits of tokens seen before (1: off)"})
-    temperature: float = field(default=1.0, metadata={
-        "help": "divide the logits by this; 0 takes the likeliest token"})
-    top_k: int = field(default=0, metadata={"help": "keep the k likeliest tokens (0: all)"})
-    top_p: float = field(default=1.0, metadata={
-        "help": "keep the likeliest tokens that together reach this probability (1: all)"})
-    min_p: float = field(default=0.0, metadata={
-        "help": "keep tokens at least this fraction as likely as the likeliest (0: all)"})
+    repetition_penalty: float = setting(1.0, "divide the logits of tokens seen before (1: off)",
+                                        above=0)
+    temperature: float = setting(1.0, "divide the logits by this; 0 takes the likeliest token",
+                                 least=0)
+    top_k: int = setting(0, "keep the k likeliest tokens (0: all)", least=0)
+    top_p: float = setting(
+        1.0, "keep the likeliest tokens that together reach this probability (1: all)",
+        above=0, most=1)
+    min_p: float = setting(
+        0.0, "keep tokens at least this fraction as likely as the likeliest (0: all)",
+        least=0, most=1)
 
-    def __post_init__(self):
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0,
-                 "a number above 0")
-        _require("temperature", self.temperature, self.temperature >= 0, "a number from 0 up")
-        _require("top_k", self.top_k, self.top_k >= 0, "an integer from 0 up")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "a number in (0, 1]")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "a number in [0, 1]")
+    __post_init__ = check
 
 
 def draw(logits, seen, sampling, uniform):
@@ -101,8 +97,3 @@ def _only(x, kept):
     out = np.full_like(x, -np.inf)
     out[kept] = x[kept]
     return out
-
-
-def _require(name, value, fits, expected):
-    if not fits:        # NaN fits nowhere
-        raise ConfigError(f"{name}: expected {expected}, got {value}")

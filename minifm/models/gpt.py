@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifm import ops
+from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models.stored import Stored
 from minifm.nn import Block, Cache, Embedding, LayerNorm, Module
@@ -18,40 +19,29 @@ ACTIVATIONS = {"gelu_new": ops.gelu_tanh, "gelu_pytorch_tanh": ops.gelu_tanh, "g
                "relu": ops.relu, "silu": ops.silu, "quick_gelu": ops.gelu_quick}
 
 
-def _check_size(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
-
-
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a GPT; counts follow from it without building the model."""
 
-    vocabulary: int = 50257         # V: tokens the model knows
-    context: int = 1024             # the most tokens it can look at
-    layers: int = 12                # L
-    heads: int = 12                 # H; each is width / heads wide
-    width: int = 768                # C
-    hidden: int | None = None       # of the perceptron; None: 4 × width
-    dropout: float = 0.0            # of the embeddings and of what each half of a block adds
-    activation: str = "gelu_new"
-    epsilon: float = 1e-5           # inside the layer norms' square root
+    vocabulary: int = setting(50257, "tokens that the model knows", least=1)            # V
+    context: int = setting(1024, "the most tokens it can look at", least=1)
+    layers: int = setting(12, "blocks, one above the other", least=1)                   # L
+    heads: int = setting(12, "attention heads, each width / heads wide", least=1)       # H
+    width: int = setting(768, "numbers that stand for a token between blocks", least=1) # C
+    hidden: int | None = setting(
+        None, "width inside the perceptron (default: four times the width)", least=1)
+    dropout: float = setting(
+        0.0, "of the embeddings and of what each half of a block adds", least=0, below=1)
+    activation: str = setting("gelu_new", f"one of {', '.join(ACTIVATIONS)}",
+                              choices=ACTIVATIONS)
+    epsilon: float = setting(1e-5, "inside the square root of the layer norms", above=0, below=1)
 
     def __post_init__(self):
-        for name in ("vocabulary", "context", "layers", "heads", "width"):
-            _check_size(name, getattr(self, name))
+        check(self)
         if self.hidden is None:
             object.__setattr__(self, "hidden", 4 * self.width)
-        _check_size("hidden", self.hidden)
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"activation: expected one of {', '.join(ACTIVATIONS)}, "
-                              f"got {self.activation!r}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout: expected a probability in [0, 1), got {self.dropout}")
-        if not 0 < self.epsilon < 1:
-            raise ConfigError(f"epsilon: expected a number in (0, 1), got {self.epsilon}")
 
     @property
     def parameters(self):

@@ -535,7 +535,7 @@ def gelu_quick(x):
     return apply(GeluQuick, x)
 
 
-# -- comparisons: they have no gradient, so no op ---------------------------------------------------
+# -- comparisons: they have no gradient, so no op ------------------------------------------------
 
 
 def greater(x, y):

@@ -89,7 +89,8 @@ def matmul(x, y):
     if not x.shape or not y.shape:
         raise ShapeError("matmul: a scalar has no rows; use * to multiply by it")
     if len(x.shape) == 1:
-        return matmul(x.reshape(1, -1), y).reshape(*y.shape[:-2], *y.shape[-1:] * (len(y.shape) > 1))
+        columns = y.shape[-1:] if len(y.shape) > 1 else ()
+        return matmul(x.reshape(1, -1), y).reshape(*y.shape[:-2], *columns)
     if len(y.shape) == 1:
         return matmul(x, y.reshape(-1, 1)).reshape(*x.shape[:-1])
     return apply(Matmul, x, y)

@@ -8,9 +8,9 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, bind, check_dtypes, explain
+from minifm.op import Op, check_dtypes, explain
 from minifm.ops.elementwise import raw, unbroadcast
-from minifm.tensor import Tensor, apply
+from minifm.tensor import apply
 
 
 class Reshape(Op):
@@ -197,7 +197,8 @@ class Pad(Op):
     @classmethod
     def examples(cls, draw):
         shape = draw.shape(["T", "C"], {})
-        return (draw.normal(shape),), {"widths": ((1, 0), (2, 3)), "value": draw.choice([0.0, -1.5])}
+        value = draw.choice([0.0, -1.5])
+        return (draw.normal(shape),), {"widths": ((1, 0), (2, 3)), "value": value}
 
 
 def reshape(x, *shape):

@@ -1,20 +1,13 @@
 """Everything that decides how a run trains, in one frozen dataclass.
 
-The command line makes a flag of each field and its `help`. A field marked `free` may differ when
-a run is resumed: it changes what is reported or kept, never the weights.
+The command line makes a flag of each field.
 """
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
+from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.training.lr import WarmupCosine, WarmupStableDecay
-
-
-def setting(default, help, *, least=None, below=None, free=False):
-    """A field with its help text and the range in which it makes sense."""
-    return field(default=default,
-                 metadata={"help": help, "least": least, "below": below, "free": free})
 
 
 @dataclass(frozen=True)
@@ -29,8 +22,11 @@ class TrainConfig:
     seed: int = setting(0, "of the initial weights, the order of the data, and dropout", least=0)
 
     learning_rate: float = setting(1e-3, "at its peak", least=0)
-    final_learning_rate: float = setting(1e-4, "at the end of the run", least=0)
-    warmup: int = setting(100, "steps over which the learning rate rises", least=0)
+    final_learning_rate: float | None = setting(
+        None, "at the end of the run (default: a tenth of the peak)", least=0)
+    warmup: int | None = setting(
+        None, "steps over which the learning rate rises (default: a tenth of the run, at most "
+        "100)", least=0)
     decay: int = setting(
         0, "0: the learning rate falls along a cosine after the warm-up; n: it stays at its peak "
         "and falls in a line over the last n steps", least=0)
@@ -57,16 +53,11 @@ class TrainConfig:
         "stops", least=0, free=True)
 
     def __post_init__(self):
-        for f in fields(self):
-            value, limits = getattr(self, f.name), f.metadata
-            numbers = int if f.type is int else (int, float)
-            if isinstance(value, bool) or not isinstance(value, numbers):
-                kind = "an integer" if f.type is int else "a number"
-                raise ConfigError(f"{f.name}: expected {kind}, got {value!r}")
-            if not math.isfinite(value) or value < limits["least"]:
-                raise ConfigError(f"{f.name}: expected at least {limits['least']}, got {value}")
-            if limits["below"] is not None and value >= limits["below"]:
-                raise ConfigError(f"{f.name}: expected less than {limits['below']}, got {value}")
+        check(self)
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", min(100, self.steps // 10))
+        if self.final_learning_rate is None:
+            object.__setattr__(self, "final_learning_rate", self.learning_rate / 10)
         if self.accumulate > self.batch:
             raise ConfigError(f"accumulate: {self.accumulate} pieces of a batch of {self.batch}")
         if self.warmup + self.decay > self.steps:

@@ -230,8 +230,8 @@ class Trainer:
         path = Path(path or checkpoint.path_of(self.directory, steps[-1])).resolve()
         state = checkpoint.read_state(path)
         if any(step > state["step"] for step in steps):
-            raise ConfigError(f"{self.directory} has gone on to step {steps[-1]}, beyond {path.name}: "
-                              "give the resumed run another directory")
+            raise ConfigError(f"{self.directory} has gone on to step {steps[-1]}, beyond "
+                              f"{path.name}: give the resumed run another directory")
         if not force:
             free = {f.name for f in fields(self.config) if f.metadata["free"]}
             own = self._state()
