@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from minifm.errors import ConfigError
 from minifm.text import reading
 
@@ -38,20 +36,25 @@ class Documents:
     """
 
     @cached_property
-    def _pass(self):
-        return _Pass(self)
+    def _tally(self):
+        tally = Tally()
+        for document in self:
+            tally.add(document.text)
+        if not tally.count:
+            raise ConfigError(f"{self.description}: the corpus is empty")
+        return tally
 
     @property
     def count(self):
-        return len(self._pass.sizes)
+        return self._tally.count
 
     @property
     def size(self):
-        return int(self._pass.sizes.sum())
+        return self._tally.size
 
     @property
     def sha256(self):
-        return self._pass.sha256
+        return self._tally.sha256
 
 
 class Corpus(Documents):
@@ -97,7 +100,7 @@ class Corpus(Documents):
     @property
     def skipped(self):
         """{what: how many} of all that was found and is no document."""
-        self._pass
+        self._tally
         return dict(self._skipped)
 
     def split(self, fraction, seed=0):
@@ -109,7 +112,7 @@ class Corpus(Documents):
         """
         if not 0 < fraction < 1:
             raise ConfigError(f"held-out fraction: expected a number in (0, 1), got {fraction}")
-        hashes = [_side(seed, digest) for digest in self._pass.digests]
+        hashes = [_side(seed, digest) for digest in self._tally.digests]
         threshold = max(int(fraction * 2**64), min(hashes) + 1)
         if max(hashes) < threshold:
             raise ConfigError(
@@ -181,19 +184,27 @@ class _Part(Documents):
                 yield document
 
 
-class _Pass:
-    """What one walk over documents tells; raises ConfigError when there are none."""
+class Tally:
+    """What one walk over texts tells: count, size in bytes, and their digests."""
 
-    def __init__(self, documents):
-        digests, sizes = bytearray(), []
-        for document in documents:
-            digests += hashlib.sha256(document.text).digest()
-            sizes.append(len(document.text))
-        if not sizes:
-            raise ConfigError(f"{documents.description}: the corpus is empty")
-        self.sizes = np.array(sizes, np.int64)
-        self.sha256 = hashlib.sha256(digests).hexdigest()
-        self.digests = [bytes(digests[i : i + 32]) for i in range(0, len(digests), 32)]
+    def __init__(self):
+        self.count = self.size = 0
+        self._digests = bytearray()
+
+    def add(self, text):
+        self._digests += hashlib.sha256(text).digest()
+        self.count += 1
+        self.size += len(text)
+
+    @property
+    def digests(self):
+        """The SHA-256 of each text."""
+        return (bytes(self._digests[i : i + 32]) for i in range(0, len(self._digests), 32))
+
+    @property
+    def sha256(self):
+        """Of all texts, in order."""
+        return hashlib.sha256(self._digests).hexdigest()
 
 
 class _File(NamedTuple):
