@@ -69,6 +69,11 @@ typedef struct {
     void (*ema)(float *average, const float *param, int64_t n, float rate);
     /* ds = p * (dp - delta): the gradient of a softmax row, p given. */
     void (*softmax_gradient)(float *ds, const float *p, const float *dp, int64_t n, float delta);
+
+    /* For ceilings.c: `rounds` of multiply-adds that touch no memory, in enough independent chains
+     * to keep the processor busy. Returns how many floating-point operations that was; *result
+     * depends on all of them. */
+    int64_t (*multiply_add)(float *result, int64_t rounds);
 } Kernels;
 
 extern const Kernels *kernels;

@@ -10,7 +10,7 @@
 
 typedef __m512 vf;
 typedef __mmask16 vm;
-enum { VL = 16, MR = 12, NR = 32 };
+enum { VL = 16, MR = 12, NR = 32, CHAINS = 16 };
 
 INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
 

@@ -7,10 +7,11 @@
 #include <string.h>
 
 #define TARGET
+#define ONE_LANE
 
 typedef float vf;
 typedef int vm;
-enum { VL = 1, MR = 4, NR = 16 };
+enum { VL = 1, MR = 4, NR = 16, CHAINS = 56 };
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 

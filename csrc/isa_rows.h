@@ -496,6 +496,32 @@ static TARGET void stream(float *sums, const float *a, const float *b, int64_t l
     }
 }
 
+/* -- the ceiling of arithmetic -------------------------------------------------------------------- */
+
+/* CHAINS vectors that stay in registers, each multiplied and added to in every round. Where a
+ * vector is one number, the compiler must make vectors of the loop before it unrolls it, which
+ * only happens if it is not told to unroll. */
+#if defined(ONE_LANE)
+#define UNROLL
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+static TARGET int64_t multiply_add(float *result, int64_t rounds)
+{
+    vf chain[CHAINS], factor = vset(0.5f), term = vset(result[0] + 1);
+    UNROLL for (int i = 0; i < CHAINS; i++)
+        chain[i] = vset((float)i);
+    for (int64_t r = 0; r < rounds; r++)
+        UNROLL for (int i = 0; i < CHAINS; i++)
+            chain[i] = vfma(chain[i], factor, term);
+    vf sum = vset(0);
+    UNROLL for (int i = 0; i < CHAINS; i++)
+        sum = vadd(sum, chain[i]);
+    *result = vsum(sum);
+    return 2 * rounds * CHAINS * VL;
+}
+
 /* The entries of the table that this file provides. */
 #define ROW_KERNELS                                                                         \
     .stream = stream, .map = row_map, .map_backward = row_map_backward,                     \
@@ -507,4 +533,4 @@ static TARGET void stream(float *sums, const float *a, const float *b, int64_t l
     .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
-    .softmax_gradient = row_softmax_gradient
+    .softmax_gradient = row_softmax_gradient, .multiply_add = multiply_add

@@ -153,4 +153,13 @@ void minifm_normal(float *out, int64_t n, uint64_t key0, uint64_t key1);
 void minifm_dropout(float *y, const float *x, int64_t n, uint64_t key0, uint64_t key1,
                     float probability, float scale);
 
+/* -- ceilings.c: what the machine can do at most, on all threads ------------------------------------- */
+
+/* Multiply-adds in registers, `rounds` of them in every chain; returns the operations done. */
+int64_t minifm_multiply_adds(int64_t rounds);
+/* Reads x[n]; returns a number that depends on all of it. */
+uint64_t minifm_read(const uint64_t *x, int64_t n);
+/* y[n] = x[n] */
+void minifm_copy(uint64_t *y, const uint64_t *x, int64_t n);
+
 #endif

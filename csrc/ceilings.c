@@ -1,0 +1,95 @@
+/* What the machine can do at most: multiply-adds in registers, reads, copies. A benchmark holds
+ * every kernel against these, measured in the same run, on the same threads.
+ */
+#include "isa.h"
+#include "minifm.h"
+#include "threads.h"
+
+#include <string.h>
+
+/* -- arithmetic ------------------------------------------------------------------------------ */
+
+typedef struct {
+    int64_t rounds;
+    int64_t flops[MAX_THREADS]; /* what each thread has done */
+    float results[MAX_THREADS]; /* written, so that no compiler leaves the work out */
+} MultiplyAdds;
+
+static void multiply_add(void *context, int thread, int threads)
+{
+    MultiplyAdds *m = context;
+    m->flops[thread] = kernels->multiply_add(&m->results[thread], m->rounds);
+}
+
+int64_t minifm_multiply_adds(int64_t rounds)
+{
+    static MultiplyAdds m; /* too large for a stack; the pool has one caller at a time */
+    pool_enter();
+    m = (MultiplyAdds){.rounds = rounds};
+    pool_run(multiply_add, &m, 0);
+    int64_t flops = 0;
+    for (int i = 0; i < pool_threads(); i++)
+        flops += m.flops[i];
+    pool_leave();
+    return flops;
+}
+
+/* -- memory: each thread has one piece, so that the hardware sees long streams ---------------- */
+
+typedef struct {
+    uint64_t *to;
+    const uint64_t *from;
+    int64_t n;
+    uint64_t sums[MAX_THREADS];
+} Traffic;
+
+static int64_t piece(const Traffic *t, int thread, int threads, int64_t *begin)
+{
+    const int64_t each = t->n / threads;
+    *begin = thread * each;
+    return thread == threads - 1 ? t->n - *begin : each;
+}
+
+static void read_piece(void *context, int thread, int threads)
+{
+    Traffic *t = context;
+    int64_t begin, n = piece(t, thread, threads, &begin);
+    const uint64_t *from = t->from + begin;
+    uint64_t a = 0, b = 0, c = 0, d = 0;
+    for (int64_t i = 0; i + 4 <= n; i += 4) {
+        a += from[i];
+        b += from[i + 1];
+        c += from[i + 2];
+        d += from[i + 3];
+    }
+    t->sums[thread] = a + b + c + d;
+}
+
+static void copy_piece(void *context, int thread, int threads)
+{
+    Traffic *t = context;
+    int64_t begin, n = piece(t, thread, threads, &begin);
+    memcpy(t->to + begin, t->from + begin, n * sizeof *t->to);
+}
+
+uint64_t minifm_read(const uint64_t *x, int64_t n)
+{
+    static Traffic t;
+    pool_enter();
+    t = (Traffic){.from = x, .n = n};
+    pool_run(read_piece, &t, 0);
+    uint64_t sum = 0;
+    for (int i = 0; i < pool_threads(); i++)
+        sum += t.sums[i];
+    pool_leave();
+    return sum;
+}
+
+void minifm_copy(uint64_t *y, const uint64_t *x, int64_t n)
+{
+    static Traffic t;
+    pool_enter();
+    t = (Traffic){.to = y, .from = x, .n = n};
+    pool_run(copy_piece, &t, 0);
+    pool_leave();
+}
