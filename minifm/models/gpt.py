@@ -65,6 +65,8 @@ class GPTConfig:
 
 
 PRESETS = {
+    "tiny": GPTConfig(context=128, layers=4, heads=4, width=128),       # learns on any laptop
+    "mini": GPTConfig(context=256, layers=6, heads=6, width=384),
     "gpt2": GPTConfig(layers=12, heads=12, width=768),
     "gpt2-medium": GPTConfig(layers=24, heads=16, width=1024),
     "gpt2-large": GPTConfig(layers=36, heads=20, width=1280),
@@ -177,10 +179,12 @@ class GPT(Module):
         """The present spelling of a key in a file; None for a buffer that is not a weight.
 
         Older files lack the prefix and carry the causal mask as `attn.bias`; some repeat the
-        tied head.
+        tied head, which then must be the embedding.
         """
-        if key.endswith((".attn.bias", ".attn.masked_bias")) or key == "lm_head.weight":
+        if key.endswith((".attn.bias", ".attn.masked_bias")):
             return None
+        if key == "lm_head.weight":
+            return "transformer.wte.weight"
         return key if key.startswith("transformer.") else "transformer." + key
 
     @staticmethod

@@ -1,0 +1,244 @@
+"""A model's directory: what every library of the ecosystem expects to find in one.
+
+    config.json               which model, and its shape
+    generation_config.json    which token ends a text
+    model.safetensors         the weights; a large model's lie in model-0000i-of-0000n.safetensors,
+                              and model.safetensors.index.json says which is where
+    tokenizer.json, tokenizer_config.json
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from minifm import backends
+from minifm.atomic import atomic_file
+from minifm.errors import ConfigError, FormatError, UserError
+from minifm.hub.arrays import opened, parse_json, read, read_header, save_arrays, shown
+from minifm.models import MODELS
+
+CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
+INDEX = WEIGHTS + ".index.json"
+SHARD_BYTES = 5_000_000_000
+FLOATING = ("F64", "F32", "F16", "BF16")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_WEIGHT_FILE = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
+_SHARD = re.compile(r"[^/\\\0]+\.safetensors")
+
+
+# -- out -----------------------------------------------------------------------------------------
+
+
+def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
+    """Write `model`, and its tokenizer, into an existing directory.
+
+    Each file is replaced as a whole; for a directory that appears whole or not at all, fill one
+    by `minifm.atomic.atomic_directory`. Weights of more than `shard_bytes` are split over several
+    files. Raises UserError where the directory does not exist or the disk refuses.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: expected a directory that exists")
+    if shard_bytes < 1:
+        raise ConfigError(f"shard_bytes: expected a positive number, got {shard_bytes}")
+    end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    config = model.config_to_hub(model.config, end_of_text=end_of_text)
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")
+           if config.get(key) is not None}
+    _write_json({"_from_model_config": True, **ids}, directory / GENERATION)
+    _write_json(config, directory / CONFIG)
+    written = _write_weights(_arrays_of(model), directory, shard_bytes)
+    for entry in directory.iterdir():           # a reader would find an earlier model's instead
+        if _WEIGHT_FILE.fullmatch(entry.name) and entry.name not in written:
+            entry.unlink()
+    if tokenizer is not None:
+        tokenizer.save(directory)
+
+
+def _arrays_of(model):
+    """{name in files: NumPy array} of a model's parameters."""
+    names, arrays = model.stored_names(model.config), {}
+    for ours, parameter in model.parameters().items():
+        array = backends.active().to_numpy(parameter.data)
+        arrays[names[ours].name] = array.T if names[ours].transposed else array
+    return arrays
+
+
+def _write_weights(arrays, directory, shard_bytes):
+    """Write one file, or shards and their index; returns the names of the files."""
+    shards = _shards(arrays, shard_bytes)
+    if len(shards) == 1:
+        save_arrays(arrays, directory / WEIGHTS)
+        return [WEIGHTS]
+    files, places = [], {}
+    for number, shard in enumerate(shards, 1):
+        files.append(f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+        save_arrays(shard, directory / files[-1])
+        places |= dict.fromkeys(shard, files[-1])
+    totals = {"total_parameters": sum(array.size for array in arrays.values()),
+              "total_size": sum(array.nbytes for array in arrays.values())}
+    _write_json({"metadata": totals, "weight_map": places}, directory / INDEX)
+    return [*files, INDEX]
+
+
+def _shards(arrays, most):
+    """Split {name: array}, in order, into dicts of at most `most` bytes, or of one array."""
+    shards, held = [{}], 0
+    for name, array in arrays.items():
+        if shards[-1] and held + array.nbytes > most:
+            shards.append({})
+            held = 0
+        shards[-1][name] = array
+        held += array.nbytes
+    return shards
+
+
+def _write_json(contents, file):
+    with atomic_file(file) as stream:
+        stream.write((json.dumps(contents, indent=2) + "\n").encode())
+
+
+# -- in ------------------------------------------------------------------------------------------
+
+
+def load_model(directory):
+    """The model in a directory, its weights as float32 on the active backend.
+
+    Raises FormatError for anything in the directory that is not as expected; weights that are
+    missing, unknown or of another shape are all listed in one.
+    """
+    directory = Path(directory)
+    model_class, config = _read_config(directory / CONFIG)
+    file, entries = _find_weights(directory)
+    _check_size(config, file, entries)
+    model = model_class(config)
+    names = model_class.stored_names(config)
+    slots = {names[ours].name: (parameter, names[ours].transposed)
+             for ours, parameter in model.parameters().items()}
+    found, unknown = _sort_out(entries, slots, model_class.accepted_name)
+    wrong = unknown + _misfits(found, slots)
+    if wrong:
+        raise FormatError(file, None, f"does not fit {CONFIG}: " + "; ".join(wrong))
+    for name, same in found.items():
+        parameter, transposed = slots[name]
+        array = _float32_of(same)
+        array = np.ascontiguousarray(array.T) if transposed else array
+        parameter.data = backends.active().from_numpy(array)
+    return model
+
+
+def _read_config(file):
+    """The model's class and its configuration; raises FormatError."""
+    with opened(file) as (stream, _):
+        stored = parse_json(stream.read(), file)
+    kind = stored.get("model_type")
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise FormatError(file, "model_type", f"expected one of {', '.join(MODELS)}, got "
+                          f"{kind!r:.60}")
+    try:
+        return MODELS[kind], MODELS[kind].config_from_hub(stored)
+    except ConfigError as problem:
+        raise FormatError(file, None, str(problem).removeprefix(f"{CONFIG}: ")) from problem
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise FormatError(file, None, f"a value is not of its type: {problem}") from problem
+
+
+def _find_weights(directory):
+    """The file that lists the weights, and {key: Entry} of all; raises FormatError."""
+    single, index = directory / WEIGHTS, directory / INDEX
+    if single.exists():
+        return single, read_header(single)
+    if index.exists():
+        return index, _read_shards(index)
+    pickles = sorted(entry.name for pattern in PICKLES for entry in directory.glob(pattern))
+    reason = f"; {pickles[0]} may be a pickle, which can run any code when it is opened, and is " \
+             "not opened: save the model as safetensors first" if pickles else ""
+    raise FormatError(directory, None, f"neither {WEIGHTS} nor {INDEX} is here{reason}")
+
+
+def _read_shards(index):
+    """{key: Entry} of the files that an index names; raises FormatError, listing what differs."""
+    with opened(index) as (stream, _):
+        places = parse_json(stream.read(), index).get("weight_map")
+    if not isinstance(places, dict):
+        raise FormatError(index, "weight_map", "expected an object of file names")
+    for key, name in places.items():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise FormatError(index, shown(key), "expected the name of a .safetensors file in this "
+                              f"directory, got {name!r:.60}")
+    entries, wrong = {}, []
+    for name in sorted(set(places.values())):
+        for key, entry in read_header(index.parent / name).items():
+            if places.get(key) == name:
+                entries[key] = entry
+            else:
+                wrong.append(f"{shown(name)} holds {shown(key)}, which is not listed there")
+    wrong += [f"{shown(places[key])} lacks {shown(key)}" for key in places.keys() - entries.keys()]
+    if wrong:
+        raise FormatError(index, None, "; ".join(sorted(wrong)))
+    return entries
+
+
+def _check_size(config, file, entries):
+    """Refuse a configuration far larger than its weights before it takes any memory.
+
+    What is less far off is listed tensor by tensor, as is any small model.
+    """
+    held = sum(math.prod(entry.shape) for entry in entries.values())
+    if config.parameters > 2 * held + (1 << 16) or config.layers > max(len(entries), 64):
+        raise FormatError(file, None, f"{held} numbers in {len(entries)} tensors are not half of "
+                          f"the model that {CONFIG} describes")
+
+
+def _sort_out(entries, slots, accepted_name):
+    """({name: [Entry, …]} of what a file holds under the model's names, [what is unknown])."""
+    found, unknown = {}, []
+    for key, entry in entries.items():
+        name = accepted_name(key)
+        if name in slots:
+            found.setdefault(name, []).append(entry)
+        elif name is not None:
+            unknown.append(f"{shown(key)} is unknown")
+    return found, sorted(unknown)
+
+
+def _misfits(found, slots):
+    """One line for each tensor that is missing, of another shape, or not of numbers."""
+    wrong = [f"{name} is missing" for name in slots if name not in found]
+    for name, same in found.items():
+        parameter, transposed = slots[name]
+        expected = parameter.shape[::-1] if transposed else parameter.shape
+        for entry in same:
+            if entry.shape != tuple(expected):
+                wrong.append(f"{shown(entry.name)} is {list(entry.shape)}, expected "
+                             f"{list(expected)}")
+            elif entry.dtype not in FLOATING:
+                wrong.append(f"{shown(entry.name)} is {entry.dtype}, expected one of "
+                             f"{', '.join(FLOATING)}")
+    return wrong
+
+
+def _float32_of(same):
+    """The array of one tensor, from all entries that claim to be it: they must agree.
+
+    A tied head may be stored twice; if the two differ, the file is of another, untied model.
+    """
+    first, *others = same
+    array = _float32(first)
+    for other in others:
+        if not np.array_equal(array, _float32(other), equal_nan=True):
+            raise FormatError(other.file, shown(other.name), f"differs from {shown(first.name)}; "
+                              "in this model they are one tensor")
+    return array
+
+
+def _float32(entry):
+    array = read(entry)
+    try:
+        with np.errstate(over="raise", invalid="ignore"):
+            return array.astype(np.float32, copy=False)
+    except FloatingPointError:
+        raise FormatError(entry.file, shown(entry.name), "has numbers beyond float32") from None

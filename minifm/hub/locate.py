@@ -1,0 +1,43 @@
+"""From what a user types to a directory: a model's own, a run's, or a name on the hub."""
+
+import os
+import re
+from pathlib import Path
+
+from minifm.errors import UserError
+
+LAST = "last"               # a run's link to its newest checkpoint
+# All that is ever read of a model on the hub; above all, no pickle.
+DOWNLOADED = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
+              "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
+
+
+def resolve(name):
+    """The directory, a Path, that `name` stands for: itself if it is one, else a model on the hub.
+
+    A run's directory stands for its last checkpoint, and that checkpoint's own path is returned:
+    what is read after another stays of one piece while training goes on. A name such as "gpt2" or
+    "openai-community/gpt2" is downloaded once; then the cached files serve without network too.
+
+    Raises UserError, in one line, for what is neither.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        run = not (path / "config.json").exists() and (path / LAST).is_dir()
+        return path / os.readlink(path / LAST) if run else path
+    if path.exists():
+        raise UserError(f"{name}: expected a directory, this is a file")
+    if not _HUB_NAME.fullmatch(str(name)):
+        raise UserError(f"{name}: no such directory")
+    return _download(str(name))
+
+
+def _download(name):
+    from huggingface_hub import snapshot_download       # slow to import, and not often needed
+    try:
+        return Path(snapshot_download(name, allow_patterns=DOWNLOADED))
+    except Exception as error:      # the kinds differ between the library's versions
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{name}: neither a directory here nor to be had from the hub "
+                        f"({reason:.300})") from error
