@@ -50,8 +50,11 @@ class Attention(Op):
 
     @classmethod
     def flops(cls, q, k, v, bias, key_mask, causal, scale):
-        B, H, T, D = q.shape
-        return (2 if causal and T == k.shape[2] else 4) * B * H * T * k.shape[2] * D
+        (B, H, T, D), (S, E) = q.shape, v.shape[2:]
+        seen = 2 * T * S                # twice the pairs of a query and a key that it looks at
+        if causal:                      # the last of T queries looks at S keys, the first at S - T
+            seen -= T * T if T <= S else 2 * T * S - S * S
+        return B * H * seen * (D + E)
 
     def backward_products(self):
         return 2.5          # five products against forward's two: scores, dv, dp, dq, dk

@@ -27,9 +27,10 @@ class Conv2d(Op):
     @classmethod
     def examples(cls, draw):
         groups, stride, padding = draw.choice([1, 2]), _a_pair(draw, 1), _a_pair(draw, 0)
-        I, O = draw.choice([1, 3]), groups * draw.choice([1, 2])
-        R, S = draw.choice([(1, 1), (3, 3), (2, 4)])
-        return (draw.normal((draw.choice([1, 2]), groups * I, R + 4, S + 3)),
+        I, O = draw.tested([1, 3], "channels"), groups * draw.tested([1, 2], "channels")
+        R, S = draw.tested([(1, 1), (3, 3), (2, 4)], "window")
+        image = draw.tested([(R + 4, S + 3)], "image")
+        return (draw.normal((draw.tested([1, 2], "images"), groups * I, *image)),
                 draw.normal((O, I, R, S)), draw.choice([draw.normal((O,)), None])), \
             {"stride": stride, "padding": padding, "groups": groups}
 
@@ -56,11 +57,12 @@ class ConvTranspose2d(Op):
     @classmethod
     def examples(cls, draw):
         groups, stride, padding = draw.choice([1, 2]), _a_pair(draw, 1), _a_pair(draw, 0)
-        C, I = groups * draw.choice([1, 3]), draw.choice([1, 2])
-        window, image = draw.choice([(1, 1), (3, 3), (2, 4)]), draw.choice([(3, 4), (5, 3)])
+        C, I = groups * draw.tested([1, 3], "channels"), draw.tested([1, 2], "channels")
+        window = draw.tested([(1, 1), (3, 3), (2, 4)], "window")
+        image = draw.tested([(3, 4), (5, 3)], "image")
         size = _larger(image, window, stride, padding, (stride[0] - 1, 0))
-        return (draw.normal((draw.choice([1, 2]), C, *image)), draw.normal((C, I, *window)),
-                draw.choice([draw.normal((groups * I,)), None])), \
+        return (draw.normal((draw.tested([1, 2], "images"), C, *image)),
+                draw.normal((C, I, *window)), draw.choice([draw.normal((groups * I,)), None])), \
             {"size": size, "stride": stride, "padding": padding, "groups": groups}
 
     @classmethod
@@ -84,7 +86,7 @@ class MaxPool2d(Op):
 
     @classmethod
     def examples(cls, draw):
-        return (draw.distinct((draw.choice([1, 2]), 2, 7, 6)),), \
+        return (draw.distinct(_images(draw, (7, 6))),), \
             {"window": draw.choice([(2, 2), (3, 2)]), "stride": _a_pair(draw, 1),
              "padding": draw.choice([(0, 0), (1, 1), (1, 0)])}
 
@@ -104,7 +106,7 @@ class AveragePool2d(Op):
 
     @classmethod
     def examples(cls, draw):
-        return (draw.normal((draw.choice([1, 2]), 2, 7, 6)),), \
+        return (draw.normal(_images(draw, (7, 6))),), \
             {"window": draw.choice([(2, 2), (3, 2)]), "stride": _a_pair(draw, 1),
              "padding": draw.choice([(0, 0), (1, 1), (1, 0)])}
 
@@ -124,8 +126,8 @@ class UpsampleNearest(Op):
 
     @classmethod
     def examples(cls, draw):
-        return (draw.normal((draw.choice([1, 2]), 2, 3, 4)),), \
-            {"factor": draw.choice([(1, 1), (2, 2), (3, 2)])}
+        return (draw.normal(_images(draw, (3, 4))),), \
+            {"factor": draw.tested([(1, 1), (2, 2), (3, 2)], "factor")}
 
 
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, groups=1):
@@ -233,6 +235,12 @@ def _check_window(name, size, window, padding):
     if any(n + 2 * p < k or k < 1 for n, k, p in zip(size, window, padding)):
         raise ShapeError(f"{name}: a window of {window[0]} x {window[1]} does not fit an image of "
                          f"{size[0]} x {size[1]} with padding {padding}")
+
+
+def _images(draw, size):
+    """A shape [B, C, H, W] for an example; in a test, H and W are `size`."""
+    return (draw.tested([1, 2], "images"), draw.tested([2], "channels"),
+            *draw.tested([size], "image"))
 
 
 def _a_pair(draw, least):

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from minifm.errors import ShapeError
 from minifm.op import Op, explain
 from minifm.ops.elementwise import gelu, gelu_quick, gelu_tanh, relu, silu, unbroadcast
@@ -44,7 +46,7 @@ class Matmul(Op):
 
     @classmethod
     def flops(cls, x, y):
-        batch = max(math.prod(x.shape[:-2]), math.prod(y.shape[:-2]))
+        batch = math.prod(np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
         return 2 * batch * x.shape[-2] * x.shape[-1] * y.shape[-1]
 
 

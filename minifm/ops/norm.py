@@ -66,8 +66,9 @@ class GroupNorm(Op):
 
     @classmethod
     def examples(cls, draw):
-        groups, B = draw.choice([1, 2, 4]), draw.size("B")
-        C, S = groups * draw.choice([1, 3]), draw.choice([(5,), (3, 4), (2, 2, 3)])
+        groups, B = draw.tested([1, 2, 4], "groups"), draw.size("B")
+        C = groups * draw.tested([1, 3], "group width")
+        S = draw.tested([(5,), (3, 4), (2, 2, 3)], "image")
         return (draw.normal((B, C, *S)), draw.normal((C,)), draw.normal((C,))), \
             {"groups": groups, "eps": 1e-2}
 

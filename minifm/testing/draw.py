@@ -55,6 +55,10 @@ class Draw:
         """One element of the list `options`; a benchmark takes the first."""
         raise NotImplementedError
 
+    def tested(self, options, name):
+        """One element of `options`, all small; a benchmark takes what it has under `name`."""
+        raise NotImplementedError
+
     def axis(self, ndim):
         """What a reduction over `ndim` dimensions may take: None, an axis, or a tuple of axes."""
         raise NotImplementedError
@@ -159,6 +163,9 @@ class Explorer(Draw):
         self.choice = choose
         self.room, self.layouts, self.sides = most, layouts, sides
 
+    def tested(self, options, name):
+        return self.choice(options)
+
     @classmethod
     def random(cls, seed, **options):
         """One that chooses by `seed` alone, without hypothesis."""
@@ -241,7 +248,9 @@ class Benchmark(Draw):
     """
 
     SIZES = {"*B": (8, 256), "*X": (4096, 768), "B": 8, "T": 256, "S": 256, "H": 12, "K": 768,
-             "G": 1, "D": 64, "R": 32, "C": 768, "M": 1024, "N": 768, "V": 8192}
+             "G": 1, "D": 64, "R": 32, "C": 768, "M": 1024, "N": 768, "V": 8192,
+             "images": 8, "image": (56, 56), "channels": 64, "window": (3, 3), "factor": (2, 2),
+             "groups": 32, "group width": 2}
 
     def __init__(self, sizes=None, choices=(), dtype=np.float32, seed=0):
         super().__init__(dtype, seed)
@@ -269,6 +278,9 @@ class Benchmark(Draw):
 
     def choice(self, options):
         return self.choices.pop(0) if self.choices else options[0]
+
+    def tested(self, options, name):
+        return self.sizes[name]
 
     def axis(self, ndim):
         return ndim - 1 if ndim else None
