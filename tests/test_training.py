@@ -37,6 +37,8 @@ SPEEDS = {"tokens_per_second", "utilisation"}       # what two equal runs do not
 class Noise:
     """Random tokens, of which some targets do not count; remembers which steps were asked for."""
 
+    count = 5       # as held-out data
+
     def __init__(self, seed, rows=4, length=6, before=None):
         self.seed, self.shape, self.before, self.asked = seed, (rows, length + 1), before, []
         self.description = {"kind": "noise", "seed": seed, "shape": list(self.shape)}

@@ -17,21 +17,24 @@ from minifm.config import fits, plain_type, type_name
 from minifm.errors import ConfigError
 
 
-def add_fields(parser, cls, title, skip=()):
-    """One flag for each field of dataclass `cls`, under a heading."""
+def add_fields(parser, cls, title, skip=(), defaults=True):
+    """One flag for each field of dataclass `cls`, under a heading; returns argparse's group.
+    `defaults` shows those of the dataclass."""
     group, hints = parser.add_argument_group(title), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in skip:
             continue
-        kind, text = plain_type(hints[field.name]), field.metadata.get("help", "")
-        shown = text if field.default is None else f"{text} (default: {field.default})"
+        kind, text = plain_type(hints[field.name]), field.metadata["help"]
+        if defaults and field.default is not None:
+            text += f" (default: {field.default})"
         options = {"dest": field.name, "default": argparse.SUPPRESS,
-                   "help": shown.replace("%", "%%")}
+                   "help": text.replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         group.add_argument("--" + field.name.replace("_", "-"), **options)
+    return group
 
 
 def add_config(parser):

@@ -1,4 +1,4 @@
-"""Models, one a file; `MODELS` is the table in which a checkpoint's `model_type` finds its class."""
+"""Models, one a file. In the table `MODELS` a checkpoint's `model_type` finds its class."""
 
 from minifm.models.gpt import GPT, GPTConfig
 

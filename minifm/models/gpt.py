@@ -34,7 +34,8 @@ class GPTConfig:
         0.0, "of the embeddings and of what each half of a block adds", least=0, below=1)
     activation: str = setting("gelu_new", f"one of {', '.join(ACTIVATIONS)}",
                               choices=ACTIVATIONS)
-    epsilon: float = setting(1e-5, "inside the square root of the layer norms", above=0, below=1)
+    norm_epsilon: float = setting(1e-5, "inside the square root of the layer norms",
+                                  above=0, below=1)
 
     def __post_init__(self):
         check(self)
@@ -93,12 +94,12 @@ class GPT(Module):
         self.position_embedding = Embedding(config.context, C, std=std,
                                             rng=rng and rng.child("position_embedding"))
         self.blocks = [
-            Block(C, config.heads, config.hidden, ACTIVATIONS[config.activation], config.epsilon,
-                  std=std, output_std=std / math.sqrt(2 * config.layers),
+            Block(C, config.heads, config.hidden, ACTIVATIONS[config.activation],
+                  config.norm_epsilon, std=std, output_std=std / math.sqrt(2 * config.layers),
                   rng=rng and rng.child("blocks", layer))
             for layer in range(config.layers)
         ]
-        self.norm = LayerNorm(C, config.epsilon)
+        self.norm = LayerNorm(C, config.norm_epsilon)
 
     def __call__(self, ids, *, cache=None, counts=None, key_mask=None, rng=None):
         """ids [B, T] -> logits [B, T, V]. The arguments are those of `features`."""
@@ -205,7 +206,7 @@ class GPT(Module):
             **{ours: stored[theirs] for ours, theirs in required.items()},
             hidden=stored.get("n_inner"), dropout=stored.get("resid_pdrop", 0.1),
             activation=stored.get("activation_function", "gelu_new"),
-            epsilon=stored.get("layer_norm_epsilon", 1e-5),
+            norm_epsilon=stored.get("layer_norm_epsilon", 1e-5),
         )
 
     @staticmethod
@@ -216,7 +217,7 @@ class GPT(Module):
             "vocab_size": config.vocabulary, "n_positions": config.context,
             "n_ctx": config.context, "n_embd": config.width, "n_layer": config.layers,
             "n_head": config.heads, "n_inner": config.hidden,
-            "activation_function": config.activation, "layer_norm_epsilon": config.epsilon,
+            "activation_function": config.activation, "layer_norm_epsilon": config.norm_epsilon,
             "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": 0.0,
             "tie_word_embeddings": True, "torch_dtype": "float32",
             "bos_token_id": end_of_text, "eos_token_id": end_of_text,

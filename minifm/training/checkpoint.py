@@ -135,7 +135,7 @@ def differences(stored, own, free=()):
 def refuse_differences(path, lines):
     """Raise ConfigError that lists how the run and the checkpoint differ, if they do."""
     if lines:
-        raise ConfigError(f"{path} was made by another run than this one (force resumes anyway): "
+        raise ConfigError(f"{path} was made by another run than this one (--force goes on anyway): "
                           + "; ".join(lines))
 
 

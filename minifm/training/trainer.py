@@ -35,7 +35,7 @@ class Trainer:
                `description` is a dictionary that names the data (what a resumed run compares)
     directory  runs/NAME; created, or resumed by `resume`
     objective  what the loss is (objectives.py)
-    held_out   batches to evaluate on, or None
+    held_out   batches to evaluate on, `count` of them, or None
     tokenizer  saved with the model; gives bits per byte. May be None
     shown      show a progress bar
     draw       draw loss.png with each checkpoint
@@ -164,14 +164,15 @@ class Trainer:
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def evaluate(self):
-        """{"held_out_loss": nats per counted target, "bits_per_byte": …} over the first
-        `evaluate_batches` held-out batches, with the averaged weights where there are some.
-        Bits per byte need a tokenizer; they compare across tokenizers."""
+    def evaluate(self, batches=None):
+        """{"held_out_loss": nats per counted target, "bits_per_byte": …} over the first `batches`
+        held-out batches (default: the configuration's `evaluate_batches`) or as many as there
+        are, with the averaged weights where there are some. Bits per byte need a tokenizer; they
+        compare across tokenizers."""
         nats = count = size = 0
         weights = self.optimizer.averaged() if self.optimizer.averages else nullcontext()
         with weights, no_grad(), np.errstate(all="ignore"):
-            for i in range(self.config.evaluate_batches):
+            for i in range(min(batches or self.config.evaluate_batches, self.held_out.count)):
                 for piece in self._pieces(self.held_out.batch(i)):
                     n = self.objective.count(piece)
                     if n:

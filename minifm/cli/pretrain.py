@@ -1,0 +1,119 @@
+"""`minifm pretrain`: text in, a language model out."""
+
+import argparse
+import sys
+from dataclasses import fields
+
+from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.errors import ConfigError
+from minifm.models.gpt import PRESETS, GPTConfig
+from minifm.training.config import TrainConfig
+from minifm.training.signals import Interrupted
+
+EXAMPLE = """\
+example:
+  minifm pretrain --data book.txt --out runs/book --preset tiny --steps 500
+  minifm pretrain --data notes/ --pattern '*.md' --tokenizer bytes --context 512 --out runs/notes
+  minifm pretrain --init openai-community/gpt2 --data mine.jsonl --length 256 --out runs/mine
+  minifm pretrain --resume --out runs/book
+"""
+SHAPE = {f.name for f in fields(GPTConfig)} - {"vocabulary"}       # which the tokenizer knows
+
+
+def arguments(parser):
+    from minifm.training.pretrain import TextConfig
+    parser.add_argument("--out", metavar="DIRECTORY", required=True,
+                        help="the directory of the run: checkpoints, log, loss curve")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest checkpoint in --out, with its settings")
+    parser.add_argument("--force", action="store_true",
+                        help="resume even where data or settings are not those of the run")
+    parser.add_argument("--init", metavar="MODEL", default=argparse.SUPPRESS,
+                        help="start from this model, a directory or a name on the hub, in place "
+                             "of random weights")
+    parser.add_argument("--preset", choices=PRESETS, default=argparse.SUPPRESS,
+                        help="the shape of the model; the flags below change it (default: mini)")
+    add_config(parser)
+    text = add_fields(parser, TextConfig, "text", skip=("data",))
+    text.add_argument("--data", nargs="+", metavar="SOURCE", default=argparse.SUPPRESS,
+                      help=next(f for f in fields(TextConfig) if f.name == "data").metadata["help"])
+    add_fields(parser, GPTConfig, "model (defaults: those of the preset)", skip=("vocabulary",),
+               defaults=False)
+    add_fields(parser, TrainConfig, "training")
+
+
+def run(args):
+    from minifm.backends.ceilings import flop_ceiling
+    from minifm.training.pretrain import TextConfig, prepare
+    said = said_in_all(args, TextConfig)
+    shape = {name: value for name, value in said.items() if name in SHAPE}
+    prepared = prepare(args.out, build(TextConfig, said), shape, build(TrainConfig, said),
+                       initial=said.get("init"), resume=args.resume, force=args.force,
+                       ceiling=flop_ceiling().rate)
+    for line in summary(prepared):
+        print(line, file=sys.stderr)
+    return train(prepared.trainer)
+
+
+def said_in_all(args, text_config):
+    """{name: value} of flags over the file of settings over the preset over, for a run that is
+    resumed, its own settings."""
+    said = settings(args, text_config, GPTConfig, TrainConfig, also=("preset", "init"))
+    if args.resume:
+        from minifm.training.pretrain import read_settings
+        if "init" in said:
+            raise ConfigError("init: a resumed run has its weights; leave it out")
+        chosen, below = said.get("preset"), read_settings(args.out)
+    else:
+        chosen, below = said.get("preset", None if "init" in said else "mini"), {}
+    return below | (preset(chosen) if chosen else {}) | said
+
+
+def preset(name):
+    """The fields of a preset, without those that follow from others."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return {field: getattr(PRESETS[name], field) for field in SHAPE - {"hidden"}}
+
+
+def train(trainer):
+    """Train to the end; the exit status: 0, or 128 + the number of the signal that stopped it."""
+    try:
+        trainer.train()
+    except Interrupted as stop:
+        print(f"minifm: {stop}; go on with: minifm pretrain --resume --out {trainer.directory}",
+              file=sys.stderr)
+        return stop.exit_code
+    found = next((line for line in reversed(trainer.metrics.read()) if "held_out_loss" in line), {})
+    if found:
+        print(f"held out   {found['held_out_loss']:.4f} nats a token, "
+              f"{found['bits_per_byte']:.3f} bits a byte (step {found['step']})")
+    print(f"saved as   {trainer.directory}/last; try: "
+          f"minifm generate {trainer.directory}/last \"Once\"")
+    return 0
+
+
+def summary(prepared):
+    """What is going to happen, a line a part."""
+    from minifm import backends
+    trainer, corpus = prepared.trainer, prepared.corpus
+    training, held_out = prepared.training, prepared.held_out
+    shape, config, T = trainer.model.config, trainer.config, trainer.batches.length
+    skipped = "".join(f", {what} left out: {n:,}" for what, n in corpus.skipped.items() if n)
+    words = training.count - training.documents         # without the end-of-text marks
+    flops = shape.flops_per_token(T, training=True)
+    rounds = config.steps * config.batch * T / training.count
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    return [f"{name:<11}{text}" for name, text in {
+        "text": f"{corpus.description}: {corpus.count:,} documents, {corpus.size / 1e6:.2f} MB; "
+                f"{held_out.documents:,} of them held out{skipped}",
+        "tokens": f"{trainer.tokenizer.vocabulary:,} in the vocabulary; {training.count:,} to "
+                  f"train on, {training.size / max(1, words):.2f} bytes each",
+        "model": f"GPT, {shape.parameters:,} parameters: {shape.layers} layers, {shape.width} "
+                 f"wide, {shape.heads} heads, context {shape.context}; {flops / 1e6:,.0f} MFLOP "
+                 "to train on a token",
+        "training": f"{config.steps:,} steps of {config.batch} × {T} tokens, "
+                    f"{rounds:.2f} times through the text",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    }.items()]
