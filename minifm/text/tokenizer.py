@@ -11,6 +11,7 @@ import codecs
 import hashlib
 import json
 import re
+from array import array
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from minifm.errors import ConfigError, FormatError
 from minifm.text.bytelevel import ALPHABET, from_alphabet
 
 END_OF_TEXT = "<|endoftext|>"
-SEGMENT = 1 << 20           # a longer text is encoded in segments of about this many characters
-TOGETHER = 64               # segments that the library encodes in one call, on all processors
+SEGMENT = 1 << 18           # a longer text is encoded in segments of about this many characters
+TOGETHER = 1 << 24          # characters that the library encodes in one call, on all processors
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")        # how Python decodes such bytes
 # Within a longer text: a line feed with text on both sides, where every pre-tokeniser cuts.
 _CUT = re.compile(r"(?<=[^\W_]\n)(?=[^\W_])")
+_ASCII = "a b  c\n\n\td " + "".join(map(chr, range(33, 65))) + "[\\]^_`xyz{|}~"
 _FILES = ("tokenizer.json", "vocab.json and merges.txt")
 
 
@@ -47,6 +49,7 @@ class Tokenizer:
         self.vocabulary = len(self._bytes)
         self._byte_ids = _ids_of_bytes(self._plain, file)
         self._merges = len(json.loads(text)["model"]["merges"])
+        self._check_that_text_comes_back()
         self.end_of_text = self._special("eos_token", END_OF_TEXT)
         self.padding = self._special("pad_token", None)
         if self.padding == self.end_of_text:
@@ -98,26 +101,15 @@ class Tokenizer:
         if not self._merges and not specials:
             return [self._byte_ids[np.frombuffer(d, np.uint8)] for d in data]
         library = self._marked if specials else self._plain
-        segments = [(number, s) for number, d in enumerate(data) for s in _segments(d)]
-        found = [[np.zeros(0, np.int32)] for _ in data]
-        for start in range(0, len(segments), TOGETHER):
-            some = segments[start : start + TOGETHER]
-            encoded = library.encode_batch([s[::2] for _, s in some], is_pretokenized=True,
-                                           add_special_tokens=False)
-            for (number, segment), encoding in zip(some, encoded):
-                found[number].append(self._with_raw_bytes(encoding, segment[1::2]))
-        return [np.concatenate(ids) for ids in found]
-
-    def _with_raw_bytes(self, encoding, raw):
-        """The ids of a segment: those of its texts, and after text i those of the bytes raw[i]."""
-        ids = np.array(encoding.ids, np.int32)
-        if not raw:
-            return ids
-        lengths = [len(piece) for piece in raw]
-        raw = np.frombuffer("".join(raw).encode("utf-8", "surrogateescape"), np.uint8)
-        places = np.concatenate([np.array(encoding.word_ids, np.int64),
-                                 np.repeat(np.arange(len(lengths)) + 0.5, lengths)])
-        return np.concatenate([ids, self._byte_ids[raw]])[np.argsort(places, kind="stable")]
+        byte_ids, found = self._byte_ids.tolist(), [array("i") for _ in data]
+        for group in _groups(data):
+            texts = list(dict.fromkeys(text for _, text, _ in group))
+            encoded = library.encode_batch_fast(texts, add_special_tokens=False)
+            encoding_of = dict(zip(texts, encoded))
+            for number, text, raw in group:
+                found[number].extend(encoding_of[text].ids)
+                found[number].extend([byte_ids[byte] for byte in raw])
+        return [np.array(ids, np.int32) for ids in found]
 
     @cached_property
     def _marked(self):
@@ -159,7 +151,7 @@ class Tokenizer:
         settings = _read_json(config) if config.exists() else {}
         if file.exists():
             return cls(_read_text(file), settings, file)
-        old = [directory / name for name in ("vocab.json", "merges.txt")]
+        old = [path / name for name in ("vocab.json", "merges.txt")]
         if not all(f.exists() for f in old):
             raise FormatError(path, None, f"no tokeniser here; expected {' or '.join(_FILES)}")
         return cls(_from_gpt2(*old), settings, old[0])
@@ -178,15 +170,25 @@ class Tokenizer:
         for name, text in files.items():
             (Path(directory) / name).write_text(text + "\n", "utf-8")
 
+    def _check_that_text_comes_back(self):
+        """The library drops what a file's settings leave without a token, and does not say so.
+        A normaliser may fold letters or put a space in front, but ASCII must not get lost."""
+        encoding = self._plain.encode_batch_fast([_ASCII], add_special_tokens=False)[0]
+        found = self.decode(encoding.ids).decode("utf-8", "replace")
+        if found.removeprefix(" ") != _ASCII:
+            raise FormatError(self.file, "pre_tokenizer", "only byte-level BPE is read, and here "
+                              f"text is changed: {_ASCII!r} becomes {found!r:.200}")
+
     def _special(self, key, otherwise):
         """The id of the special token that the settings call `key`."""
-        token = self.settings.get(key) or otherwise
+        given = self.settings.get(key)
+        token = given or otherwise
         if isinstance(token, dict):
             token = token.get("content")
         if token is None:
             return None
         found = self._plain.token_to_id(token) if isinstance(token, str) else None
-        if found is None and key in self.settings:
+        if found is None and given:
             raise FormatError(self.file, key, f"{token!r} is not in the vocabulary")
         return found
 
@@ -217,17 +219,31 @@ def _as_bytes(text):
     raise ConfigError(f"a text is bytes or str, got {type(text).__name__}")
 
 
-def _segments(data):
-    """The segments of one document, each [text, bytes that are not UTF-8, text, …, text], as str.
+def _groups(data):
+    """Lists of (number of the document, text, bytes behind it that are not UTF-8), each list of
+    about TOGETHER characters: the library's result takes many bytes for each token."""
+    group, size = [], 0
+    for number, document in enumerate(data):
+        for text, raw in _pieces(document):
+            group.append((number, text, raw))
+            size += len(text) + len(raw)
+            if size >= TOGETHER:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
 
-    There are several only in a document beyond SEGMENT, cut between two lines where the
-    pre-tokenisers cut anyway: the library's result takes a hundred bytes for each token.
-    """
-    text, start = data.decode("utf-8", "surrogateescape"), 0
-    while len(text) - start > SEGMENT and (cut := _CUT.search(text, start + SEGMENT)):
-        yield _NOT_UTF8.split(text[start : cut.end()])
-        start = cut.end()
-    yield _NOT_UTF8.split(text[start:])
+
+def _pieces(document):
+    """(text, bytes behind it that are not UTF-8) until the end. A text beyond SEGMENT is cut
+    between two lines where the pre-tokenisers cut anyway."""
+    pieces = _NOT_UTF8.split(document.decode("utf-8", "surrogateescape"))
+    for text, raw in zip(pieces[::2], [*pieces[1::2], ""]):
+        start = 0
+        while len(text) - start > SEGMENT and (cut := _CUT.search(text, start + SEGMENT)):
+            yield text[start : cut.end()], b""
+            start = cut.end()
+        yield text[start:], raw.encode("utf-8", "surrogateescape")
 
 
 # -- reading and checking files ------------------------------------------------------------------
@@ -239,10 +255,13 @@ def _open(text, file="tokenizer.json"):
     described = _parse(text, file)
     model = described.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" \
-            or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+            or not isinstance(model.get("vocab"), dict) \
+            or not isinstance(model.get("merges"), list):
         raise FormatError(file, "model", "expected a byte-level BPE with vocab and merges")
-    if model.get("dropout"):
-        raise FormatError(file, "model.dropout", "expected none: encoding must not be random")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise FormatError(file, f"model.{key}", f"expected none, found {model[key]!r:.60}: "
+                              "only plain byte-level BPE, which is never random, is read")
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:      # the library raises plain Exception
