@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import sysconfig
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -84,18 +83,19 @@ class Corpus(Documents):
         self.description = ", ".join(map(str, sources)) or \
             f"the source of Python {platform.python_version()}'s standard library"
         self._skipped = {"empty documents": 0, "hidden files": 0}
-        self._files = [file for source in sources for file in self._find(source)]
-        if not sources:
-            self._files = _standard_library()
+        found = [file for source in sources for file in self._find(source)] if sources \
+            else _standard_library()
+        self._files = list({file.name: file for file in found}.values())    # each once
 
     def __iter__(self):
-        self._skipped["empty documents"] = 0
+        empty = 0
         for file in self._files:
             for document in self._read(file):
                 if document.text:
                     yield document
                 else:
-                    self._skipped["empty documents"] += 1
+                    empty += 1
+        self._skipped["empty documents"] = empty
 
     @property
     def skipped(self):
@@ -124,15 +124,25 @@ class Corpus(Documents):
 
     def _find(self, source):
         """The files of one source: a list of _File."""
-        text, path = os.fspath(source), Path(source).expanduser()
+        text = os.fspath(source)
+        path = Path(os.path.expanduser(text))
         if text == "-":
-            return [_File("standard input", _spool(sys.stdin.buffer), True)]
+            return [_File("standard input", reading.Spool(sys.stdin.buffer), True)]
+        if not text or not os.path.exists(path):
+            return self._match(text, path)
         if path.is_dir():
             return self._find_in(path)
-        if path.exists():
-            return [_File(text, path, True)]
+        if path.is_fifo():
+            with open(path, "rb") as stream:
+                return [_File(text, reading.Spool(stream), True)]
+        if not path.is_file():
+            raise ConfigError(f"{text}: neither a file nor a directory")
+        return [_File(text, path, True)]
+
+    def _match(self, text, path):
+        """The files of a glob, and those of the directories that it matches."""
         if not glob.has_magic(text):
-            raise ConfigError(f"{text}: no such file or directory")
+            raise ConfigError(f"{text or repr(text)}: no such file or directory")
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
         if not found:
             raise ConfigError(f"{text}: no file matches this pattern")
@@ -141,8 +151,12 @@ class Corpus(Documents):
 
     def _find_in(self, directory):
         pattern = self.pattern or "*"
+        try:
+            paths = sorted(directory.glob(pattern if "/" in pattern else f"**/{pattern}"))
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(f"pattern: {pattern!r} matches no file's path: {error}") from error
         found = []
-        for path in sorted(directory.glob(pattern if "/" in pattern else f"**/{pattern}")):
+        for path in paths:
             if not path.is_file():
                 continue
             parts = path.relative_to(directory).parts
@@ -155,8 +169,7 @@ class Corpus(Documents):
         return found
 
     def _read(self, file):
-        opened = file.open()
-        with opened:
+        with file.open() as opened:
             if file.name.endswith((".jsonl", ".ndjson")):
                 pieces = reading.json_lines(opened, file.name)
             elif self.separator is not None:
@@ -209,15 +222,12 @@ class Tally:
 
 class _File(NamedTuple):
     name: str
-    path: object            # a Path, or an open temporary file
+    path: object            # a Path or a reading.Spool
     alone: bool             # the user named this very file
 
     def open(self):
-        if not isinstance(self.path, Path):
-            self.path.seek(0)
-            return os.fdopen(os.dup(self.path.fileno()), "rb")
         try:
-            return open(self.path, "rb")
+            return self.path.open("rb")
         except OSError as error:
             raise ConfigError(f"{self.name}: cannot be read ({error.strerror})") from error
 
@@ -225,14 +235,6 @@ class _File(NamedTuple):
 def _side(seed, digest):
     """A number in 0 … 2^64 - 1 by seed and contents."""
     return int.from_bytes(hashlib.sha256(b"%d " % seed + digest).digest()[:8], "big")
-
-
-def _spool(stream):
-    """A temporary file with all of a stream that can be read only once."""
-    file = tempfile.TemporaryFile()
-    while block := stream.read(1 << 20):
-        file.write(block)
-    return file
 
 
 def _standard_library():

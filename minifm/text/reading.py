@@ -4,8 +4,12 @@ Each function yields (name, bytes) and never holds more than one document (or on
 refuses binary data: a vocabulary full of a PNG's bytes is a mistake that shows only much later.
 """
 
+import io
 import json
+import os
 import re
+import shutil
+import tempfile
 
 import numpy as np
 
@@ -44,14 +48,15 @@ def sections(file, name, size):
 
 def separated(file, name, separator):
     """What stands between separators; one line feed on either side of a separator goes with it."""
-    offset, kept = 0, b""
+    offset, kept, searched, before = 0, bytearray(), 0, b""
     for block in _blocks(file, name):
         kept += block
-        *pieces, kept = kept.split(separator)
-        for piece in pieces:
-            yield f"{name}@{offset}", piece.removeprefix(b"\n").removesuffix(b"\n")
-            offset += len(piece) + len(separator)
-    yield f"{name}@{offset}", kept.removeprefix(b"\n")
+        while (end := kept.find(separator, searched)) >= 0:
+            yield f"{name}@{offset}", bytes(kept[:end]).removeprefix(before).removesuffix(b"\n")
+            del kept[: end + len(separator)]
+            offset, searched, before = offset + end + len(separator), 0, b"\n"
+        searched = max(0, len(kept) - len(separator) + 1)       # half of one may end the block
+    yield f"{name}@{offset}", bytes(kept).removeprefix(before)
 
 
 def json_lines(file, name):
@@ -69,6 +74,36 @@ def json_lines(file, name):
             raise FormatError(name, f"line {number}",
                               f"expected `text` to be a string, got {type(text).__name__}")
         yield f"{name}:{number}", text.encode("utf-8", "surrogatepass")
+
+
+class Spool:
+    """All of a stream that can be read only once, in a temporary file. `open()` gives a reader
+    with a place of its own, as opening a file does."""
+
+    def __init__(self, stream):
+        self.file = tempfile.TemporaryFile()
+        shutil.copyfileobj(stream, self.file, BLOCK)
+        self.file.flush()
+
+    def open(self, mode="rb"):
+        return io.BufferedReader(_SpoolReader(self))
+
+    def __del__(self):
+        self.file.close()
+
+
+class _SpoolReader(io.RawIOBase):
+    def __init__(self, spool):
+        self.spool, self.place = spool, 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = os.pread(self.spool.file.fileno(), len(buffer), self.place)
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)
 
 
 def _blocks(file, name):

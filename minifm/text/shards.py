@@ -193,8 +193,8 @@ def _read_index(file, expected):
         index = json.loads(file.read_text("utf-8"))
         differing = [key for key, value in expected.items() if index[key] != value]
         whole = len(index["sha256"]) == -(-index["tokens"] // index["shard"]) > 0
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, ArithmeticError) as problem:
-        raise FormatError(file, None, f"no index of tokens can be read: {problem}") from None
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, ArithmeticError) as why:
+        raise FormatError(file, None, f"no index of tokens can be read: {why!r}") from None
     if differing:
         raise FormatError(file, differing[0], f"expected {expected[differing[0]]!r}, "
                           f"found {index[differing[0]]!r}")
