@@ -27,7 +27,7 @@ static struct {
     int active;                       /* threads taking part in the current region */
     atomic_int finished, arrived;
     _Alignas(CACHE_LINE) atomic_llong ticket;
-    int threads;                      /* as set by the user; includes the caller */
+    atomic_int threads;               /* as set by the user; includes the caller */
     int started;                      /* workers that exist: threads 1 ... started */
     pthread_t workers[MAX_THREADS];
     void *scratch[SCRATCH_SLOTS];
@@ -215,25 +215,35 @@ static void draw_ranges(void *context, int thread, int threads)
         r->task(r->context, begin, begin + r->grain < r->items ? begin + r->grain : r->items);
 }
 
+static int worth_the_pool(int64_t items, int64_t grain)
+{
+    return items > grain && pool.threads > 1;
+}
+
+static void in_caller(int64_t items, int64_t grain, RangeTask task, void *context)
+{
+    for (int64_t begin = 0; begin < items; begin += grain)
+        task(context, begin, begin + grain < items ? begin + grain : items);
+}
+
 void pool_for(int64_t items, int64_t grain, RangeTask task, void *context)
 {
-    if (items <= grain || pool.threads == 1) {
-        for (int64_t begin = 0; begin < items; begin += grain)
-            task(context, begin, begin + grain < items ? begin + grain : items);
-        return;
-    }
     Ranges ranges = {items, grain, task, context};
-    pool_run(draw_ranges, &ranges, 0);
+    if (worth_the_pool(items, grain))
+        pool_run(draw_ranges, &ranges, 0);
+    else
+        in_caller(items, grain, task, context);
 }
 
 void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
 {
-    const int alone = items <= grain || pool.threads == 1;
-    if (!alone)
-        pool_enter();
+    if (!worth_the_pool(items, grain)) { /* asked once: without the lock, the answer may change */
+        in_caller(items, grain, task, context);
+        return;
+    }
+    pool_enter();
     pool_for(items, grain, task, context);
-    if (!alone)
-        pool_leave();
+    pool_leave();
 }
 
 int64_t grain_of(int64_t each) { return each >= 16384 ? 1 : 16384 / (each > 0 ? each : 1); }

@@ -10,6 +10,7 @@ LAST = "last"               # a run's link to its newest checkpoint
 # All that is ever read of a model on the hub; above all, no pickle.
 DOWNLOADED = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
               "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+PATIENCE = 10               # seconds for the hub to answer at all
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -34,10 +35,22 @@ def resolve(name):
 
 
 def _download(name):
-    from huggingface_hub import snapshot_download       # slow to import, and not often needed
+    # Slow to import, and not often needed.
+    import huggingface_hub as library
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    asked = None
     try:
-        return Path(snapshot_download(name, allow_patterns=DOWNLOADED))
+        # The library puts no limit on how long its own first question waits.
+        library.model_info(name, timeout=PATIENCE)
     except Exception as error:      # the kinds differ between the library's versions
-        reason = " ".join(str(error.__cause__ or error).split())
+        asked = error
+    try:
+        return Path(library.snapshot_download(name, allow_patterns=DOWNLOADED,
+                                              local_files_only=asked is not None))
+    except Exception as error:
+        asked = asked or error
+        reason = "there is no such model, or not for everyone" \
+            if isinstance(asked, RepositoryNotFoundError) else str(asked).strip().split("\n")[0]
         raise UserError(f"{name}: neither a directory here nor to be had from the hub "
-                        f"({reason:.300})") from error
+                        f"({reason:.300})") from asked

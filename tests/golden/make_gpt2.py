@@ -44,7 +44,9 @@ def main():
 
 def outputs(model, ids, mask):
     result = model(ids, attention_mask=mask, output_hidden_states=True)
-    loss = model(ids[:2], labels=ids[:2]).loss
+    # Not the library's own loss, which it computes in float32 even for a float64 model.
+    logits, targets = model(ids[:2]).logits[:, :-1], ids[:2, 1:]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()
     greedy = model.generate(ids[:1], attention_mask=mask[:1], max_new_tokens=16, do_sample=False,
                             pad_token_id=60, eos_token_id=None)
