@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minifm.hub import load_model
 from safetensors.numpy import load_file
 
 import minifm as mf
 from minifm.errors import ConfigError, ShapeError
+from minifm.hub import load_model
 from minifm.models import GPT, GPTConfig
 from minifm.models.gpt import PRESETS
 

@@ -251,7 +251,7 @@ class Trainer:
         own = checkpoint.path_of(self.directory, self.step)
         self._saved = self.step if own.resolve() == path else None
         checkpoint.link(self.directory, self.step, self.best)
-        checkpoint.prune(self.directory, self.config.keep, self.best)   # where a kill forestalled it
+        checkpoint.prune(self.directory, self.config.keep, self.best)   # should a kill have come
 
     def _state(self):
         """What state.json holds, as it reads back from JSON."""
