@@ -30,6 +30,7 @@ def arguments(parser):
 
 def run(args):
     from minifm.generation import generate
+    from minifm.generation.generate import check_prompts
     from minifm.hub import load_model, resolve
     from minifm.text import Tokenizer
     said = settings(args, Sampling, also=("max_tokens", "stop", "seed"))
@@ -40,11 +41,12 @@ def run(args):
     prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]
     stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
-    single = len(prompts) == 1
-    if single:
+    max_tokens, single = said.get("max_tokens", 200), len(prompts) == 1
+    check_prompts([tokenizer.encode(p) for p in prompts], model.config.context, max_tokens)
+    if single:                          # now that nothing is in the way
         show(prompts[0].decode("utf-8", "replace"))
     done = generate(model, tokenizer, prompts, sampling=sampling, stop=stop,
-                    max_tokens=said.get("max_tokens", 200), seed=said.get("seed", 0),
+                    max_tokens=max_tokens, seed=said.get("seed", 0),
                     on_text=(lambda row, piece: show(piece)) if single else None)
     for number, (prompt, completion) in enumerate(zip(prompts, done), 1):
         if not single:

@@ -38,8 +38,6 @@ def generate(model, tokenizer, prompts, *, sampling=Sampling(), max_tokens=200, 
     Raises ConfigError for an empty prompt, one that the model's context cannot hold, or
     max_tokens below 1.
     """
-    if max_tokens < 1:
-        raise ConfigError(f"max_tokens: expected an integer from 1 up, got {max_tokens}")
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     writers = [_Writer(tokenizer, stop) for _ in prompts]
     emit = on_text or (lambda row, piece: None)
@@ -63,7 +61,7 @@ def tokens(model, prompts, sampling, max_tokens, rng, finished=()):
     finished  a set to which the caller may add the rows that need no more
     """
     context, lengths = model.config.context, np.array([len(p) for p in prompts])
-    check_prompts(prompts, context)
+    check_prompts(prompts, context, max_tokens)
     cache = model.cache(len(prompts), int(lengths.max()) + max_tokens)
     seen = [list(p) for p in prompts]
     live = range(len(prompts))
@@ -93,8 +91,10 @@ def last_logits(model, ids, counts, cache):
         return model.logits(x[np.arange(len(last)), last]).numpy()
 
 
-def check_prompts(ids, context):
-    """Raise ConfigError for a prompt that the model cannot continue."""
+def check_prompts(ids, context, max_tokens):
+    """Raise ConfigError for a prompt that the model cannot continue, or nothing to write."""
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens: expected at least 1, got {max_tokens}")
     for number, prompt in enumerate(ids, 1):
         which = f"prompt {number} of {len(ids)}" if len(ids) > 1 else "the prompt"
         if len(prompt) == 0:

@@ -1,0 +1,324 @@
+"""The command line as a user meets it: every verb, every mistake one line and status 2."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minifm import cli
+from minifm.models import GPT
+from minifm.training import checkpoint
+
+TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "--batch", "2",
+        "--tokenizer", "bytes", "--evaluate-batches", "1"]
+TEXT = "".join(f"Line {i} of a text that is all about lines.\n\n" for i in range(2000))
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A text file of some 90 kB."""
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+@pytest.fixture
+def minifm(capsys):
+    """minifm(*words) runs a command here and gives (status, standard output, standard error)."""
+    def run(*words):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as stop:          # argparse
+            status = stop.code
+        return (status, *capsys.readouterr())
+    return run
+
+
+def process(*words, **options):
+    """The command in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "minifm", *map(str, words)], text=True,
+                          capture_output=True, timeout=120, check=False, **options)
+
+
+def refused(result, *parts):
+    """A user's mistake: status 2, one line on standard error that says all of `parts`."""
+    status, out, err = result
+    assert status == 2 and out == ""
+    assert err.startswith("minifm: ") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err, err
+
+
+# -- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_shows_defaults_and_an_example(minifm, verb):
+    status, out, _ = minifm(verb, "--help")
+    assert status == 0 and f"example:\n  minifm {verb}" in out.replace("MINIFM_ISA=avx2 ", "")
+    assert verb == "env" or "(default: " in out
+
+
+def test_examples_in_the_help_parse(minifm):
+    import importlib
+    import shlex
+    for verb in cli.VERBS:
+        module = importlib.import_module(f"minifm.cli.{verb}")
+        for line in module.EXAMPLE.splitlines()[1:]:
+            words = shlex.split(line.split("| ")[-1])
+            words = [w for w in words if not re.fullmatch(r"[A-Z_]+=\w+", w)]
+            assert words[0] == "minifm" and cli.parse(words[1:]).run is module.run, line
+
+
+def test_help_and_import_leave_heavy_libraries_alone():
+    """What takes long to import is imported when it is needed."""
+    heavy = {"numba", "matplotlib", "tokenizers", "safetensors", "huggingface_hub", "tqdm",
+             "hypothesis", "pytest", "PIL", "sklearn", "scipy"}
+    for code in ("import minifm", "from minifm import cli\ntry: cli.main(['--help'])\n"
+                 "except SystemExit: pass"):
+        done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(list(sys.modules))"],
+                              capture_output=True, text=True, check=True)
+        modules = set(re.findall(r"'(\w+)'", done.stdout.splitlines()[-1]))
+        assert not modules & heavy and "minifm" in modules
+
+
+def test_both_names_start_the_command_line():
+    assert process("--version").stdout.startswith("minifm ")
+    assert "VERB" in process().stderr and process().returncode == 2
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    assert process("generate", "./nowhere").stderr.count("\n") == 1
+    shown = process("generate", "./nowhere", env=os.environ | {"MINIFM_DEBUG": "1"}).stderr
+    assert "Traceback" in shown
+
+
+# -- pretrain and generate -------------------------------------------------------------------------
+
+
+def test_pretrain_then_generate(minifm, book, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = minifm("pretrain", "--data", book, "--out", run, "--steps", 6, *TINY,
+                              "--evaluate-every", 3, "--save-every", 3)
+    assert status == 0 and "bits a byte" in out and f"saved as   {run}/last" in out
+    for part in ("text ", "tokens ", "model ", "training ", "backend ", "run "):
+        assert f"\n{part}" in f"\n{err}"
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json"):
+        assert (run / "last" / file).exists()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    described = json.loads((run / "run.json").read_text())
+    assert described["settings"]["data"] == [book] and described["corpus"]["bytes"] == len(TEXT)
+    status, out, _ = minifm("generate", run / "last", "Line 1", "--max-tokens", 5, "--seed", 3)
+    assert status == 0 and out.startswith("Line 1") and len(out) > len("Line 1\n")
+    assert minifm("generate", run, "Line 1", "--max-tokens", 5, "--seed", 3)[1] == out
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(minifm, book, tmp_path):
+    common = ["--data", book, *TINY, "--steps", 40, "--save-every", 10]
+    assert minifm("pretrain", *common, "--out", tmp_path / "whole")[0] == 0
+    run = tmp_path / "stopped"
+    started = subprocess.Popen([sys.executable, "-m", "minifm", "pretrain", *map(str, common),
+                                "--out", str(run)], stderr=subprocess.PIPE, text=True)
+    while not checkpoint.steps_in(run):
+        time.sleep(0.01)
+        assert started.poll() is None
+    started.send_signal(signal.SIGINT)
+    err = started.communicate(timeout=60)[1]
+    assert started.returncode in (130, 0)       # 0: it was faster than the signal
+    if started.returncode:
+        assert f"go on with: minifm pretrain --resume --out {run}" in err
+    assert minifm("pretrain", "--resume", "--out", run)[0] == 0
+    assert checkpoint.steps_in(run)[-1] == 40
+    whole, resumed = ((tmp_path / name / "last/model.safetensors").read_bytes()
+                      for name in ("whole", "stopped"))
+    assert whole == resumed
+
+
+def test_resuming_with_other_settings_lists_the_differences(minifm, book, tmp_path):
+    run = tmp_path / "run"
+    common = ["--data", book, *TINY, "--steps", 3, "--out", run]
+    assert minifm("pretrain", *common)[0] == 0
+    refused(minifm("pretrain", *common), "already holds a run of 3 steps", "--resume")
+    refused(minifm("pretrain", "--resume", "--out", run, "--steps", 5, "--clip", 0.5, "--seed", 1),
+            "config.steps: 3 in the checkpoint, 5 now", "config.clip: 1.0 in the checkpoint, 0.5 now",
+            "config.seed", "--force")
+    refused(minifm("pretrain", "--resume", "--out", run, "--width", 32), "model.width: 16 in")
+    refused(minifm("pretrain", "--resume", "--out", run, "--vocabulary", 300), "vocabulary: 4096 in")
+    refused(minifm("pretrain", "--resume", "--out", run, "--init", run), "init: ")
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.upper())
+    refused(minifm("pretrain", "--resume", "--out", run, "--data", other),
+            "data.training.corpus: ", "data.held_out.corpus: ")
+    assert minifm("pretrain", "--resume", "--out", run, "--steps", 5, "--force")[0] == 0
+    assert checkpoint.steps_in(run)[-1] == 5
+
+
+def test_pretraining_goes_on_from_a_given_model(minifm, book, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert minifm("pretrain", "--data", book, *TINY, "--steps", 2, "--out", first)[0] == 0
+    flags = ["--init", first, "--data", book, "--batch", 2, "--out", second]
+    refused(minifm("pretrain", *flags, "--layers", 3), "layers: the model to start from")
+    refused(minifm("pretrain", *flags, "--tokenizer", "bytes"), "tokenizer: ")
+    assert minifm("pretrain", *flags, "--steps", 1, "--learning-rate", 0)[0] == 0
+    weights = [(run / "last/model.safetensors").read_bytes() for run in (first, second)]
+    assert weights[0] == weights[1]
+
+
+def test_a_file_of_settings_under_flags(minifm, book, tmp_path):
+    config = tmp_path / "settings.toml"
+    config.write_text(f'data = ["{book}"]\nlayers = 1\nheads = 2\nwidth = 16\ncontext = 16\n'
+                      'tokenizer = "bytes"\nbatch = 2\nsteps = 9\nevaluate-every = 0\n')
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--config", config, "--out", run, "--steps", 2)[0] == 0
+    said = json.loads((run / "run.json").read_text())["settings"]
+    assert (said["steps"], said["width"], said["evaluate_every"]) == (2, 16, 0)
+    config.write_text("widht = 16\n")
+    refused(minifm("pretrain", "--config", config, "--out", tmp_path / "b"),
+            "unknown setting 'widht'; did you mean 'width'?")
+    config.write_text("width = 'wide'\n")
+    refused(minifm("pretrain", "--config", config, "--out", tmp_path / "b"),
+            "width: expected an integer, got 'wide'")
+
+
+def test_standard_input_is_a_corpus(book, tmp_path):
+    done = process("pretrain", "--data", "-", *TINY, "--steps", 2, "--out", tmp_path / "run",
+                   input=TEXT)
+    assert done.returncode == 0 and "standard input" not in done.stdout
+    assert json.loads((tmp_path / "run/run.json").read_text())["corpus"]["bytes"] == len(TEXT)
+
+
+def test_bytes_that_are_not_utf8_are_learnt_as_they_are(minifm, tmp_path):
+    source = tmp_path / "latin.txt"
+    source.write_bytes("Grüße und Füße.\n\n".encode("latin-1") * 2000)
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--data", source, *TINY, "--steps", 1, "--out", run)[0] == 0
+    assert json.loads((run / "run.json").read_text())["corpus"]["bytes"] == 17 * 2000
+
+
+# -- mistakes ----------------------------------------------------------------------------------------
+
+
+def written(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda d: d / "missing.txt", "missing.txt: no such file or directory"),
+    (lambda d: written(d / "empty.txt", b""), "the corpus is empty"),
+    (lambda d: written(d / "picture.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9), "PNG"),
+    (lambda d: written(d / "zero.bin", b"a\x00b" * 999), "zero byte"),
+    (lambda d: written(d / "short.txt", b"a few words\n\nand more\n"), "give more text"),
+    (lambda d: written(d / "bad.jsonl", b'{"text": 1}\n'), "line 1: expected `text` to be a string"),
+    (lambda d: d, "bad.jsonl"),
+])
+def test_a_corpus_that_cannot_be_read_is_refused(minifm, tmp_path, make, said):
+    source = make(tmp_path)
+    if source == tmp_path:
+        written(tmp_path / "bad.jsonl", b"not json\n")
+    out = tmp_path.parent / f"{tmp_path.name}-run"
+    refused(minifm("pretrain", "--data", source, *TINY, "--out", out), said)
+    assert not checkpoint.steps_in(out)
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--heads", "3"], "heads: 3 heads do not divide the width 16"),
+    (["--steps", "0"], "steps: expected at least 1, got 0"),
+    (["--length", "17"], "length: expected at most the model's context of 16, got 17"),
+    (["--dropout", "1"], "dropout: expected at least 0 and less than 1"),
+    (["--held-out", "0"], "held_out: expected more than 0"),
+    (["--vocabulary", "9"], "vocabulary: expected at least 257"),
+    (["--tokenizer", "./nothing"], "./nothing"),
+    (["--width", "1000000"], "memory: "),
+    (["--resume"], "there is no run to resume"),
+    (["--preset", "gpt3-175b", "--width", "12288", "--layers", "96", "--heads", "96"], "memory: "),
+])
+def test_impossible_settings_are_refused_in_one_line(minifm, book, tmp_path, flags, said):
+    if "--resume" in flags:
+        flags = [*flags, "--data", book]
+    out = tmp_path / "run"
+    result = minifm("pretrain", "--data", book, *TINY, "--out", out, *flags)
+    refused(result, said)
+    assert not checkpoint.steps_in(out)
+
+
+def test_a_context_that_the_text_cannot_fill_is_refused(minifm, tmp_path):
+    source = written(tmp_path / "short.txt", "\n\n".join(map(str, range(300))).encode())
+    result = minifm("pretrain", "--data", source, "--separator", "\n\n", *TINY, "--context", 4096,
+                    "--out", tmp_path / "run")
+    refused(result, "windows of 4096 tokens", "lower the context")
+
+
+def test_an_argument_that_is_no_number_is_refused_with_usage(minifm, tmp_path):
+    status, out, err = minifm("pretrain", "--out", tmp_path, "--steps", "many")
+    assert status == 2 and "invalid int value: 'many'" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("words, said", [
+    (["./nowhere", "x"], "./nowhere"),
+    (["RUN", ""], "the prompt is empty"),
+    (["RUN", "x" * 16], "context of 16"),
+    (["RUN", "x", "--temperature", "-1"], "temperature: expected at least 0"),
+    (["RUN", "x", "--max-tokens", "0"], "max_tokens"),
+])
+def test_generate_refuses_what_it_cannot_do(minifm, book, tmp_path, words, said):
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--data", book, *TINY, "--steps", 1, "--out", run)[0] == 0
+    refused(minifm("generate", *(run if word == "RUN" else word for word in words)), said)
+
+
+def test_generate_reads_standard_input_and_writes_several(book, tmp_path, minifm):
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--data", book, *TINY, "--steps", 1, "--out", run)[0] == 0
+    alone = process("generate", run, "--max-tokens", 3, input="Lin\n")
+    assert alone.returncode == 0 and alone.stdout.startswith("Lin")
+    several = process("generate", run, "Lin", "Li", "--max-tokens", 3)
+    assert "--- 1 of 2 (length)" in several.stdout and "--- 2 of 2 (length)" in several.stdout
+
+
+def test_a_damaged_model_is_refused(minifm, book, tmp_path):
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--data", book, *TINY, "--steps", 1, "--out", run)[0] == 0
+    weights = run / "last/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7])
+    refused(minifm("generate", run, "x"), "model.safetensors")
+    weights.write_bytes(whole)
+    config = run / "last/config.json"
+    described = json.loads(config.read_text())
+    for change, said in (({"model_type": "bert"}, "bert"), ({"n_layer": 10**9}, "config.json"),
+                         ({"n_head": 3}, "heads"), ({"n_embd": -1}, "width")):
+        config.write_text(json.dumps(described | change))
+        refused(minifm("generate", run, "x"), said)
+
+
+# -- env ---------------------------------------------------------------------------------------------
+
+
+def test_env_says_what_is_there_and_why_something_is_not(minifm):
+    status, out, _ = minifm("env")
+    assert status == 0
+    for part in ("python", "numpy", "active", "cuda", "no: "):
+        assert part in out
+    status, out, _ = minifm("env", "--json")
+    found = json.loads(out)
+    assert found["backends"]["cuda"].startswith("no: ")
+    assert found["packages"]["numpy"] == np.__version__
+
+
+def test_the_model_that_was_saved_is_the_one_that_was_trained(minifm, book, tmp_path):
+    from minifm.hub import load_model
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--data", book, *TINY, "--steps", 1, "--out", run)[0] == 0
+    model = load_model(run / "last")
+    assert isinstance(model, GPT) and model.config.width == 16
+    assert all(np.isfinite(p.numpy()).all() for p in model.parameters().values())
