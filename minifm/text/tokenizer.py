@@ -74,7 +74,8 @@ class Tokenizer:
             raise ConfigError("vocabulary: expected an integer from 257 (the bytes and "
                               f"end-of-text) to {1 << 24}, got {vocabulary!r}")
         from tokenizers import trainers
-        library = _open(_byte_level_json([], []))
+        # Without special tokens: the library would learn their strings, where documents spell them.
+        library = _open(_json({symbol: i for i, symbol in enumerate(ALPHABET)}, [], []))
         trainer = trainers.BpeTrainer(
             vocab_size=int(vocabulary) - 1, min_frequency=2, max_token_length=64,
             initial_alphabet=sorted(ALPHABET), special_tokens=[], show_progress=False)
