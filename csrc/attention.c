@@ -24,7 +24,7 @@ typedef minifm_attention_shape Shape;
 typedef struct {
     const Shape *s;
     float *y, *lse_out, *dq, *dk, *dv;
-    const float *q, *k, *v, *dy, *saved_y, *lse;
+    const float *q, *k, *v, *dy, *lse;
     const uint8_t *key_mask;
     int64_t splits, blocks;         /* tickets of a head, blocks of queries of a ticket */
     int64_t key_slivers, d_slivers, e_slivers;
@@ -172,7 +172,8 @@ static void forward_block(const Attention *a, Room *room, int64_t b, int64_t h, 
 
 /* -- backward ------------------------------------------------------------------------------------- */
 
-/* p = e^(score - lse) and ds = p (dp - delta), delta = dy . y, zeros up to `width`. */
+/* p = e^(score - lse) and, from dp, ds = p (dp - delta), zeros up to `width`. delta is p . dp, not
+ * dy . y, the same number by another sum: where one key has all the weight, ds is exactly 0. */
 static void score_gradient(const Attention *a, float *p, float *ds, int64_t b, int64_t h,
                            int64_t i, int64_t width)
 {
@@ -181,10 +182,8 @@ static void score_gradient(const Attention *a, float *p, float *ds, int64_t b, i
     int64_t n = lse == -INFINITY ? 0 : visible(s, i);
     if (a->key_mask)
         hide_keys(p, a->key_mask + b * s->keys, n);
-    float delta = kernels->dot(at(a->dy, s->dy_strides, b, h, i),
-                               at(a->saved_y, s->y_strides, b, h, i), s->value_width);
     kernels->exp_sum(p, p, n, lse);
-    kernels->softmax_gradient(ds, p, ds, n, delta);
+    kernels->softmax_gradient(ds, p, ds, n, kernels->dot(p, ds, n));
     memset(p + n, 0, (size_t)(width - n) * sizeof *p);
     memset(ds + n, 0, (size_t)(width - n) * sizeof *ds);
 }
@@ -348,10 +347,9 @@ int minifm_attention(float *y, float *lse, const float *q, const float *k, const
 
 int minifm_attention_backward(float *dq, float *dk, float *dv, const float *dy, const float *q,
                               const float *k, const float *v, const uint8_t *key_mask,
-                              const float *y, const float *lse,
-                              const minifm_attention_shape *shape)
+                              const float *lse, const minifm_attention_shape *shape)
 {
     Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dy = dy, .q = q, .k = k, .v = v,
-                   .key_mask = key_mask, .saved_y = y, .lse = lse};
+                   .key_mask = key_mask, .lse = lse};
     return run(&a, backward, 1);
 }

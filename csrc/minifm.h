@@ -111,8 +111,7 @@ int minifm_attention(float *y, float *lse, const float *q, const float *k, const
                      const uint8_t *key_mask, const minifm_attention_shape *shape);
 int minifm_attention_backward(float *dq, float *dk, float *dv, const float *dy, const float *q,
                               const float *k, const float *v, const uint8_t *key_mask,
-                              const float *y, const float *lse,
-                              const minifm_attention_shape *shape);
+                              const float *lse, const minifm_attention_shape *shape);
 
 /* -- loss.c -------------------------------------------------------------------------------------- */
 
