@@ -43,5 +43,5 @@ def _shift(x, axis):
         return x, np.full(np.sum(x, axis=axis, keepdims=True).shape, -np.inf, x.dtype)
     peak = np.max(x, axis=axis, keepdims=True)
     peak = np.where(peak == -np.inf, np.asarray(0, x.dtype), peak)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):     # e^-inf is the right 0
         return x - peak, peak
