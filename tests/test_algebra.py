@@ -1,4 +1,4 @@
-"""The algebra that ops obey whatever computes them: softmax, norms, attention, losses, rotations."""
+"""The algebra that ops obey, whatever computes them: softmax, norms, attention, losses, RoPE."""
 
 import math
 

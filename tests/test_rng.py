@@ -1,4 +1,4 @@
-"""Noise as a value: the same numbers on every backend, in any order, and numbers that are random."""
+"""Noise as a value: the same numbers on every backend, in any order; and they are random."""
 
 import math
 
