@@ -18,23 +18,24 @@ from minifm.errors import ConfigError
 
 
 def add_fields(parser, cls, title, skip=(), defaults=True):
-    """One flag for each field of dataclass `cls`, under a heading; returns argparse's group.
-    `defaults` shows those of the dataclass."""
+    """One flag for each field of dataclass `cls`, under a heading; `defaults` shows those of the
+    dataclass."""
     group, hints = parser.add_argument_group(title), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in skip:
             continue
         kind, text = plain_type(hints[field.name]), field.metadata["help"]
-        if defaults and field.default is not None:
+        if defaults and field.default not in (None, ()):
             text += f" (default: {field.default})"
         options = {"dest": field.name, "default": argparse.SUPPRESS,
                    "help": text.replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is tuple:
+            options |= {"nargs": "+", "metavar": "STR"}
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         group.add_argument("--" + field.name.replace("_", "-"), **options)
-    return group
 
 
 def add_config(parser):

@@ -22,6 +22,7 @@ SHAPE = {f.name for f in fields(GPTConfig)} - {"vocabulary"}       # which the t
 
 def arguments(parser):
     from minifm.training.pretrain import TextConfig
+    parser.usage = "minifm pretrain --out DIRECTORY [--data SOURCE ...] [options]"
     parser.add_argument("--out", metavar="DIRECTORY", required=True,
                         help="the directory of the run: checkpoints, log, loss curve")
     parser.add_argument("--resume", action="store_true",
@@ -34,9 +35,7 @@ def arguments(parser):
     parser.add_argument("--preset", choices=PRESETS, default=argparse.SUPPRESS,
                         help="the shape of the model; the flags below change it (default: mini)")
     add_config(parser)
-    text = add_fields(parser, TextConfig, "text", skip=("data",))
-    text.add_argument("--data", nargs="+", metavar="SOURCE", default=argparse.SUPPRESS,
-                      help=next(f for f in fields(TextConfig) if f.name == "data").metadata["help"])
+    add_fields(parser, TextConfig, "text")
     add_fields(parser, GPTConfig, "model (defaults: those of the preset)", skip=("vocabulary",),
                defaults=False)
     add_fields(parser, TrainConfig, "training")
