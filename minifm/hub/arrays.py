@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import stat
 import sys
 from dataclasses import dataclass
@@ -184,13 +185,15 @@ def _entry(file, name, described, start_of_data, length):
         raise FormatError(file, key, "expected dtype, shape and data_offsets")
     dtype, shape, offsets = (described[part] for part in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(file, key, f"dtype {dtype!r:.60} is not read, only {', '.join(DTYPES)}")
+        raise FormatError(file, key, f"dtype {reprlib.repr(dtype)} is not read, only "
+                          f"{', '.join(DTYPES)}")
     width = DTYPES[dtype].itemsize
     if not _are_sizes(shape) or len(shape) > MOST_DIMENSIONS \
             or math.prod(size for size in shape if size) * width > sys.maxsize:
-        raise FormatError(file, key, f"shape {shape!r:.60} is not that of an array")
+        raise FormatError(file, key, f"shape {reprlib.repr(shape)} is not that of an array")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(file, key, f"data_offsets: expected begin and end, got {offsets!r:.60}")
+        raise FormatError(file, key, "data_offsets: expected begin and end, got "
+                          f"{reprlib.repr(offsets)}")
     begin, end = offsets
     if end > length - start_of_data:
         raise FormatError(file, key, f"ends at byte {end} of the data, which has "

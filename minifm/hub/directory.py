@@ -10,6 +10,7 @@
 import json
 import math
 import re
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def _read_config(file):
     kind = stored.get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         raise FormatError(file, "model_type", f"expected one of {', '.join(MODELS)}, got "
-                          f"{kind!r:.60}")
+                          f"{reprlib.repr(kind)}")
     try:
         return MODELS[kind], MODELS[kind].config_from_hub(stored)
     except ConfigError as problem:
@@ -168,7 +169,7 @@ def _read_shards(index):
     for key, name in places.items():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
             raise FormatError(index, shown(key), "expected the name of a .safetensors file in this "
-                              f"directory, got {name!r:.60}")
+                              f"directory, got {reprlib.repr(name)}")
     entries, wrong = {}, []
     for name in sorted(set(places.values())):
         for key, entry in read_header(index.parent / name).items():

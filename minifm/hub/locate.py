@@ -24,13 +24,13 @@ def resolve(name):
     Raises UserError, in one line, for what is neither.
     """
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if path.is_dir() and name != "":        # Path("") is the working directory
         run = not (path / "config.json").exists() and (path / LAST).is_dir()
-        return path / os.readlink(path / LAST) if run else path
-    if path.exists():
+        return (path / LAST).resolve() if run else path
+    if path.is_file():
         raise UserError(f"{name}: expected a directory, this is a file")
     if not _HUB_NAME.fullmatch(str(name)):
-        raise UserError(f"{name}: no such directory")
+        raise UserError(f"{str(name)!r}: no such directory")
     return _download(str(name))
 
 
