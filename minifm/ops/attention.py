@@ -41,7 +41,7 @@ class Attention(Op):
 
     @classmethod
     def examples(cls, draw):
-        B, K, G, T, S, D = (draw.size(n, 1) for n in ("B", "K", "G", "T", "S", "D"))
+        B, K, G, T, S, D = (draw.size(n, 1) for n in ("B", "H", "G", "T", "S", "D"))
         bias = draw.choice([None, (B, K * G, T, S), (T, S), (1, K * G, 1, S)])
         return (draw.normal((B, K * G, T, D)), draw.normal((B, K, S, D)), draw.normal((B, K, S, D)),
                 None if bias is None else draw.normal(bias),

@@ -40,7 +40,7 @@ class Matmul(Op):
 
     @classmethod
     def examples(cls, draw):
-        left, right = draw.broadcastable(most=2)
+        left, right = draw.broadcastable(2, "*M")
         M, K, N = draw.size("M"), draw.size("K"), draw.size("N")
         return (draw.normal((*left, M, K)), draw.normal((*right, K, N))), {}
 

@@ -24,7 +24,7 @@ class LayerNorm(Op):
 
     @classmethod
     def examples(cls, draw):
-        B, D = draw.batch(), draw.size("D", 2)
+        B, D = draw.batch(), draw.size("C", 2)
         return (draw.normal((*B, D)), draw.normal((D,)), draw.normal((D,))), {"eps": 1e-2}
 
 
@@ -45,7 +45,7 @@ class RMSNorm(Op):
 
     @classmethod
     def examples(cls, draw):
-        B, D = draw.batch(), draw.size("D", 1)
+        B, D = draw.batch(), draw.size("C", 1)
         return (draw.normal((*B, D)), draw.normal((D,))), {"eps": 1e-2}
 
 

@@ -178,7 +178,7 @@ class Split(Op):
 
     @classmethod
     def examples(cls, draw):
-        return (draw.normal((draw.size("T"), 3 * draw.size("D"))),), {}
+        return (draw.normal((draw.size("T"), 3 * draw.size("C"))),), {}
 
 
 class Pad(Op):

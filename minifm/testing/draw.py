@@ -47,8 +47,9 @@ class Draw:
         """A shape of any number of dimensions, every size at least `smallest`."""
         raise NotImplementedError
 
-    def broadcastable(self, most=4):
-        """Two shapes of at most `most` dimensions that broadcast together."""
+    def broadcastable(self, most=4, name="*X"):
+        """Two shapes of at most `most` dimensions that broadcast together; a benchmark takes
+        twice the shape that it has under `name`."""
         raise NotImplementedError
 
     def choice(self, options):
@@ -185,7 +186,7 @@ class Explorer(Draw):
     def any_shape(self, smallest=0):
         return tuple(self.size("X", smallest) for _ in range(self.choice([1, 2, 0, 3, 4, 5])))
 
-    def broadcastable(self, most=4):
+    def broadcastable(self, most=4, name="*X"):
         whole = tuple(self.size("X") for _ in range(self.choice(list(range(most + 1)))))
         return self._shrunk(whole), self._shrunk(whole)
 
@@ -242,13 +243,13 @@ def lay_out(values, layout, choice):
 class Benchmark(Draw):
     """Realistic, contiguous inputs: sizes by dimension name, the first of every choice.
 
-    sizes     {dimension name: size}; "*B" is the batch, "*X" the shape of an elementwise op;
-              what it lacks comes from SIZES
+    sizes     {dimension name: size}; "*B" is the batch, "*X" the shape of an elementwise op,
+              "*M" what stands before the matrices of a product; what it lacks comes from SIZES
     choices   what `choice` answers, one after the other, before it takes to the first option
     """
 
-    SIZES = {"*B": (8, 256), "*X": (4096, 768), "B": 8, "T": 256, "S": 256, "H": 12, "K": 768,
-             "G": 1, "D": 64, "R": 32, "C": 768, "M": 1024, "N": 768, "V": 8192,
+    SIZES = {"*B": (8, 256), "*X": (4096, 768), "*M": (), "B": 8, "T": 256, "S": 256, "H": 12,
+             "G": 1, "D": 64, "R": 32, "C": 768, "M": 1024, "N": 768, "K": 768, "V": 8192,
              "images": 8, "image": (56, 56), "channels": 64, "window": (3, 3), "factor": (2, 2),
              "groups": 32, "group width": 2}
 
@@ -266,9 +267,8 @@ class Benchmark(Draw):
     def any_shape(self, smallest=0):
         return self.sizes["*X"]
 
-    def broadcastable(self, most=4):
-        whole = self.sizes["*X"][-most:] if most else ()
-        return whole, self.sizes.get("*Y", whole)
+    def broadcastable(self, most=4, name="*X"):
+        return self.sizes[name], self.sizes[name]
 
     def shape(self, dims, sizes):
         for dim in dims:

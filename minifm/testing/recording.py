@@ -1,0 +1,153 @@
+"""A backend that notes each verb it is asked for, and what the notes tell of an op's cost.
+
+    recorder = Recorder(backends.active())
+    with backends.use(recorder):
+        example.node()
+    recorder.calls          # [Call("layernorm", (x, gamma, beta, 1e-05), {}, (y, mean, rstd))]
+
+Only what an op itself asks for is noted: what one verb asks of another is the backend's affair.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from minifm.backends import use
+from minifm.backends.reference import Reference
+
+# These look things up: they read no more of their first operand than they return.
+LOOKUPS = ("embedding", "getitem", "take_along")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a verb: what went in and what came out."""
+
+    verb: str
+    arguments: tuple
+    options: dict
+    result: object
+
+
+class Recorder(Reference):
+    """`inner` with every call noted in `calls`. Arrays are those of `inner`."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.name, self.calls = inner, inner.name, []
+
+
+def _noted(verb):
+    def noted(self, *arguments, **options):
+        result = getattr(self.inner, verb)(*arguments, **options)
+        self.calls.append(Call(verb, arguments, options, result))
+        return result
+    noted.__name__ = verb
+    return noted
+
+
+for _name in dir(Reference):
+    if callable(getattr(Reference, _name)) and not _name.startswith("_"):
+        setattr(Recorder, _name, _noted(_name))
+
+
+# -- what one call of an op costs ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one phase of an op on one backend, all but the time."""
+
+    flops: int | None       # as the op declares them; None: it does not
+    bytes: int              # see `traffic`
+    on_numpy: tuple         # verbs that the backend has no kernel for and left to NumPy
+    copied: tuple           # verbs for which it copied an operand first
+
+
+def costs(example, backend):
+    """{"forward": Cost, "backward": Cost} of an Example on a backend, and the bytes of its inputs
+    and outputs."""
+    recorder, found = Recorder(backend), {}
+    flops = example.op.flops(*example.inputs, **example.options)
+    with use(recorder):
+        before = _besides(backend)
+        node, outputs = example.node()
+        found["forward"] = Cost(flops, traffic(recorder.calls, arrays_in(example.inputs), outputs),
+                                *_since(before, backend))
+        kept, dys = arrays_in(tuple(vars(node).values())), cotangents(recorder, outputs)
+        recorder.calls.clear()
+        before = _besides(backend)
+        gradients = arrays_in(node.backward(*dys))
+        found["backward"] = Cost(flops and int(flops * node.backward_products()),
+                                 traffic(recorder.calls, [*dys, *kept], gradients),
+                                 *_since(before, backend))
+    return found, sum(x.nbytes for x in (*arrays_in(example.inputs), *outputs))
+
+
+def cotangents(backend, outputs):
+    """One array of N(0, 1) numbers for each output."""
+    random = np.random.default_rng(1)
+    return [backend.from_numpy(np.asarray(random.standard_normal(y.shape), y.dtype))
+            for y in outputs]
+
+
+def _besides(backend):
+    """What the backend has done besides calling its kernels: two counts by verb."""
+    return Counter(backend.fallbacks), Counter(getattr(backend, "copies", ()))
+
+
+def _since(before, backend):
+    return tuple(tuple(now - then) for then, now in zip(before, _besides(backend)))
+
+
+# -- how many bytes must move ----------------------------------------------------------------------
+
+
+def traffic(calls, given, made):
+    """The bytes that must move at least: of the arrays `given` what the calls read, each once,
+    and those arrays of `made` that are new. What lies between is the backend's choice.
+
+    0 where nothing moves: the results are views of the operands, or the operands themselves.
+    """
+    new = [y for y in made if not any(np.may_share_memory(y, x) for x in given)]
+    if not new:
+        return 0
+    once = {id(y): y for y in new}.values()
+    return sum(_read(calls, x) for x in given) + sum(map(_size, once))
+
+
+def _read(calls, x):
+    """How much of x the calls read: of all that look at it, the one that reads most."""
+    most = 0
+    for call in calls:
+        results = arrays_in(call.result)
+        for place, argument in enumerate(call.arguments):
+            for operand in arrays_in(argument):
+                if not np.may_share_memory(operand, x) or _is_view(results, operand):
+                    continue
+                size = min(_size(operand), _size(x))
+                if place == 0 and call.verb in LOOKUPS:
+                    size = min(size, sum(map(_size, results)))
+                most = max(most, size)
+    return most
+
+
+def _is_view(results, operand):
+    """Whether the results are only other views of the operand: then nothing was read."""
+    return bool(results) and all(np.may_share_memory(y, operand) for y in results)
+
+
+def _size(x):
+    """Bytes of x, a dimension of stride 0 counted once."""
+    return x.itemsize * math.prod(n for n, stride in zip(x.shape, x.strides) if stride)
+
+
+def arrays_in(value):
+    """The NumPy arrays that `value` is, or that its tuples and lists hold."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [x for part in value for x in arrays_in(part)]
+    return []
