@@ -292,10 +292,13 @@ def test_a_header_beyond_the_limit_is_not_read(tmp_path):
 
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    os.write(writer, bytes(8))          # whoever opens it after all fails, and does not wait
     (tmp_path / "directory").mkdir()
     for name in ("pipe", "directory"):
         with pytest.raises(FormatError, match=f"{name}: is not a file"):
             hub.load_arrays(tmp_path / name)
+    os.close(writer)
     with pytest.raises(FormatError, match="absent: cannot be read: No such file"):
         hub.load_arrays(tmp_path / "absent")
 

@@ -70,7 +70,7 @@ def save_arrays(arrays, file):
     for name, array in arrays.items():
         _check_saveable(name, array.dtype, file)
     rank = {name: place for place, name in enumerate(DTYPES)}
-    names = sorted(arrays, key=lambda name: (rank[_dtype_name(arrays[name])], name.encode()))
+    names = sorted(arrays, key=lambda name: (rank[_dtype_name(arrays[name])], name))
     header, end = {METADATA: {"format": "pt"}}, 0
     for name in names:
         array, start = arrays[name], end
@@ -191,7 +191,7 @@ def _entry(file, name, described, start_of_data, length):
     if not _are_sizes(shape) or len(shape) > MOST_DIMENSIONS \
             or math.prod(size for size in shape if size) * width > sys.maxsize:
         raise FormatError(file, key, f"shape {reprlib.repr(shape)} is not that of an array")
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _are_sizes(offsets) or len(offsets) != 2:
         raise FormatError(file, key, "data_offsets: expected begin and end, got "
                           f"{reprlib.repr(offsets)}")
     begin, end = offsets

@@ -50,7 +50,8 @@ def _download(name):
                                               local_files_only=asked is not None))
     except Exception as error:
         asked = asked or error
-        reason = "there is no such model, or not for everyone" \
-            if isinstance(asked, RepositoryNotFoundError) else str(asked).strip().split("\n")[0]
+        reason = str(asked).strip().split("\n")[0] or type(asked).__name__
+        if isinstance(asked, RepositoryNotFoundError):
+            reason = "there is no such model, or not for everyone"
         raise UserError(f"{name}: neither a directory here nor to be had from the hub "
                         f"({reason:.300})") from asked
