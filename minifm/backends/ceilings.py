@@ -48,15 +48,20 @@ def flop_ceiling(backend=None, seconds=0.2):
         native.set_isa(chosen)
 
 
-def memory_ceilings(seconds=0.4):
+def memory_ceilings(seconds=0.4, arrays=None):
     """(read, copy): the most bytes a second that can be read, and that can be read and written
-    together, from arrays of twice the last-level cache each."""
-    size = min(2 * last_level_cache(), LARGEST)
-    source, target = np.arange(size // 8, dtype=np.uint64), np.ones(size // 8, np.uint64)
-    read, copy, who = _memory_verbs(source, target)
+    together. Who measures often passes the same `memory_arrays()`."""
+    source, target = arrays or memory_arrays()
+    size, (read, copy, who) = source.nbytes, _memory_verbs(source, target)
     how = f"arrays of {size >> 20} MB, {who}"
     return (Ceiling(_best(read, size, seconds / 2), how),
             Ceiling(_best(copy, 2 * size, seconds / 2), how))
+
+
+def memory_arrays():
+    """Two arrays, each of twice the last-level cache, written once so that their pages exist."""
+    n = min(2 * last_level_cache(), LARGEST) // 8
+    return np.arange(n, dtype=np.uint64), np.ones(n, np.uint64)
 
 
 def last_level_cache():

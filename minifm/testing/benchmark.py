@@ -10,8 +10,8 @@ What is done so that the figures can be believed:
 - the ceilings (backends/ceilings.py) are measured in the same run, on the same threads, again
   before each op, and the best counts: a busy machine must not flatter the kernels;
 - backends take turns, A B A B, so that what disturbs one disturbs the other; their ratio is the
-  median of the turns' ratios. A turn begins with calls that do not count, because the threads of
-  the other's BLAS go on spinning for a while;
+  median of the turns' ratios. A turn begins once the other's threads are asleep: those of
+  OpenBLAS go on spinning for a while;
 - operands are random numbers, in so many copies, used one after the other, that a call finds
   none of its own in a cache; results are kept as long, so that new ones go to memory that no
   cache holds. A row whose arrays are too small for that says `cached`;
@@ -22,6 +22,7 @@ bytes that it must move (testing/recording.py) against the bandwidth of a copy.
 """
 
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -30,7 +31,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from minifm import backends
-from minifm.backends.ceilings import flop_ceiling, last_level_cache, memory_ceilings
+from minifm.backends.ceilings import (
+    flop_ceiling,
+    last_level_cache,
+    memory_arrays,
+    memory_ceilings,
+)
 from minifm.op import OPS
 from minifm.testing.draw import Benchmark
 from minifm.testing.example import example
@@ -40,7 +46,8 @@ from minifm.testing.recording import costs, cotangents
 BASELINE = "numpy"
 PHASES = ("forward", "backward")
 SAMPLE = 2e-4           # seconds that a sample lasts at least: reading the clock takes some 1e-7
-SETTLE = 0.03           # seconds for which OpenBLAS's threads spin after a product
+LONG = 0.1              # seconds; what lasts longer is not disturbed by threads that wake up
+IDLE = 0.005            # seconds in which a process that computes nothing is seen to do so
 LEAST, MOST = 3, 10     # turns
 MOST_COPIES = 1000
 AGAIN = 0.02            # seconds for which each ceiling is measured again before each op
@@ -85,14 +92,14 @@ class Bench:
         self.seconds, self.sizes = seconds, sizes
         self.cache = last_level_cache()
         self.footprint = 4 * self.cache if footprint is None else footprint
-        self.fma, self.read, self.copy = {}, None, None
+        self.fma, self.read, self.copy, self.memory = {}, None, None, memory_arrays()
         self.measure_ceilings(ceiling_seconds)
 
     def measure_ceilings(self, seconds):
         """Measure each for so long, and keep the better of this and what was found before."""
         for name, backend in self.backends.items():
             self.fma[name] = better(flop_ceiling(backend, seconds), self.fma.get(name))
-        read, copy = memory_ceilings(2 * seconds)
+        read, copy = memory_ceilings(2 * seconds, self.memory)
         self.read, self.copy = better(read, self.read), better(copy, self.copy)
 
     def rows(self, name):
@@ -208,7 +215,7 @@ def take_turns(callers, seconds):
     try:
         while len(turns[0]) < LEAST or len(turns[0]) < MOST and time.perf_counter() < end:
             for calls, repeat, own in zip(callers, repeats, turns):
-                own.append(turn(calls, repeat, each, SETTLE if len(callers) > 1 else 0))
+                own.append(turn(calls, repeat, each))
     finally:
         if collecting:
             gc.enable()
@@ -226,16 +233,29 @@ def warm(calls, seconds):
     return max(1, math.ceil(SAMPLE / fastest))
 
 
-def turn(calls, repeat, seconds, settle):
-    """At least one sample, and as many as fit into so many seconds after those to settle. A call
-    that lasts longer than those may count at once."""
-    samples, now = [], time.perf_counter()
-    settled = now + settle
-    while not samples or now < settled + seconds:
-        start = now
+def turn(calls, repeat, seconds):
+    """At least one sample, and as many as fit into so many seconds. The first does not count,
+    because it wakes threads up, unless it is too long for that to matter."""
+    wait_until_idle()
+    samples, start = [], time.perf_counter()
+    end = start + seconds
+    for first in itertools.chain([True], itertools.repeat(False)):
         for _ in range(repeat):
             next(calls)
         now = time.perf_counter()
-        if start >= settled or now - start > 3 * settle:
+        if not first or now - start > LONG:
             samples.append((now - start) / repeat)
-    return samples
+        if samples and now >= end:
+            return samples
+        start = now
+
+
+def wait_until_idle(patience=0.5):
+    """Wait until no thread of this process computes: OpenBLAS's spin for 0.1 seconds after a
+    product, and would take a core from whoever comes next."""
+    end = time.perf_counter() + patience
+    while time.perf_counter() < end:
+        spent = time.process_time()
+        time.sleep(IDLE)
+        if time.process_time() - spent < IDLE / 5:
+            return
