@@ -1,5 +1,6 @@
-/* The floor: plain C11, "vectors" of one number. Compilers make of it what the base architecture
- * offers. No fmaf: without the instruction it is a slow call; each product is rounded here.
+/* The floor: C11 and the vectors of gcc and clang, four floats, which a compiler keeps in whatever
+ * registers the base architecture offers. No fmaf: without the instruction it is a slow call; each
+ * product is rounded here.
  */
 #include "isa.h"
 
@@ -7,57 +8,77 @@
 #include <string.h>
 
 #define TARGET
-#define ONE_LANE
-
-typedef float vf;
-typedef int vm;
-enum { VL = 1, MR = 4, NR = 16, CHAINS = 56 };
-
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-INLINE vf vload(const float *p) { return *p; }
-INLINE void vstore(float *p, vf x) { *p = x; }
-INLINE vf vload_part(const float *p, int64_t n, float fill) { return n > 0 ? *p : fill; }
-INLINE void vstore_part(float *p, vf x, int64_t n) { if (n > 0) *p = x; }
-INLINE vf vset(float x) { return x; }
+typedef float vf __attribute__((vector_size(16)));
+typedef uint32_t vm __attribute__((vector_size(16)));   /* lanes of all ones, or of all zeros */
+enum { VL = 4, MR = 4, NR = 16, CHAINS = 14 };
+
+INLINE vf vload(const float *p)
+{
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE void vstore(float *p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE vf vset(float x) { return (vf){x, x, x, x}; }
+INLINE vf vload_part(const float *p, int64_t n, float fill)
+{
+    vf x = vset(fill);
+    for (int i = 0; i < VL && i < n; i++)
+        x[i] = p[i];
+    return x;
+}
+INLINE void vstore_part(float *p, vf x, int64_t n)
+{
+    for (int i = 0; i < VL && i < n; i++)
+        p[i] = x[i];
+}
 INLINE vf vadd(vf x, vf y) { return x + y; }
 INLINE vf vsub(vf x, vf y) { return x - y; }
 INLINE vf vmul(vf x, vf y) { return x * y; }
 INLINE vf vdiv(vf x, vf y) { return x / y; }
 INLINE vf vfma(vf x, vf y, vf z) { return x * y + z; }
 INLINE vf vfnma(vf x, vf y, vf z) { return z - x * y; }
-INLINE vf vmax(vf x, vf y) { return x > y ? x : y; }
-INLINE vf vmin(vf x, vf y) { return x < y ? x : y; }
-INLINE vf vsqrt(vf x) { return sqrtf(x); }
-INLINE vf vabs(vf x) { return fabsf(x); }
-INLINE vf vcopysign(vf x, vf sign) { return copysignf(x, sign); }
-INLINE vm vless(vf x, vf y) { return x < y; }
-INLINE vf vselect(vm m, vf x, vf y) { return m ? x : y; }
-INLINE float vsum(vf x) { return x; }
-INLINE float vlargest(vf x) { return x; }
+INLINE vm vless(vf x, vf y) { return (vm)(x < y); }
+INLINE vf vselect(vm m, vf x, vf y) { return (vf)((m & (vm)x) | (~m & (vm)y)); }
+INLINE vf vmax(vf x, vf y) { return vselect(vless(y, x), x, y); }
+INLINE vf vmin(vf x, vf y) { return vselect(vless(x, y), x, y); }
+INLINE vf vsqrt(vf x) { return (vf){sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])}; }
+INLINE vf vcopysign(vf x, vf sign) { return vselect((vm)vset(-0.0f), sign, x); }
+INLINE vf vabs(vf x) { return vcopysign(x, vset(0)); }
+INLINE float vsum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+INLINE float vlargest(vf x)
+{
+    float left = x[0] > x[2] ? x[0] : x[2], right = x[1] > x[3] ? x[1] : x[3];
+    return left > right ? left : right;
+}
 
 /* A sum of squares in double precision. */
-typedef double vwide;
-INLINE vwide vwide_zero(void) { return 0; }
-INLINE vwide vwide_square(vwide sum, vf x) { return sum + (double)x * x; }
-INLINE double vwide_total(vwide sum) { return sum; }
+typedef struct { double at[VL]; } vwide;
+INLINE vwide vwide_zero(void) { return (vwide){{0}}; }
+INLINE vwide vwide_square(vwide sum, vf x)
+{
+    for (int i = 0; i < VL; i++)
+        sum.at[i] += (double)x[i] * x[i];
+    return sum;
+}
+INLINE double vwide_total(vwide sum)
+{
+    return (sum.at[0] + sum.at[2]) + (sum.at[1] + sum.at[3]);
+}
 
 /* Adding 1.5 * 2^23 pushes the fraction out of a float's 24 bits: round to nearest even. */
 INLINE vf vround(vf x) { return (x + 12582912.0f) - 12582912.0f; }
 
-INLINE float power_of_two(int n)
-{
-    uint32_t bits = (uint32_t)(n + 127) << 23;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+/* 2^n for integral n in -126 ... 127: its sum with 1.5 * 2^23 carries n in its lowest bits. */
+INLINE vf power_of_two(vf n) { return (vf)(((vm)(n + 12582912.0f) + 127) << 23); }
 
 /* x * 2^n for integral n in -160 ... 130, in two steps so that neither factor overflows. */
 INLINE vf vscale(vf x, vf n)
 {
-    int whole = n == n ? (int)n : 0, half = whole / 2;
-    return x * power_of_two(half) * power_of_two(whole - half);
+    vf half = vround(n * 0.5f);
+    return x * power_of_two(half) * power_of_two(n - half);
 }
 
 #include "isa_rows.h"

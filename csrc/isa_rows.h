@@ -498,14 +498,8 @@ static TARGET void stream(float *sums, const float *a, const float *b, int64_t l
 
 /* -- the ceiling of arithmetic -------------------------------------------------------------------- */
 
-/* CHAINS vectors that stay in registers, each multiplied and added to in every round. Where a
- * vector is one number, the compiler must make vectors of the loop before it unrolls it, which
- * only happens if it is not told to unroll. */
-#if defined(ONE_LANE)
-#define UNROLL
-#else
+/* CHAINS vectors that stay in registers, each multiplied and added to in every round. */
 #define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 static TARGET int64_t multiply_add(float *result, int64_t rounds)
 {
