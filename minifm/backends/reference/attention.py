@@ -31,18 +31,17 @@ class Attention:
     ):
         """dq, dk, dv and dbias [B, H, T, S] (None unless `needs_bias`).
 
-        The weights are recomputed from the kept log-sum-exp; Σ_j p_j dp_j is the row sum of
-        dy · y (Dao et al. 2022).
+        The weights are computed again. A backend that never holds a row of scores keeps the
+        log-sum-exp for that, and takes Σ_j p_j dp_j from the row sum of dy · y (Dao et al. 2022).
         """
         scores = self.attention_scores(q, k, bias, key_mask, causal, scale)     # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
         D, E = k.shape[3], v.shape[3]
         p = self.softmax(scores, -1)
         dy = self.reshape(dy, (B, K, G, T, E))
-        y = self.reshape(y, (B, K, G, T, E))
         values = self.reshape(v, (B, K, 1, S, E))
         dp = self.matmul(dy, self.transpose(values, (0, 1, 2, 4, 3)))           # [B, K, G, T, S]
-        ds = self.multiply(p, self.subtract(dp, self.sum(self.multiply(dy, y), -1, True)))
+        ds = self.softmax_backward(dp, p, -1)
         dv = self.sum(self.matmul(self.transpose(p, (0, 1, 2, 4, 3)), dy), 2)   # [B, K, S, E]
         dbias = self.reshape(ds, (B, K * G, T, S)) if needs_bias else None
         ds = self.multiply(ds, scale)
