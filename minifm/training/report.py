@@ -5,6 +5,7 @@ import os
 import sys
 import time
 
+from minifm.atomic import atomic_file
 from minifm.errors import FormatError
 
 
@@ -45,15 +46,11 @@ class Metrics:
         return lines
 
     def rewind(self, step, lines=None):
-        """Keep of `lines` (default: the file's own) those up to `step`, replaced in one rename."""
+        """Keep of `lines` (default: the file's own) those up to `step`, all or nothing."""
         kept = [line for line in (self.read() if lines is None else lines)
                 if line["step"] <= step]
-        aside = self.path.with_name(self.path.name + ".new")
-        with open(aside, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path)
+        with atomic_file(self.path) as file:
+            file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
 
 
 class Progress:
@@ -131,8 +128,7 @@ def plot_losses(lines, path):
             axes.legend()
     axes.set(xlabel="step", ylabel="loss in nats")
     axes.grid(alpha=0.3)
-    aside = path.with_name(path.name + ".new")
     FigureCanvasAgg(figure)
-    figure.savefig(aside, format="png", dpi=120)
-    os.replace(aside, path)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     return True
