@@ -23,8 +23,8 @@ typedef minifm_attention_shape Shape;
 
 typedef struct {
     const Shape *s;
-    float *y, *lse_out, *dq, *dk, *dv;
-    const float *q, *k, *v, *dy, *lse;
+    float *y, *lse_out, *dq, *dk, *dv, *dbias;
+    const float *q, *k, *v, *bias, *dy, *lse;
     const uint8_t *key_mask;
     int64_t splits, blocks;         /* tickets of a head, blocks of queries of a ticket */
     int64_t key_slivers, d_slivers, e_slivers;
@@ -54,6 +54,12 @@ static const float *at(const float *x, const int64_t strides[3], int64_t b, int6
 static float *at_out(float *x, const int64_t strides[3], int64_t b, int64_t h, int64_t i)
 {
     return x + b * strides[0] + h * strides[1] + i * strides[2];
+}
+
+/* The number of query i among all of [batch, heads, queries]. */
+static int64_t row_of(const Shape *s, int64_t b, int64_t h, int64_t i)
+{
+    return (b * s->heads + h) * s->queries + i;
 }
 
 /* How many keys query i sees: 0 ... visible - 1. */
@@ -125,20 +131,25 @@ static void multiply_tiles(float *scores, int64_t ld, Room *room, const float *x
     }
 }
 
-/* -- forward -------------------------------------------------------------------------------------- */
-
-static void hide_keys(float *scores, const uint8_t *mask, int64_t n)
+/* Add the bias of query i to its scores[n], and -inf where a key is hidden. */
+static void bias_and_mask(const Attention *a, float *scores, int64_t b, int64_t h, int64_t i,
+                          int64_t n)
 {
-    for (int64_t j = 0; j < n; j++)
+    const int64_t *strides = a->s->bias_strides;
+    if (a->bias)
+        kernels->binary(scores, scores, at(a->bias, strides, b, h, i), n, 1, (int)strides[3],
+                        MINIFM_ADD);
+    const uint8_t *mask = a->key_mask ? a->key_mask + b * a->s->keys : NULL;
+    for (int64_t j = 0; mask && j < n; j++)
         if (!mask[j])
             scores[j] = -INFINITY;
 }
 
+/* -- forward -------------------------------------------------------------------------------------- */
+
 /* scores[n] to e^(score - max), zeros up to `width`; returns 1 / sum and sets the log-sum-exp. */
-static float weigh(float *scores, const uint8_t *mask, int64_t n, int64_t width, float *lse)
+static float weigh(float *scores, int64_t n, int64_t width, float *lse)
 {
-    if (mask)
-        hide_keys(scores, mask, n);
     float top = kernels->max(scores, n), shift = top == -INFINITY ? 0 : top;
     float total = kernels->exp_sum(scores, scores, n, shift);
     memset(scores + n, 0, (size_t)(width - n) * sizeof *scores);
@@ -157,10 +168,10 @@ static void forward_block(const Attention *a, Room *room, int64_t b, int64_t h, 
         int64_t height = smaller(MR, rows - r), n = visible(s, i0 + r + height - 1);
         float *y = at_out(a->y, s->y_strides, b, h, i0 + r), inverse[64];
         for (int64_t t = 0; t < height; t++) {
-            int64_t i = i0 + r + t;
-            inverse[t] = weigh(room->p + (r + t) * ld,
-                               a->key_mask ? a->key_mask + b * s->keys : NULL, visible(s, i), n,
-                               a->lse_out + (b * s->heads + h) * s->queries + i);
+            int64_t i = i0 + r + t, seen = visible(s, i);
+            float *scores = room->p + (r + t) * ld;
+            bias_and_mask(a, scores, b, h, i, seen);
+            inverse[t] = weigh(scores, seen, n, a->lse_out + row_of(s, b, h, i));
         }
         multiply(y, s->y_strides[2], room->p + r * ld, ld, 1, room->values, s->keys, n, height,
                  s->value_width, 0);
@@ -178,14 +189,18 @@ static void score_gradient(const Attention *a, float *p, float *ds, int64_t b, i
                            int64_t i, int64_t width)
 {
     const Shape *s = a->s;
-    const float lse = a->lse[(b * s->heads + h) * s->queries + i];
+    const float lse = a->lse[row_of(s, b, h, i)];
     int64_t n = lse == -INFINITY ? 0 : visible(s, i);
-    if (a->key_mask)
-        hide_keys(p, a->key_mask + b * s->keys, n);
+    bias_and_mask(a, p, b, h, i, n);
     kernels->exp_sum(p, p, n, lse);
     kernels->softmax_gradient(ds, p, ds, n, kernels->dot(p, ds, n));
     memset(p + n, 0, (size_t)(width - n) * sizeof *p);
     memset(ds + n, 0, (size_t)(width - n) * sizeof *ds);
+    if (a->dbias) {
+        float *row = a->dbias + row_of(s, b, h, i) * s->keys;
+        memcpy(row, ds, (size_t)n * sizeof *row);
+        memset(row + n, 0, (size_t)(s->keys - n) * sizeof *row);
+    }
 }
 
 /* dk and dv of the keys that the block sees += dsT q and pT dy. */
@@ -338,18 +353,20 @@ static int run(Attention *a, Task task, int is_backward)
 }
 
 int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
-                     const uint8_t *key_mask, const minifm_attention_shape *shape)
+                     const float *bias, const uint8_t *key_mask,
+                     const minifm_attention_shape *shape)
 {
-    Attention a = {.s = shape, .y = y, .lse_out = lse, .q = q, .k = k, .v = v,
+    Attention a = {.s = shape, .y = y, .lse_out = lse, .q = q, .k = k, .v = v, .bias = bias,
                    .key_mask = key_mask};
     return run(&a, forward, 0);
 }
 
-int minifm_attention_backward(float *dq, float *dk, float *dv, const float *dy, const float *q,
-                              const float *k, const float *v, const uint8_t *key_mask,
-                              const float *lse, const minifm_attention_shape *shape)
+int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
+                              const float *q, const float *k, const float *v, const float *bias,
+                              const uint8_t *key_mask, const float *lse,
+                              const minifm_attention_shape *shape)
 {
-    Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dy = dy, .q = q, .k = k, .v = v,
-                   .key_mask = key_mask, .lse = lse};
+    Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dbias = dbias, .dy = dy, .q = q,
+                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .lse = lse};
     return run(&a, backward, 1);
 }

@@ -95,23 +95,27 @@ int minifm_rmsnorm_backward(float *dx, float *dgamma, const float *dy, const flo
 
 /* -- attention.c --------------------------------------------------------------------------------- */
 
-/* Sizes and the strides of batch, head and position; the last dimension is contiguous. Query head
- * h looks at key head h / (heads / key_heads). */
+/* Sizes and the strides of batch, head and position; the last dimension is contiguous. A bias has
+ * strides for all four dimensions, the last 1 or 0. Query head h looks at key head
+ * h / (heads / key_heads). */
 typedef struct {
     int64_t batch, heads, key_heads, queries, keys, width, value_width;
     int64_t q_strides[3], k_strides[3], v_strides[3], y_strides[3], dy_strides[3];
-    int64_t dq_strides[3], dk_strides[3], dv_strides[3];
+    int64_t dq_strides[3], dk_strides[3], dv_strides[3], bias_strides[4];
     float scale;
     int causal;
 } minifm_attention_shape;
 
-/* y [batch, queries, heads, value_width] by y_strides; lse [batch, heads, queries]; key_mask
- * [batch, keys] of 0 and 1, or NULL. */
+/* y [batch, queries, heads, value_width] by y_strides; lse [batch, heads, queries]; bias and dbias
+ * [batch, heads, queries, keys], dbias contiguous; key_mask [batch, keys] of 0 and 1. bias, dbias
+ * and key_mask may be NULL. */
 int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
-                     const uint8_t *key_mask, const minifm_attention_shape *shape);
-int minifm_attention_backward(float *dq, float *dk, float *dv, const float *dy, const float *q,
-                              const float *k, const float *v, const uint8_t *key_mask,
-                              const float *lse, const minifm_attention_shape *shape);
+                     const float *bias, const uint8_t *key_mask,
+                     const minifm_attention_shape *shape);
+int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
+                              const float *q, const float *k, const float *v, const float *bias,
+                              const uint8_t *key_mask, const float *lse,
+                              const minifm_attention_shape *shape);
 
 /* -- loss.c -------------------------------------------------------------------------------------- */
 

@@ -388,7 +388,7 @@ class CBackend(Native, Reference):
     # -- attention ---------------------------------------------------------------------------------
 
     def attention(self, q, k, v, bias, key_mask, causal, scale):
-        if bias is not None or not q.dtype == k.dtype == v.dtype == F32:
+        if not q.dtype == k.dtype == v.dtype == F32:
             return Reference.attention(self, q, k, v, bias, key_mask, causal, scale)
         q, k, v = (self._heads(x, "attention") for x in (q, k, v))
         B, H, T, _ = q.shape
@@ -396,26 +396,30 @@ class CBackend(Native, Reference):
         lse = np.empty((B, H, T), F32)
         shape = _attention_shape(q, k, v, causal, scale)
         _set_strides(shape, q=q, k=k, v=v, y=y)
+        bias, bias_pointer = self._bias(bias, shape, "attention")
         mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
         done(lib.minifm_attention(
             strided_pointer(y), pointer(lse), strided_pointer(q), strided_pointer(k),
-            strided_pointer(v), mask, shape))
+            strided_pointer(v), bias_pointer, mask, shape))
         return y, lse
 
     def attention_backward(
         self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias
     ):
-        if bias is not None or not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
+        if not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
             return Reference.attention_backward(self, dy, q, k, v, bias, key_mask, causal, scale,
                                                 y, lse, needs_bias)
         dy, q, k, v = (self._heads(x, "attention_backward") for x in (dy, q, k, v))
         dq, dk, dv = _packed_like(q, k, v)
         shape = _attention_shape(q, k, v, causal, scale)
         _set_strides(shape, q=q, k=k, v=v, dy=dy, dq=dq, dk=dk, dv=dv)
+        bias, bias_pointer = self._bias(bias, shape, "attention_backward")
+        dbias = np.empty((*q.shape[:3], k.shape[2]), F32) if needs_bias else None
         mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
         done(lib.minifm_attention_backward(
-            *map(strided_pointer, (dq, dk, dv, dy, q, k, v)), mask, pointer(lse), shape))
-        return dq, dk, dv, None
+            *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
+            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask, pointer(lse), shape))
+        return dq, dk, dv, dbias
 
     def _heads(self, x, verb):
         """x [B, H, T, D] where a head's row is contiguous, else a copy, counted."""
@@ -423,6 +427,17 @@ class CBackend(Native, Reference):
             return x
         self.copies[verb] += 1
         return np.array(x, order="C")
+
+    def _bias(self, bias, shape, verb):
+        """The bias stretched to [B, H, T, S], and where it begins; its strides go into `shape`."""
+        if bias is None:
+            return None, NULL
+        full = np.broadcast_to(bias, (shape.batch, shape.heads, shape.queries, shape.keys))
+        if steps(full) is None or full.strides[3] not in (0, 4):
+            self.copies[verb] += 1
+            full = np.broadcast_to(np.array(bias, order="C"), full.shape)
+        shape.bias_strides = steps(full)
+        return full, strided_pointer(full)
 
     # -- loss and embedding ------------------------------------------------------------------------
 
