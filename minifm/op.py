@@ -69,6 +69,8 @@ class Op:
 
     def only_needed(self, *grads):
         """`grads`, as a fused kernel gave them, with None for those that nobody needs."""
+        if all(self.needs):
+            return grads
         return tuple([g if needed else None for g, needed in zip(grads, self.needs)])
 
     @classmethod

@@ -195,13 +195,13 @@ def backward(root, grad=None):
 def propagate(cotangents, backend):
     """Reverse mode from several tensors of one graph at once, each with its gradient: `backward`
     of the sum of all their products, without another op. Arrays are those of `backend`."""
-    pending = {}        # op -> one slot [gradient, owned] for each output
+    pending = {}        # op -> [gradient, owned, gradient, owned, …], one pair for each output
     queue = []          # (-sequence, op): the newest op comes out first
     for root, grad in cotangents:
         _deliver(root, grad, False, backend, pending, queue)
     while queue:
         op = heappop(queue)[1]
-        dys = [slot[0] for slot in pending.pop(op)]
+        dys = pending.pop(op)[::2]
         _check_unchanged(op)
         if observers:
             grads = observed(op, "backward", op.backward, dys, {})
@@ -229,19 +229,19 @@ def _deliver(tensor, g, fresh, backend, pending, queue):
         elif tensor.grad is not g:      # else: the op has added into the leaf's gradient itself
             backend.add_into(tensor.grad, g)
         return
-    slots = pending.get(op)
-    if slots is None:
+    received = pending.get(op)
+    if received is None:
         if op.parents is None:
             raise GraphError(CONSUMED)
-        slots = pending[op] = [[None, False] for _ in op.outputs]
+        received = pending[op] = [None, False] * len(op.outputs)
         heappush(queue, (-op.sequence, op))
-    slot = slots[tensor.place]
-    if slot[0] is None:
-        slot[0], slot[1] = g, fresh
-    elif slot[1]:
-        backend.add_into(slot[0], g)
+    i = 2 * tensor.place
+    if received[i] is None:
+        received[i], received[i + 1] = g, fresh
+    elif received[i + 1]:
+        backend.add_into(received[i], g)
     else:
-        slot[0], slot[1] = backend.add(slot[0], g), True
+        received[i], received[i + 1] = backend.add(received[i], g), True
 
 
 def _check_unchanged(op):

@@ -51,9 +51,8 @@ class Matmul(Op):
 
 
 def _swap(backend, x):
-    axes = list(range(len(x.shape)))
-    axes[-2:] = reversed(axes[-2:])
-    return backend.transpose(x, tuple(axes))
+    n = len(x.shape)
+    return backend.transpose(x, (*range(n - 2), n - 1, n - 2))
 
 
 class Linear(Op):

@@ -204,11 +204,13 @@ class Pad(Op):
 def reshape(x, *shape):
     """The same numbers under another shape; one size may be -1. reshape(x, 2, 3) or (x, (2, 3))."""
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    known, total = math.prod(s for s in shape if s != -1), math.prod(x.shape)
-    free = shape.count(-1) if isinstance(shape, tuple) else list(shape).count(-1)
+    free, total = shape.count(-1), math.prod(x.shape)
+    known = math.prod(shape) * (-1) ** free         # the product of all sizes but the free one
     if free > 1 or (known != total if free == 0 else known == 0 or total % known):
         raise ShapeError(f"reshape: {tuple(x.shape)} holds {total} numbers, {tuple(shape)} cannot")
-    return apply(Reshape, x, shape=tuple(total // known if s == -1 else s for s in shape))
+    if free:
+        shape = [total // known if size == -1 else size for size in shape]
+    return apply(Reshape, x, shape=tuple(shape))
 
 
 def transpose(x, *axes):
