@@ -36,22 +36,32 @@ static void add_slabs(void *context, int64_t begin, int64_t end)
     }
 }
 
-int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
-                     int64_t width)
+static int all_inside(const int64_t *ids, int64_t n, int64_t rows)
 {
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= rows)
-            return -1;
+            return 0;
+    return 1;
+}
+
+int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
+                     int64_t width)
+{
+    if (!all_inside(ids, n, rows))
+        return -1;
     Rows r = {y, w, ids, n, width};
     parallel_for(n, grain_of(width), gather, &r);
     return 0;
 }
 
-void minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
-                               int64_t width)
+int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
+                              int64_t rows, int64_t width)
 {
+    if (!all_inside(ids, n, rows))
+        return -1;
     Rows r = {dw, dy, ids, n, width};
     int64_t slabs = (width + SLAB - 1) / SLAB;
     int64_t each = slabs / pool_threads() > 0 ? slabs / pool_threads() : 1;
     parallel_for(slabs, n * width < 16384 ? slabs : each, add_slabs, &r);
+    return 0;
 }

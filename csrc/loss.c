@@ -49,23 +49,33 @@ static void loss_backward_rows(void *context, int64_t begin, int64_t end)
     }
 }
 
+static int all_valid(const Loss *s, int64_t rows)
+{
+    for (int64_t i = 0; i < rows; i++)
+        if (s->targets[i] != s->ignored && (s->targets[i] < 0 || s->targets[i] >= s->n))
+            return 0;
+    return 1;
+}
+
 int minifm_cross_entropy(float *losses, float *lse, const float *logits, const int64_t *targets,
                          int64_t rows, int64_t n, int64_t ignored, float smoothing)
 {
-    for (int64_t i = 0; i < rows; i++)
-        if (targets[i] != ignored && (targets[i] < 0 || targets[i] >= n))
-            return -1;
     Loss s = {.out = losses, .lse_out = lse, .logits = logits, .targets = targets, .n = n,
               .ignored = ignored, .smoothing = smoothing};
+    if (!all_valid(&s, rows))
+        return -1;
     parallel_for(rows, grain_of(n), loss_rows, &s);
     return 0;
 }
 
-void minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const float *logits,
-                                   const int64_t *targets, const float *lse, int64_t rows,
-                                   int64_t n, int64_t ignored, float smoothing)
+int minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const float *logits,
+                                  const int64_t *targets, const float *lse, int64_t rows,
+                                  int64_t n, int64_t ignored, float smoothing)
 {
     Loss s = {.out = dlogits, .dlosses = dlosses, .logits = logits, .lse = lse,
               .targets = targets, .n = n, .ignored = ignored, .smoothing = smoothing};
+    if (!all_valid(&s, rows))
+        return -1;
     parallel_for(rows, grain_of(n), loss_backward_rows, &s);
+    return 0;
 }

@@ -123,10 +123,10 @@ int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, con
  * neither ignored nor in 0 ... n - 1 (the losses are then unfinished). */
 int minifm_cross_entropy(float *losses, float *lse, const float *logits, const int64_t *targets,
                          int64_t rows, int64_t n, int64_t ignored, float smoothing);
-/* dlogits[rows, n] = dlosses (softmax - target distribution) */
-void minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const float *logits,
-                                   const int64_t *targets, const float *lse, int64_t rows,
-                                   int64_t n, int64_t ignored, float smoothing);
+/* dlogits[rows, n] = dlosses (softmax - target distribution). Returns the same. */
+int minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const float *logits,
+                                  const int64_t *targets, const float *lse, int64_t rows,
+                                  int64_t n, int64_t ignored, float smoothing);
 
 /* -- embedding.c --------------------------------------------------------------------------------- */
 
@@ -134,9 +134,9 @@ void minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const f
  * (y is then unfinished). */
 int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
                      int64_t width);
-/* dw[ids[i]] += dy[i] for i = 0, 1, ..., in that order. */
-void minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
-                               int64_t width);
+/* dw[ids[i]] += dy[i] for i = 0, 1, ..., in that order. Returns the same; then dw is unchanged. */
+int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
+                              int64_t rows, int64_t width);
 
 /* -- optimizer.c: in place ------------------------------------------------------------------------- */
 

@@ -1,5 +1,7 @@
-/* Sums. The order in which numbers are added is a function of how many there are, and of nothing
- * else: not of the threads, and not of how many other sums are taken in the same call.
+/* Sums. The order in which numbers are added is a function of how many there are and of whether
+ * they lie side by side (lanes of a vector) or apart (one row added to the next), and of nothing
+ * else: not of the threads, and not of how many other sums are taken in the same call. The one
+ * case that changes sides: a column that is alone lies side by side.
  */
 #include "isa.h"
 #include "minifm.h"

@@ -13,7 +13,7 @@ import numpy as np
 
 from minifm.backends.native import Native, ffi, lib
 from minifm.backends.reference import Reference
-from minifm.backends.reference.arrays import Arrays
+from minifm.backends.reference.arrays import Arrays, only_slices
 from minifm.backends.reference.embedding import check_ids
 from minifm.backends.reference.fallback import count_fallbacks
 from minifm.errors import FallbackError
@@ -70,6 +70,15 @@ class CBackend(Native, Reference):
         q, k and v join without a copy."""
         whole = _neighbours(arrays, axis)
         return Reference.concatenate(self, arrays, axis) if whole is None else whole
+
+    def scatter_add(self, shape, index, values):
+        """To slices it only moves numbers; to places named by arrays it adds, in NumPy."""
+        if only_slices(index):
+            return Reference.scatter_add(self, shape, index, values)
+        return self._on_numpy("scatter_add", shape, index, values)
+
+    def add_along(self, shape, index, values, axis):
+        return self._on_numpy("add_along", shape, index, values, axis)
 
     # -- operands ------------------------------------------------------------------------------
 
@@ -228,7 +237,7 @@ class CBackend(Native, Reference):
             if y.size:
                 done(lib.minifm_sum(pointer(y), pointer(x), outer, n, y.size // outer))
             x = y
-        if axis is not None and not _runs(axis, x.ndim):
+        if not _runs(axis, x.ndim):     # nothing to add; still a result of its own
             x = self.copy(x)
         if keepdims:
             return x
@@ -459,9 +468,11 @@ class CBackend(Native, Reference):
         dlosses, logits, lse = (self._contiguous(x, "cross_entropy_backward")
                                 for x in (dlosses, logits, lse))
         d = np.empty(logits.shape, F32)
-        lib.minifm_cross_entropy_backward(
-            pointer(d), pointer(dlosses), pointer(logits), from_buffer(INTEGERS, _indices(targets)),
-            pointer(lse), *logits.shape, ignore_index, smoothing)
+        if lib.minifm_cross_entropy_backward(
+                pointer(d), pointer(dlosses), pointer(logits),
+                from_buffer(INTEGERS, _indices(targets)), pointer(lse), *logits.shape,
+                ignore_index, smoothing):
+            check_ids(targets, logits.shape[1], "cross_entropy targets", ignore_index)
         return d
 
     def embedding(self, w, ids):
@@ -480,8 +491,9 @@ class CBackend(Native, Reference):
             return self._on_numpy("embedding_backward", dy, ids, rows, weight_grad)
         dy, indices, C = self._contiguous(dy, "embedding_backward"), _indices(ids), dy.shape[-1]
         dw = np.zeros((rows, C), F32) if weight_grad is None else weight_grad
-        lib.minifm_embedding_backward(pointer(dw), pointer(dy), from_buffer(INTEGERS, indices),
-                                      indices.size, C)
+        if lib.minifm_embedding_backward(pointer(dw), pointer(dy), from_buffer(INTEGERS, indices),
+                                         indices.size, rows, C):
+            check_ids(ids, rows, "embedding")
         return dw
 
     # -- in place ----------------------------------------------------------------------------------

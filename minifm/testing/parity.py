@@ -66,7 +66,7 @@ SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 3.4e38, -3.4e
                     -1.2e-38, 1e-45, -1e-45, 88.0, 89.0, -88.0, -104.0, 1e4, -1e4], np.float32)
 
 
-# -- rules: (found, reference in float32, float64, float64 nearby, inputs) -> allowed error ----------
+# -- rules: (found, reference in float32, float64, float64 nearby, inputs) -> allowed error ------
 
 
 def exact(found, narrow, wide, nearby, inputs):
@@ -105,7 +105,8 @@ RULES = {
     **dict.fromkeys([
         "Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Where", "Negative",
         "Absolute", "Sqrt", "Relu", "Embedding", "Max", "MaxPool2d", "UpsampleNearest", "Dropout",
-        "Reshape", "Transpose", "BroadcastTo", "GetItem", "TakeAlong", "Concatenate", "Split", "Pad",
+        "Reshape", "Transpose", "BroadcastTo", "GetItem", "TakeAlong", "Concatenate", "Split",
+        "Pad",
     ], exact),
     **dict.fromkeys(["Exp", "Log", "Sin", "Cos", "Tanh", "Erf", "Sigmoid"], ulps),
     **dict.fromkeys(["Silu", "Gelu", "GeluTanh", "GeluQuick"], activation),

@@ -79,9 +79,8 @@ class Arrays:
     def scatter_add(self, shape, index, values):
         """zeros(shape) with `values` added at `index`; places named twice receive both."""
         out = np.zeros(shape, values.dtype)
-        parts = index if isinstance(index, tuple) else (index,)
-        if all(isinstance(p, (slice, int, np.integer)) or p is None or p is ... for p in parts):
-            out[index] = values         # slices never name a place twice
+        if only_slices(index):
+            out[index] = values         # they never name a place twice
         else:
             np.add.at(out, index, values)
         return out
@@ -103,3 +102,9 @@ class Arrays:
     def all_finite(self, x):
         """True when no element is NaN or infinite (integers always are finite)."""
         return bool(np.isfinite(x).all())
+
+
+def only_slices(index):
+    """Whether `index` has slices and single places, and no array of places."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(p, (slice, int, np.integer)) or p is None or p is ... for p in parts)
