@@ -5,6 +5,7 @@ extension; "cuda" is not part of this version. Without a choice, "c" serves wher
 """
 
 import os
+import sys
 
 from minifm.backends.reference import Reference
 from minifm.errors import BackendUnavailable
@@ -75,4 +76,10 @@ def _make(name):
 
 
 def _best():
-    return "numpy" if why_not("c") else "c"
+    reason = why_not("c")
+    if reason is None:
+        return "c"
+    # pip hides what the install said about this, so it is said here, once: `use` remembers.
+    print(f"minifm: {reason}. NumPy computes meanwhile (MINIFM_BACKEND=numpy: without this line)",
+          file=sys.stderr)
+    return "numpy"

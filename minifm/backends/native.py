@@ -10,6 +10,7 @@ import os
 from minifm.errors import BackendUnavailable, ConfigError
 
 REMEDY = "install gcc or clang and run: pip install --force-reinstall --no-deps minifm"
+MOST_THREADS = 256      # of csrc/threads.h
 
 try:
     from minifm.backends._csrc import ffi, lib
@@ -23,11 +24,12 @@ class Native:
 
     def __init__(self):
         lib.minifm_keep_memory()
+        self.blas_follows = None        # until someone asks for a number of threads
         wanted = os.environ.get("MINIFM_THREADS", "")
         if wanted:
-            self.set_threads(_positive(wanted, "MINIFM_THREADS"))
+            self.set_threads(_thread_count(wanted, "MINIFM_THREADS"))
         else:
-            lib.minifm_set_threads(usable_cores())
+            lib.minifm_set_threads(min(usable_cores(), MOST_THREADS))
         self.set_isa(os.environ.get("MINIFM_ISA") or self.available_isas()[0])
 
     def available_isas(self):
@@ -51,12 +53,14 @@ class Native:
 
     def set_threads(self, threads):
         """Use so many threads, here and in NumPy's BLAS. Results do not depend on it."""
-        lib.minifm_set_threads(_positive(threads, "threads"))
+        lib.minifm_set_threads(_thread_count(threads, "threads"))
         self.blas_follows = limit_blas(threads)
 
     def describe(self):
         """One line for a benchmark: instruction set, threads, compiler."""
-        return f"c ({self.isa}, {self.threads} threads, {self.compiler})"
+        apart = "" if self.blas_follows is not False else (
+            "; NumPy's BLAS keeps its own number of threads: pip install threadpoolctl")
+        return f"c ({self.isa}, {self.threads} threads, {self.compiler}{apart})"
 
     @property
     def compiler(self):
@@ -81,11 +85,12 @@ def limit_blas(threads):
     return True
 
 
-def _positive(value, name):
+def _thread_count(value, name):
     try:
         number = int(value)
     except ValueError:
         number = 0
-    if number < 1:
-        raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}")
+    if not 1 <= number <= MOST_THREADS:
+        raise ConfigError(f"{name}: expected a whole number from 1 to {MOST_THREADS}, "
+                          f"got {value!r}")
     return number
