@@ -211,7 +211,10 @@ def propagate(cotangents, backend):
             grads = (grads,)
         parents, needs, fresh = op.parents, op.needs, op.fresh
         vars(op).clear()        # frees what was saved; `parents` reads as None from here on
-        for parent, needed, g in zip(parents, needs, grads, strict=True):
+        if len(grads) != len(parents):
+            raise GraphError(f"backward: {type(op).__name__} must return a gradient for each of "
+                             f"its {len(parents)} inputs, and returned {len(grads)}")
+        for parent, needed, g in zip(parents, needs, grads):
             if needed and g is not None:
                 _deliver(parent, g, fresh, backend, pending, queue)
 

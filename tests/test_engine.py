@@ -150,6 +150,13 @@ def test_backward_refuses_what_it_cannot_mean():
         mf.Tensor(np.arange(3), requires_grad=True)
 
 
+def test_an_op_must_return_one_gradient_for_each_input(monkeypatch):
+    monkeypatch.setattr(OPS["Add"], "backward", lambda self, dy: (dy,))
+    y = leaf(np.ones(3)) + leaf(np.ones(3))
+    with pytest.raises(GraphError, match="Add must return .* 2 inputs, and returned 1"):
+        y.backward(np.ones(3))
+
+
 # -- how gradients add up ------------------------------------------------------------------------
 
 
