@@ -10,6 +10,7 @@ A run's directory holds all that the run needs to go on:
 
 import json
 import platform
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class Prepared:
 
 
 def prepare(directory, text, shape, config, *, initial=None, resume=False, force=False,
-            shown=True, ceiling=None):
+            ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     text     a TextConfig
@@ -72,18 +73,22 @@ def prepare(directory, text, shape, config, *, initial=None, resume=False, force
     config   a TrainConfig
     initial  a model's directory or hub name to start from, in place of random weights
     ceiling  FLOP/s of this machine at its best, for the utilisation that is shown
+    shown    say on standard error what is being done, and show a progress bar
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
     directory = Path(directory)
+    say = _say if shown else lambda line: None
     own = _own_tokenizer(directory, text, resume, force)
     if initial is not None:
         initial = resolve(initial)
     corpus = Corpus(text.data, pattern=text.pattern, separator=text.separator)
     parts = corpus.split(text.held_out, config.seed)
-    tokenizer = own or _tokenizer(text, parts[0], initial)
+    say(f"reading {corpus.description}")
+    tokenizer = own or _tokenizer(text, parts[0], initial, say)
     model = _model(shape, tokenizer, config, initial)
     length = _length(text.length, model.config)
+    say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
     trainer = Trainer(
         model, TrainingBatches(tokens[0], batch=config.batch, length=length, seed=config.seed),
@@ -105,6 +110,10 @@ def read_settings(directory):
         return dict(json.loads(file.read_text("utf-8"))["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(file, "settings", f"cannot be read: {error}") from error
+
+
+def _say(line):
+    print(f"{line} …", file=sys.stderr, flush=True)
 
 
 def _own_tokenizer(directory, text, resume, force):
@@ -130,13 +139,14 @@ def _own_tokenizer(directory, text, resume, force):
     return Tokenizer.load(path)
 
 
-def _tokenizer(text, training, initial):
+def _tokenizer(text, training, initial, say):
     """The vocabulary of a new run: the initial model's, a given one, or one learnt here."""
     if initial is not None:
         if text.tokenizer is not None:
             raise ConfigError("tokenizer: the model to start from brings its own; leave it out")
         return Tokenizer.load(initial)
     if text.tokenizer is None:
+        say(f"learning a vocabulary of {text.vocabulary:,} tokens from it")
         return Tokenizer.train((document.text for document in training), text.vocabulary)
     if text.tokenizer == "bytes":
         return Tokenizer.bytes()
