@@ -73,10 +73,10 @@ def test_examples_in_the_help_parse(minifm):
     import shlex
     for verb in cli.VERBS:
         module = importlib.import_module(f"minifm.cli.{verb}")
-        for line in module.EXAMPLE.splitlines()[1:]:
-            words = shlex.split(line.split("| ")[-1])
-            words = [w for w in words if not re.fullmatch(r"[A-Z_]+=\w+", w)]
-            assert words[0] == "minifm" and cli.parse(words[1:]).run is module.run, line
+        commands = re.findall(r"^  (?:.*\| |[A-Z_]+=\w+ )*(minifm .*)$", module.EXAMPLE, re.M)
+        assert commands
+        for command in commands:
+            assert cli.parse(shlex.split(command)[1:]).run is module.run, command
 
 
 def test_help_and_import_leave_heavy_libraries_alone():
