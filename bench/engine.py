@@ -19,7 +19,7 @@ from minifm.backends.reference import Reference
 from minifm.tensor import Tensor, propagate
 from minifm.testing.recording import Recorder
 
-LENGTH = 200        # ops of a chain
+LENGTH = 50         # ops of a chain: short, so that most runs are not interrupted
 AIM = 6e-6          # seconds: the most that one op's forward and backward may cost beside its verbs
 
 
@@ -61,10 +61,13 @@ class Chain:
             propagate([(x, self.dy)], backend)
             return time.perf_counter() - start
 
-    def times(self):
-        """Seconds for one op: the engine's own, and with the verbs."""
-        self.prepared.results = iter(self.results)
-        return self.run(self.prepared) / LENGTH, self.run(self.backend) / LENGTH
+    def times(self, rounds):
+        """Seconds for one op, each a list: the engine's own, and with the verbs."""
+        own = []
+        for _ in range(rounds):
+            self.prepared.results = iter(self.results)
+            own.append(self.run(self.prepared) / LENGTH)
+        return own, [self.run(self.backend) / LENGTH for _ in range(rounds)]
 
 
 def chains(side):
@@ -92,24 +95,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default=backends.active().name)
     parser.add_argument("--side", type=int, default=4, help="the arrays are side × side")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=500)
     args = parser.parse_args()
     backend = mf.use(args.backend).backend
-    made = {kind: Chain(function, args.side, backend)
-            for kind, function in chains(args.side).items()}
-    times = {kind: [] for kind in made}
-    for _ in range(args.rounds):                        # in turn, so that drift hits all of them
-        for kind, chain in made.items():
-            times[kind].append(chain.times())
     print(f"{backend.describe()}; arrays {args.side} × {args.side}, chains of {LENGTH} ops, "
           f"{args.rounds} rounds\nµs for one op, forward and its share of backward\n")
     print(f"{'op':<20}{'engine':>8}{'(fastest … slowest)':>22}{'with its verbs':>16}")
-    for kind, pairs in times.items():
-        engine, whole = zip(*pairs)
+    medians = []
+    for kind, function in chains(args.side).items():
+        engine, whole = Chain(function, args.side, backend).times(args.rounds)
+        medians.append(statistics.median(engine))
         spread = f"({1e6 * min(engine):.2f} … {1e6 * max(engine):.2f})"
-        print(f"{kind:<20}{1e6 * statistics.median(engine):>8.2f}{spread:>22}"
+        print(f"{kind:<20}{1e6 * medians[-1]:>8.2f}{spread:>22}"
               f"{1e6 * statistics.median(whole):>16.2f}")
-    medians = [statistics.median(engine for engine, _ in pairs) for pairs in times.values()]
     print(f"\nmedian of the kinds {1e6 * statistics.median(medians):.2f} µs, largest "
           f"{1e6 * max(medians):.2f} µs (aim: at most {1e6 * AIM:.0f})")
 
