@@ -15,10 +15,10 @@ from minifm.backends.native import Native, ffi, lib
 from minifm.backends.reference import Reference
 from minifm.backends.reference.arrays import Arrays, only_slices
 from minifm.backends.reference.embedding import check_ids
-from minifm.backends.reference.fallback import count_fallbacks
+from minifm.backends.reference.fallback import belongs_to_the_reference, count_fallbacks
 from minifm.errors import FallbackError
 
-F32, F64, I64, BOOL = (np.dtype(t) for t in (np.float32, np.float64, np.int64, np.bool_))
+F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 NULL = ffi.NULL
 FLOATS, INTEGERS, BYTES, WORDS = (
     ffi.typeof(t) for t in ("float[]", "int64_t[]", "uint8_t[]", "uint64_t[]"))
@@ -92,7 +92,7 @@ class CBackend(Native, Reference):
 
     def _on_numpy(self, verb, *arguments):
         """The reference's verb. Counted as a fallback, unless for float64, which belongs there."""
-        if not any(getattr(x, "dtype", None) == F64 for x in arguments):
+        if not belongs_to_the_reference(arguments):
             if self.strict:
                 raise FallbackError(
                     f"backend 'c' has no kernel for {verb!r} of such operands and "
@@ -125,7 +125,7 @@ class CBackend(Native, Reference):
 
     def _binary(self, verb, operation, x, y):
         left, right = _operand(x), _operand(y)
-        if left is None or right is None or (left is x) + (right is y) == 0:
+        if left is None or right is None or not (hasattr(x, "dtype") or hasattr(y, "dtype")):
             return self._on_numpy(verb, x, y)
         if left.shape == right.shape or not left.shape or not right.shape:
             if left.flags.carray and right.flags.carray:

@@ -35,11 +35,15 @@ def count_fallbacks(backend_class, reference_class, shared=()):
     return backend_class
 
 
+def belongs_to_the_reference(arguments):
+    """Whether there is a float64 operand: the gradient checks run there, by design on NumPy."""
+    return any(getattr(x, "dtype", None) == np.float64 for x in arguments)
+
+
 def _counted(name, verb):
     @functools.wraps(verb)
     def fallback(self, *arguments, **options):
-        # float64 belongs to the reference by design: the gradient checks run there.
-        if not any(getattr(x, "dtype", None) == np.float64 for x in arguments):
+        if not belongs_to_the_reference(arguments):
             if self.strict:
                 raise FallbackError(
                     f"backend {self.name!r} has no kernel for {name!r} and MINIFM_STRICT=1 "

@@ -1,0 +1,637 @@
+"""The C backend held to its promises, on every instruction set that this machine runs.
+
+Its results are those of the reference; bitwise the same at any number of threads, in any batch and
+at any place in it; no kernel writes to an operand or beside an output, or leaves part of one
+unwritten; and whatever NumPy computes in its place is counted.
+"""
+
+import os
+import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import AVAILABLE
+from hypothesis import given
+from hypothesis import strategies as st
+from test_backends import WIDE, python
+
+import minifm as mf
+from minifm import backends
+from minifm.backends.reference import Reference
+from minifm.backends.reference.arrays import Arrays
+from minifm.errors import ConfigError, FallbackError
+from minifm.generation.generate import tokens
+from minifm.generation.sampling import Sampling
+from minifm.models.gpt import GPT, GPTConfig
+from minifm.op import OPS
+from minifm.testing import laws, parity, strategies
+from minifm.training.optim import AdamW
+
+if "c" not in AVAILABLE:
+    pytest.skip(backends.why_not("c"), allow_module_level=True)
+
+import minifm.backends.c as c_module
+from minifm.backends.native import lib
+
+F32 = np.float32
+ISAS = backends.get("c").available_isas()
+OTHER_ISAS = [isa for isa in ISAS if isa != backends.get("c").isa]
+EVERY_OP = [pytest.param(op, id=name) for name, op in list(OPS.items())]
+
+
+@pytest.fixture
+def c():
+    """The C backend, active; its instruction set and threads are put back afterwards."""
+    backend = backends.get("c")
+    isa, threads = backend.isa, backend.threads
+    with backends.use(backend):
+        yield backend
+    backend.set_isa(isa)
+    lib.minifm_set_threads(threads)
+
+
+@pytest.fixture(params=ISAS)
+def every_isa(request, c):
+    c.set_isa(request.param)
+    return c
+
+
+@pytest.fixture(params=OTHER_ISAS or [pytest.param(None, marks=pytest.mark.skip("only one"))])
+def other_isa(request, c):
+    """The instruction sets that test_backends.py does not run on."""
+    c.set_isa(request.param)
+    return c
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(F32)
+
+
+def tuple_of(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def same(found, wanted):
+    """Whether the arrays are the same to the bit."""
+    return all(a.shape == b.shape and a.tobytes() == b.tobytes() if isinstance(a, np.ndarray)
+               else a == b for a, b in zip(tuple_of(found), tuple_of(wanted), strict=True))
+
+
+# -- parity on the instruction sets that are not the best ------------------------------------------
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+@given(data=st.data())
+def test_agrees_with_the_reference(other_isa, op, data):
+    parity.agrees_with_reference(data.draw(strategies.examples(op, F32, most=2**14)))
+
+
+@pytest.mark.parametrize("op", parity.UNARY, ids=lambda op: op.__name__)
+def test_special_values_agree_with_the_reference(other_isa, op):
+    parity.special_values_agree(op)
+
+
+@pytest.mark.parametrize("name", ["exp", "tanh", "erf", "sigmoid"])
+def test_transcendentals_are_within_4_ulp(other_isa, name):
+    low, high = WIDE[name]
+    x = np.concatenate([np.linspace(low, high, 20_001), np.geomspace(1e-30, high, 5_000)])
+    x = x.astype(F32)
+    wanted = getattr(Reference(), name)(x.astype(np.float64))
+    error = np.abs(getattr(other_isa, name)(x) - wanted)
+    assert (error <= 4 * np.spacing(np.abs(wanted).astype(F32))).all()
+
+
+# -- products: every path, every edge --------------------------------------------------------------
+
+# Around the tiles (4 x 16, 6 x 16, 8 x 12, 12 x 32), the blocks of 384, and each of the paths.
+PRODUCTS = [(1, 65, 769), (3, 1100, 50), (4, 64, 384), (5, 33, 385), (12, 32, 767), (13, 31, 3),
+            (36, 100, 1), (37, 97, 400), (100, 161, 385), (150, 310, 800), (401, 45, 129)]
+SHAPES = pytest.mark.parametrize("m, n, k", PRODUCTS, ids=lambda size: str(size))
+
+
+@SHAPES
+def test_a_product_is_within_its_bound_whatever_the_layout(every_isa, m, n, k):
+    x, w = normal(m, k), normal(k, n, seed=1)
+    wide, size = x.astype(float) @ w.astype(float), np.abs(x).astype(float) @ np.abs(w)
+    found = every_isa.matmul(x, w)
+    bound = k * parity.U / (1 - k * parity.U) * size
+    assert (np.abs(found - wide) <= bound).all()
+    for a in (x, np.asfortranarray(x), np.repeat(x, 3, 1)[:, ::3]):
+        for b in (w, np.asfortranarray(w), np.pad(w, 5)[5:-5, 5:-5], w[::-1].copy()[::-1]):
+            assert same(every_isa.matmul(a, b), found)
+
+
+@SHAPES
+def test_a_product_does_not_depend_on_its_other_rows_columns_and_batch(every_isa, m, n, k):
+    x, w = normal(m, k), normal(k, n, seed=1)
+    whole = every_isa.matmul(x, w)
+    for rows in {1, 2, m // 2, m - 1} - {0}:
+        assert same(every_isa.matmul(x[:rows], w), whole[:rows])
+        assert same(every_isa.matmul(x[-rows:], w), whole[-rows:])
+    for columns in {1, 15, n // 2, n - 1}:
+        assert same(every_isa.matmul(x, w[:, :columns]), whole[:, :columns])
+        assert same(every_isa.matmul(x, w[:, -columns:]), whole[:, -columns:])
+    for i, product in enumerate(every_isa.matmul(np.stack([x, -x, x]), w)):
+        assert same(product, whole if i != 1 else -whole)
+
+
+@SHAPES
+@pytest.mark.parametrize("activation", [None, "relu", "gelu_tanh"])
+def test_linear_is_its_parts(every_isa, m, n, k, activation):
+    x, w, b, residual = normal(m, k), normal(k, n, seed=1), normal(n), normal(m, n, seed=2)
+    z = every_isa.add(every_isa.matmul(x, w), b)
+    y = z if activation is None else getattr(every_isa, activation)(z)
+    wanted = every_isa.add(y, residual)
+    assert same(every_isa.linear(x, w, b, activation, residual)[0], wanted)
+    kept = every_isa.linear(x, w, b, activation, None)
+    assert same(kept[0], y) and (same(kept[1], z) if activation else kept[1] is None)
+
+
+@SHAPES
+def test_a_product_can_be_added_to_what_is_there(every_isa, m, n, k):
+    x, w = normal(m, k), normal(k, n, seed=1)
+    out = np.zeros((m, n), F32)
+    every_isa.matmul_into(out, x, w)
+    assert same(out, every_isa.matmul(x, w))
+    every_isa.matmul_into(out, x, -w)
+    bound = 4 * k * parity.U * (np.abs(x) @ np.abs(w))
+    assert (np.abs(out) <= bound).all()
+
+
+# -- any number of threads -------------------------------------------------------------------------
+
+
+def cases():
+    """{verb: a call on the backend `c`}, each large enough that threads share it."""
+    x, dy = normal(260, 130), normal(260, 130, seed=1)
+    gain, flat = normal(130, seed=2), normal(100_003)
+    a, b = normal(150, 400), normal(400, 310)
+    q, k, v, g = (normal(2, 4, 130, 40, seed=i) for i in range(4))
+    ids, rows = np.random.default_rng(3).integers(0, 50, 3000), normal(3000, 130)
+    targets = np.where(np.arange(260) % 7, np.arange(260) % 130, -100)
+    mask = np.random.default_rng(4).random((2, 130)) < 0.8
+    many = normal(5000, 7)
+
+    def attend(c, bias, key_mask, causal):
+        y, lse = c.attention(q, k[:, :2], v[:, :2], bias, key_mask, causal, 0.2)
+        grads = c.attention_backward(g, q, k[:, :2], v[:, :2], bias, key_mask, causal, 0.2, y,
+                                     lse, bias is not None)
+        return y, lse, *(x for x in grads if x is not None)
+
+    def loss(c, smoothing):
+        losses, lse = c.cross_entropy(x, targets, -100, smoothing)
+        return losses, lse, c.cross_entropy_backward(dy[:, 0], x, targets, lse, -100, smoothing)
+
+    def in_place(c):
+        param, m, v = flat.copy(), flat * 0.5, flat * flat
+        c.adamw(param, flat[::-1], m, v, 0.01, 0.9, 0.99, 1e-8, 0.1, 3, 0.7)
+        c.ema(m, param, 0.9)
+        return param, m, v
+
+    return {
+        "matmul": lambda c: c.matmul(a, b),
+        "matmul transposed": lambda c: (c.matmul(b.T, a.T), c.matmul(a.T, normal(150, 33))),
+        "matmul few rows": lambda c: c.matmul(a[:3], b),
+        "matmul batch": lambda c: c.matmul(normal(9, 40, 70), normal(9, 70, 50)),
+        "linear": lambda c: c.linear(a, b, b[0], "gelu", normal(150, 310))[0],
+        "softmax": lambda c: (c.softmax(x), c.log_softmax(x), c.logsumexp(x)),
+        "softmax_backward": lambda c: (c.softmax_backward(dy, x), c.log_softmax_backward(dy, x)),
+        "layernorm": lambda c: c.layernorm(x, gain, gain, 1e-5),
+        "layernorm_backward": lambda c: c.layernorm_backward(dy, x, gain, x[:, 0], dy[:, 0]),
+        "rmsnorm": lambda c: c.rmsnorm(x, gain, 1e-5),
+        "rmsnorm_backward": lambda c: c.rmsnorm_backward(dy, x, gain, dy[:, 0]),
+        "norms of many rows": lambda c: c.layernorm_backward(
+            many, many, many[0], many[:, 0], many[:, 1]),
+        "sum": lambda c: (c.sum(flat), c.sum(x, 0), c.sum(x, 1), c.sum(many, 0),
+                          c.sum(normal(5, 700, 33), 1)),
+        "sum_of_squares": lambda c: c.sum_of_squares(flat),
+        "attention": lambda c: attend(c, None, None, True),
+        "attention with masks": lambda c: attend(c, normal(4, 130, 130), mask, False),
+        "cross_entropy": lambda c: loss(c, 0.0),
+        "cross_entropy smoothed": lambda c: loss(c, 0.1),
+        "embedding": lambda c: c.embedding(rows[:50], ids),
+        "embedding_backward": lambda c: c.embedding_backward(rows, ids, 50, None),
+        "elementwise": lambda c: (c.add(flat, flat), c.multiply(x, gain), c.divide(x, x[:, :1]),
+                                  c.gelu_tanh(flat), c.gelu_backward(flat, flat), c.exp(flat)),
+        "adamw and ema": in_place,
+        "noise": lambda c: (c.random_bits((1, 2), 50_001), c.uniform((1, 2), (50_001,), F32),
+                            c.normal((1, 2), (50_001,), F32), c.dropout(flat, 0.3, (1, 2))),
+    }
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_number_of_threads_gives_the_same_bits(every_isa, name):
+    lib.minifm_set_threads(1)
+    wanted = CASES[name](every_isa)
+    for threads in (2, 3, 4, 7):
+        lib.minifm_set_threads(threads)
+        assert same(CASES[name](every_isa), wanted), f"{threads} threads"
+
+
+@pytest.mark.parametrize("name", ["matmul", "matmul batch", "layernorm_backward", "attention",
+                                  "embedding_backward"])
+def test_a_thousand_runs_give_the_same_bits(c, name):
+    lib.minifm_set_threads(1)
+    wanted, end = CASES[name](c), time.monotonic() + 5      # fewer on a machine that is busy
+    lib.minifm_set_threads(4)
+    for run in range(1000):
+        assert same(CASES[name](c), wanted), f"run {run}"
+        if time.monotonic() > end:
+            break
+
+
+def test_python_threads_may_compute_at_once_and_change_the_number_of_threads(c):
+    wanted, wrong, stop = {name: CASES[name](c) for name in CASES}, [], threading.Event()
+
+    def compute(names):
+        wrong.extend(name for name in names if not same(CASES[name](c), wanted[name]))
+
+    def change():
+        while not stop.is_set():
+            for threads in (1, 3, 2, 4):
+                lib.minifm_set_threads(threads)
+                time.sleep(0.001)
+
+    changer = threading.Thread(target=change)
+    workers = [threading.Thread(target=compute, args=[list(CASES)[i:] + list(CASES)[:i]])
+               for i in (0, 5, 10, 15)]
+    for thread in (changer, *workers):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    stop.set()
+    changer.join()
+    assert not wrong
+
+
+def test_a_fork_computes_and_so_does_its_parent():
+    """The child has none of the pool's threads; it starts its own, at whatever number."""
+    python("""
+import os, numpy as np, minifm
+c = minifm.backend()
+x = np.random.default_rng(0).standard_normal((200, 200)).astype("float32")
+c.set_threads(3)
+wanted = c.matmul(x, x)
+for attempt in range(10):
+    child = os.fork()
+    if child == 0:
+        right = np.array_equal(c.matmul(x, x), wanted)
+        c.set_threads(2)
+        os._exit(0 if right and np.array_equal(c.matmul(x, x), wanted) else 1)
+    assert np.array_equal(c.matmul(x, x), wanted)
+    assert os.waitpid(child, 0)[1] == 0, "the child was wrong, or died"
+""", MINIFM_BACKEND="c")
+
+
+# -- any batch -------------------------------------------------------------------------------------
+
+
+def alone(verb, n, *batched, rest=()):
+    """Whether verb(*batched, *rest) of each row, and of rows 3 on, is what it is among all n."""
+    together = tuple_of(verb(*batched, *rest))
+    pieces = [slice(i, i + 1) for i in range(n)] + [slice(3, n)]
+    return all(same(tuple_of(verb(*(x[piece] for x in batched), *rest)),
+                    tuple(y[piece] for y in together)) for piece in pieces)
+
+
+@pytest.mark.parametrize("width", [1, 7, 33, 64, 130, 1000])
+def test_a_row_does_not_depend_on_the_others(every_isa, width):
+    c, x, dy, gain = every_isa, normal(19, width), normal(19, width, seed=1), normal(width)
+    mean, rstd, targets = x[:, 0].copy(), np.abs(dy[:, 0]), np.arange(19) % width
+    for verb in (c.softmax, c.log_softmax, c.logsumexp):
+        assert alone(verb, 19, x)
+    assert alone(c.softmax_backward, 19, dy, x) and alone(c.log_softmax_backward, 19, dy, x)
+    assert alone(c.layernorm, 19, x, rest=(gain, gain, 1e-5))
+    assert alone(c.rmsnorm, 19, x, rest=(gain, 1e-5))
+    assert alone(lambda dy, x, m, r: c.layernorm_backward(dy, x, gain, m, r)[0], 19, dy, x, mean,
+                 rstd)
+    assert alone(lambda dy, x, r: c.rmsnorm_backward(dy, x, gain, r)[0], 19, dy, x, rstd)
+    assert alone(c.cross_entropy, 19, x, targets, rest=(-100, 0.1))
+    assert alone(c.cross_entropy_backward, 19, mean, x, targets, rstd, rest=(-100, 0.1))
+    assert alone(lambda x: c.sum(x, 1), 19, x)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 65, 130, 390])
+@pytest.mark.parametrize("width", [1, 16, 24, 33])
+def test_attention_depends_on_what_a_query_sees_and_on_nothing_else(every_isa, length, width):
+    """Not on the batch, other heads, later queries, or how many hidden keys stand behind."""
+    c, (q, k, v) = every_isa, (normal(3, 4, length, width, seed=i) for i in range(3))
+    y, lse = c.attention(q, k, v, None, None, True, 0.3)
+    one, _ = c.attention(q[1:2, 2:3], k[1:2, 2:3], v[1:2, 2:3], None, None, True, 0.3)
+    assert same(one, y[1:2, 2:3])
+    for t in {0, length // 2, length - 1}:
+        seen = k[:, :, : t + 1], v[:, :, : t + 1]
+        last, lse_of_last = c.attention(q[:, :, t : t + 1], *seen, None, None, True, 0.3)
+        assert same(last, y[:, :, t : t + 1]) and same(lse_of_last, lse[:, :, t : t + 1])
+    hidden = [np.concatenate([x, normal(3, 4, 29, width, seed=9)], 2) for x in (k, v)]
+    shown = np.arange(length + 29) < length
+    bias = np.where(np.tri(length, length + 29, dtype=bool), 0, -np.inf).astype(F32)
+    masked, _ = c.attention(q[:, :, -1:], *hidden, None, np.stack([shown] * 3), False, 0.3)
+    biased, _ = c.attention(q, *hidden, bias, None, False, 0.3)
+    assert same(masked, y[:, :, -1:]) and same(biased, y)
+
+
+@pytest.mark.parametrize("heads, width", [(1, 48), (2, 64), (3, 96)])
+@pytest.mark.parametrize("length", [1, 7, 64, 65, 130])
+def test_gpt_in_a_batch_or_from_a_cache_is_the_full_forward(c, heads, width, length):
+    model = GPT(GPTConfig(vocabulary=97, context=132, layers=2, heads=heads, width=width),
+                mf.Rng(1))
+    ids = np.random.default_rng(length).integers(0, 97, (3, length))
+    counts = np.array([length, max(1, length // 2), max(1, length - 1)])
+    with mf.no_grad():
+        full = model(ids).numpy()
+        for threads, rows in ((1, 1), (3, 2), (4, 3)):
+            lib.minifm_set_threads(threads)
+            assert same(model(ids[:rows]).numpy(), full[:rows])
+            cache, done = model.cache(rows), 0
+            for chunk in (length // 3, 1, length):
+                piece = ids[:rows, done : done + chunk]
+                if piece.size:
+                    found = model(piece, cache=cache).numpy()
+                    assert same(found, full[:rows, done : done + piece.shape[1]])
+                done += piece.shape[1]
+        cache = model.cache(3)
+        uneven = model(ids, cache=cache, counts=counts).numpy()
+        next_ids = np.array([[5], [6], [7]])
+        last = model(next_ids, cache=cache).numpy()
+        for row, n in enumerate(counts):
+            one = model(np.append(ids[row, :n], next_ids[row])[None]).numpy()
+            assert same(uneven[row, :n], one[0, :n]) and same(last[row], one[0, n:])
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+POISON = 0x7FC0DEAD     # a NaN that no kernel makes
+
+
+class GuardedOutputs:
+    """Stands in for NumPy in c.py: `empty` gives poisoned arrays between two canaries, at places
+    that are aligned to a number and to nothing larger."""
+
+    def __init__(self, margin=17):
+        self.margin, self.given = margin, []
+        self.numpy = SimpleNamespace(**{**vars(np), "empty": self.empty})
+
+    def empty(self, shape, dtype):
+        each = np.dtype(dtype).itemsize // 4
+        words = int(np.prod(shape)) * each
+        room = np.full(words + 2 * self.margin + 1, POISON, np.uint32)
+        start = self.margin + (room.ctypes.data // 4 + self.margin) % each
+        self.given.append((room, start, start + words))
+        return room[start : start + words].view(dtype).reshape(shape)
+
+    def check(self):
+        for room, start, end in self.given:
+            assert (room[:start] == POISON).all() and (room[end:] == POISON).all(), (
+                "a kernel wrote beside its output")
+            assert not (room[start:end] == POISON).any(), "a kernel left its output unwritten"
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+@given(data=st.data())
+def test_outputs_are_written_whole_and_nothing_else(every_isa, op, data):
+    example = data.draw(strategies.examples(op, F32))
+    operands = [x for x in example.inputs if isinstance(x, np.ndarray)]
+    before = [np.array(x) for x in operands]
+    outputs = GuardedOutputs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(c_module, "np", outputs.numpy)
+        laws.forward_backward(example, laws.cotangents(example, 1))
+    outputs.check()
+    assert all(same(x, y) for x, y in zip(operands, before))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_large_outputs_are_written_whole_and_nothing_else(every_isa, name, monkeypatch):
+    outputs = GuardedOutputs()
+    wanted = CASES[name](every_isa)
+    monkeypatch.setattr(c_module, "np", outputs.numpy)
+    assert same(CASES[name](every_isa), wanted)
+    outputs.check()
+
+
+@pytest.mark.parametrize("spoil", ["beside", "unwritten"])
+def test_the_guard_notices(c, monkeypatch, spoil):
+    outputs = GuardedOutputs()
+    y = outputs.empty((4,), F32)
+    if spoil == "beside":
+        y[:] = 1
+        y.base[3] = 0
+    with pytest.raises(AssertionError, match=spoil):
+        outputs.check()
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_an_index_that_has_become_wrong_since_the_forward_pass_is_an_error(c, wrong):
+    x, ids = normal(3, 5), np.array([0, wrong, 2])
+    with pytest.raises(mf.UserError, match=f"index {wrong} is outside 0 … 4"):
+        c.cross_entropy_backward(x[:, 0], x, ids, x[:, 0], -100, 0.0)
+    with pytest.raises(mf.UserError, match=f"index {wrong} is outside 0 … 4"):
+        c.embedding_backward(x, ids, 5, None)
+
+
+def test_the_sum_of_one_number_is_no_alias_of_it(c):
+    x = np.array(3.0, F32)
+    assert not np.shares_memory(c.sum(x), x)
+
+
+# -- numbers at the edge ---------------------------------------------------------------------------
+
+
+def test_subnormals_are_left_alone():
+    """By the import, by computing, and in the threads of the pool."""
+    assert python("""
+import numpy as np, threading
+tiny = np.full(200_000, 2e-38, np.float32)
+before = tiny * np.float32(0.01)
+import minifm
+c = minifm.backend()
+c.set_threads(4)
+found = [c.multiply(tiny, np.float32(0.01)), tiny * np.float32(0.01)]
+thread = threading.Thread(target=lambda: found.append(tiny * np.float32(0.01)))
+thread.start(), thread.join()
+assert before[0] > 0 and all(np.array_equal(x, before) for x in found)
+assert 0 < c.exp(np.array([-100], np.float32))[0] < 1e-43
+print("good")
+""", MINIFM_BACKEND="c") == "good"
+
+
+def test_rows_without_a_finite_score(every_isa):
+    nothing, inf, nan = F32("-inf"), F32("inf"), F32("nan")
+    rows = normal(7, 37)
+    rows[1], rows[2, 5], rows[3, 30], rows[4, 36] = nothing, inf, nan, nothing
+    rows[5], rows[6] = 1e4, -1e4
+    rows[5, 3] = -1e4
+    reference = Reference()
+    with np.errstate(all="ignore"):
+        for verb in ("softmax", "log_softmax", "logsumexp"):
+            found, wanted = getattr(every_isa, verb)(rows), getattr(reference, verb)(rows)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert not every_isa.softmax(rows)[1].any() and every_isa.logsumexp(rows)[1] == nothing
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_queries_that_see_nothing(every_isa, causal):
+    q, k, v, dy = (normal(2, 2, 9, 16, seed=i) for i in range(4))
+    k, v, mask = k[:, :, :5], v[:, :, :5], np.array([[False] * 5, [True] * 5])
+    given = q, k, v, None, mask, causal, 1.0
+    y, lse = every_isa.attention(*given)
+    wanted, wanted_lse = Reference().attention(*given)
+    assert not y[0].any() and (lse[0] == -np.inf).all()
+    if causal:      # the first 4 of 9 queries stand before all 5 keys
+        assert not y[1, :, :4].any() and (lse[1, :, :4] == -np.inf).all()
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5)
+    grads = every_isa.attention_backward(dy, *given, y, lse, False)
+    wanted = Reference().attention_backward(dy, *given, wanted, wanted_lse, False)
+    for g, w in zip(grads[:3], wanted[:3]):
+        assert not g[0].any()
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_to_one_key_has_no_gradient_by_the_scores(every_isa):
+    q, k, v, dy = (normal(1, 2, t, 24, seed=i) for i, t in enumerate((6, 1, 1, 6)))
+    given = q, k, v, None, None, False, 0.2
+    dq, dk, dv, _ = every_isa.attention_backward(dy, *given, *every_isa.attention(*given), False)
+    assert not dq.any() and not dk.any() and dv.any()
+
+
+def test_nan_in_one_place_reaches_its_row_and_no_other(every_isa):
+    c, x, gain = every_isa, normal(20, 50), normal(50)
+    x[7, 11] = np.nan
+    w, k = normal(50, 40), normal(1, 2, 10, 50)
+    q = x.reshape(k.shape)
+    for y in (c.softmax(x), c.layernorm(x, gain, gain, 1e-5)[0], c.rmsnorm(x, gain, 1e-5)[0],
+              c.matmul(x, w), c.linear(x, w, None, "gelu", None)[0],
+              c.attention(q, k, k, None, None, False, 0.1)[0].reshape(20, 50)):
+        assert np.isnan(y[7]).all() and np.isfinite(np.delete(y, 7, 0)).all()
+
+
+# -- what NumPy computes is counted ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+@given(data=st.data())
+def test_numpy_computes_nothing_uncounted(c, op, data):
+    """Whoever overrides a verb and hands it to the reference all the same must count that."""
+    example, called = data.draw(strategies.examples(op, F32)), Counter()
+
+    def noted(name, verb):
+        def call(self, *arguments, **options):
+            called[name] += self is c
+            return verb(self, *arguments, **options)
+        return call
+
+    computing = [name for name in dir(Reference) if callable(getattr(Reference, name))
+                 and not (name.startswith("_") or hasattr(getattr(Reference, name), "composed"))
+                 and name not in ("describe", *(set(vars(Arrays)) - {"add_along"}))]
+    c.fallbacks.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in computing:
+            patch.setattr(Reference, name, noted(name, getattr(Reference, name)))
+        laws.forward_backward(example, laws.cotangents(example, 1))
+    assert called <= c.fallbacks
+
+
+def test_places_added_up_by_numpy_are_counted(c):
+    c.fallbacks.clear()
+    c.scatter_add((5,), np.array([1, 1]), normal(2))
+    c.scatter_add((5,), slice(1, 3), normal(2))
+    c.scatter_add((5,), np.array([1, 1]), np.ones(2))
+    assert c.fallbacks == {"scatter_add": 1}
+
+
+def test_float64_is_no_fallback_wherever_it_stands(c):
+    c.fallbacks.clear()
+    c.where(np.array([True, False]), np.ones(2), 0.0)
+    c.add(np.ones(2), 1.0)
+    assert not c.fallbacks
+
+
+def test_gpt_trains_and_writes_without_numpy(c):
+    """A step of training in two pieces, with dropout, clipping and a moving average; then text
+    from prompts of different lengths, with the weights' averages."""
+    c.strict = True
+    model = GPT(GPTConfig(vocabulary=90, context=40, layers=2, heads=2, width=48, dropout=0.1),
+                mf.Rng(0))
+    optimizer = AdamW(model.parameters(), average=0.9)
+    ids, targets = np.random.default_rng(0).integers(0, 90, (2, 3, 33))
+    targets[0, :5] = -100
+    for step in (1, 2):
+        for piece in range(2):
+            model.loss(ids, targets, denominator=188, rng=mf.Rng(step).child(piece)).backward()
+        optimizer.update(0.01, 1 / max(optimizer.gradient_norm(), 1))
+        optimizer.zero_grad()
+    with optimizer.averaged():
+        prompts = [[1, 2, 3], [4], [5, 6]]
+        steps = list(tokens(model, prompts, Sampling(), 5, mf.Rng(1)))
+        with mf.no_grad():
+            model(ids, key_mask=ids > 8)
+    assert len(steps) == 5
+
+
+def test_strict_refuses_what_has_no_kernel(c):
+    c.strict = True
+    for call in (lambda: c.sin(normal(3)), lambda: c.add(np.arange(3), np.arange(3)),
+                 lambda: c.scatter_add((5,), np.array([1, 1]), normal(2))):
+        with pytest.raises(FallbackError, match="MINIFM_STRICT=1"):
+            call()
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("MINIFM_THREADS", "many", "MINIFM_THREADS: expected a whole number from 1 to 256, got 'many'"),
+    ("MINIFM_THREADS", "0", "MINIFM_THREADS: expected a whole number from 1 to 256, got '0'"),
+    ("MINIFM_THREADS", "2.5", "MINIFM_THREADS: expected a whole number"),
+    ("MINIFM_THREADS", "10000000000000", "MINIFM_THREADS: expected a whole number"),
+    ("MINIFM_ISA", "sse9", "MINIFM_ISA: this machine offers .*portable; not 'sse9'"),
+])
+def test_a_wrong_setting_is_one_line(c, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message) as raised:
+        c_module.CBackend()
+    assert "\n" not in str(raised.value)
+
+
+def test_settings_choose():
+    show = "import minifm; b = minifm.backend(); print(b.isa, b.threads)"
+    for isa in ISAS:
+        assert python(show, MINIFM_BACKEND="c", MINIFM_ISA=isa, MINIFM_THREADS="3") == f"{isa} 3"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert python(show, MINIFM_BACKEND="c") == f"{ISAS[0]} {cores}"
+
+
+def test_one_setting_of_threads_rules_blas_too():
+    pytest.importorskip("threadpoolctl")
+    show = """
+import minifm, threadpoolctl
+minifm.backend()
+print({p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"})"""
+    assert python(show, MINIFM_BACKEND="c", MINIFM_THREADS="1") == "{1}"
+
+
+def test_it_shows_where_blas_does_not_follow():
+    hide = "import sys; sys.modules['threadpoolctl'] = None\n"
+    show = "import minifm; print(minifm.backend().describe())"
+    apart = "NumPy's BLAS keeps its own number of threads: pip install threadpoolctl"
+    assert apart in python(hide + show, MINIFM_BACKEND="c", MINIFM_THREADS="2")
+    assert apart not in python(hide + show, MINIFM_BACKEND="c")
+
+
+def test_a_missing_extension_is_said_once():
+    said = python("""
+import contextlib, io, sys
+sys.modules['minifm.backends._csrc'] = None
+import minifm
+with contextlib.redirect_stderr(io.StringIO()) as errors:
+    minifm.backend(), minifm.backend()
+print(errors.getvalue())""")
+    assert said.count("the compiled extension is not there") == 1 and "NumPy computes" in said
