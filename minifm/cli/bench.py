@@ -186,7 +186,8 @@ def remarks(first, last, rows):
     risen = [name for name in first if last[name] > RISEN * first[name]]
     if risen:
         yield (f"The limits ({', '.join(risen)}) rose during the run: the machine was busy when "
-               "they were first measured, and the first rows look better than they are.")
+               "they were first measured, and the first rows look better than they are. (The rows "
+               "of --json are held against the limits as last known.)")
     beyond = sum(row.fraction is not None and row.fraction > RISEN and not row.cached
                  for row in rows)
     if beyond:

@@ -120,7 +120,6 @@ class Bench:
         samples = [sample for turn in turns for sample in turn]
         median = statistics.median(samples)
         limit = "FMA" if cost.flops else "copy" if cost.bytes else None
-        ceiling = self.fma[backend.name] if cost.flops else self.copy
         rate = (cost.flops or cost.bytes) / median if limit else None
         return Row(
             op=subject.example.op.__name__, phase=phase, inputs=described(subject.example),
@@ -128,20 +127,33 @@ class Bench:
             threads=threads_of(backend, cost.flops),
             median=median, fastest=min(samples), slowest=max(samples), samples=len(samples),
             flops=cost.flops, bytes=cost.bytes, limit=limit, rate=rate,
-            fraction=rate / ceiling.rate if limit else None,
-            ratio=None if base in (None, turns) else statistics.median(
-                statistics.median(a) / statistics.median(b) for a, b in zip(base, turns)),
+            fraction=self.fraction(backend.name, limit, rate),
+            ratio=None if base is None or base is turns else speedup(base, turns),
             cached=subject.filled < 2 * self.cache, on_numpy=cost.on_numpy, copied=cost.copied)
 
     def report(self, rows):
-        """The machine, the ceilings and `rows`, as what JSON can hold."""
+        """The machine, the ceilings and `rows` (held against the ceilings as they are known now),
+        as what JSON can hold."""
         return {
             "machine": describe_machine(self.backends.values()),
             "ceilings": {"FMA": {name: vars(ceiling) for name, ceiling in self.fma.items()},
                          "read": vars(self.read), "copy": vars(self.copy)},
             "seconds": self.seconds, "footprint": self.footprint,
-            "rows": [vars(row) for row in rows],
+            "rows": [vars(replace(row, fraction=self.fraction(row.backend, row.limit, row.rate)))
+                     for row in rows],
         }
+
+    def fraction(self, backend, limit, rate):
+        """`rate` as a fraction of the ceiling that `limit` names; None where nothing limits."""
+        if limit is None:
+            return None
+        return rate / (self.fma[backend] if limit == "FMA" else self.copy).rate
+
+
+def speedup(base, turns):
+    """How many times as fast as `base` the turns are: the median over pairs of turns."""
+    return statistics.median(statistics.median(a) / statistics.median(b)
+                             for a, b in zip(base, turns))
 
 
 def better(found, before):
