@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opaque import OpaqueBackend
 from safetensors.numpy import load_file, save_file
@@ -211,6 +212,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         hub.save_arrays({"a": np.zeros(9)}, tmp_path / "file")
     assert files_of(tmp_path) == {"file": b"old"}
+
+
+def test_arrays_may_lie_in_another_order_than_the_headers(tmp_path):
+    header = {"c": entry("U8", [1], 1, 2), "b": entry("U8", [1], 0, 1), "a": entry("U8", [0], 0, 0)}
+    (tmp_path / "file").write_bytes(raw(header, b"\1\2"))
+    assert_same_bits(hub.load_arrays(tmp_path / "file"), load_file(tmp_path / "file"))
+    assert hub.load_arrays(tmp_path / "file")["c"] == 2
 
 
 # -- bad files -----------------------------------------------------------------------------------
@@ -559,6 +567,13 @@ def test_every_difference_is_listed_in_one_error(copy):
         "transformer.wpe.weight is missing"]
 
 
+def test_a_small_model_is_listed_even_when_nothing_of_it_is_there(copy):
+    change_weights(copy, dict.clear)
+    with pytest.raises(FormatError) as refusal:
+        hub.load_model(copy)
+    assert refusal.value.reason.count("is missing") == len(GPT.stored_names(CONFIG))
+
+
 def test_a_directory_without_weights_is_told_what_is_missing(copy):
     (copy / WEIGHTS).unlink()
     with pytest.raises(FormatError, match=f"neither {WEIGHTS} nor {INDEX} is here$"):
@@ -593,6 +608,7 @@ def test_a_config_that_is_not_ours_names_the_file_and_the_key(copy, changes, sai
     with pytest.raises(FormatError) as refusal:
         hub.load_model(copy)
     assert said in str(refusal.value) and refusal.value.file == str(copy / "config.json")
+    assert str(refusal.value).count("config.json") == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\ufeff{}", "null", "[" * 10**5, '{"a": 1e}'])
@@ -625,6 +641,7 @@ def test_layers_without_width_take_no_memory_either(copy):
         hub.load_model(copy)
 
 
+@example(key="n_layer", value=10**4000)
 @given(key=st.sampled_from(sorted(GPT.config_to_hub(CONFIG))), value=st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**4000) | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2)))
@@ -755,6 +772,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(json.dumps(tree if "/tree/" in path else info).encode())
         elif path.startswith("/org/model/resolve/"):
             self.answer(files[path.rpartition("/")[2]])
+        elif path.startswith("/api/models/org/broken"):
+            self.answer(b"", 500)
         else:
             self.answer(b"", 404, [("X-Error-Code", "RepoNotFound")])
 
@@ -780,37 +799,57 @@ print(" ".join(asked))
 """
 
 
+ASK = """
+import sys
+from minifm.hub import locate
+from minifm.errors import UserError
+locate.PATIENCE = 3
+try:
+    print(locate.resolve(sys.argv[1]))
+except UserError as error:
+    print("refused:", error)
+"""
+
+
 def resolve_elsewhere(name, cache, **environment):
     """resolve(name) in a process with a cache, a hub and settings of its own: what it printed."""
-    script = "import sys\nfrom minifm import hub\nfrom minifm.errors import UserError\n" \
-             "try:\n    print(hub.resolve(sys.argv[1]))\n" \
-             "except UserError as error:\n    print('refused:', error)"
     # A port where nobody listens.
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(cache),
                    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
                    "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"} | environment
-    ran = subprocess.run([sys.executable, "-c", script, name], env=os.environ | environment,
+    ran = subprocess.run([sys.executable, "-c", ASK, name], env=os.environ | environment,
                          capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.count("\n") == 1, ran.stdout
     return ran.stdout.rstrip("\n")
 
 
-def test_a_model_is_downloaded_once_and_then_serves_offline(saved, tmp_path):
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(saved)], text=True,
+def test_a_model_is_downloaded_once_and_then_serves_offline(copy, tmp_path):
+    for name in ("vocab.json", "merges.txt", INDEX):
+        (copy / name).write_text("not used here")
+    cache = tmp_path / "cache"
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(copy)], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        found = Path(resolve_elsewhere("org/model", tmp_path, HF_ENDPOINT=endpoint))
-        absent = resolve_elsewhere("org/other", tmp_path, HF_ENDPOINT=endpoint)
+        found = Path(resolve_elsewhere("org/model", cache, HF_ENDPOINT=endpoint))
+        absent = resolve_elsewhere("org/other", cache, HF_ENDPOINT=endpoint)
+        broken = resolve_elsewhere("org/broken", cache, HF_ENDPOINT=endpoint)
     finally:
         asked, _ = server.communicate(timeout=20)
-    assert files_of(found) == files_of(saved)       # no pickle, nothing that is not read
+    assert files_of(found) == files_of(copy)        # no pickle, nothing that is not read
     assert "pytorch_model.bin" not in asked and "model.onnx" not in asked
     assert absent == "refused: org/other: neither a directory here nor to be had from the hub " \
                      "(there is no such model, or not for everyone)"
-    assert_same_bits(arrays_of(hub.load_model(found)), arrays_of(hub.load_model(saved)))
-    assert Path(resolve_elsewhere("org/model", tmp_path)) == found
-    assert Path(resolve_elsewhere("org/model", tmp_path, HF_HUB_OFFLINE="1")) == found
+    assert "500" in broken
+    assert_same_bits(arrays_of(hub.load_model(found)), arrays_of(hub.load_model(copy)))
+    assert Path(resolve_elsewhere("org/model", cache)) == found
+    assert Path(resolve_elsewhere("org/model", cache, HF_HUB_OFFLINE="1")) == found
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert "(timed out)" in resolve_elsewhere("org/model", tmp_path, HF_ENDPOINT=endpoint)
 
 
 @pytest.mark.parametrize("name, offline, said", [
