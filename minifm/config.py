@@ -72,7 +72,8 @@ def _check_one(name, value, hint, limits):
     if not isinstance(value, (int, float)):
         return
     least, above, most, below = (limits[key] for key in ("least", "above", "most", "below"))
-    inside = math.isfinite(value) and (least is None or value >= least) and \
+    finite = isinstance(value, int) or math.isfinite(value)     # isfinite(10**400) overflows
+    inside = finite and (least is None or value >= least) and \
         (above is None or value > above) and (most is None or value <= most) and \
         (below is None or value < below)
     if not inside:
