@@ -15,7 +15,7 @@ from minifm.backends import ceilings
 from minifm.cli import bench as verb
 from minifm.cli import main
 from minifm.op import OPS
-from minifm.testing import benchmark, recording
+from minifm.testing import benchmark, machine, recording
 from minifm.testing.benchmark import Bench, Subject
 from minifm.testing.draw import Benchmark
 from minifm.testing.example import Example, example
@@ -287,5 +287,18 @@ def test_times_are_shown_in_three_digits(seconds, text):
 
 
 def test_a_limit_that_was_measured_too_low_is_not_hidden():
-    assert not list(verb.remarks({"copy": 10.0}, {"copy": 10.1}, []))
-    assert "copy" in "".join(verb.remarks({"copy": 10.0}, {"copy": 15.0}, []))
+    assert not list(verb.remarks({"copy": 10.0}, {"copy": 10.1}, [], 0.0))
+    assert "copy" in "".join(verb.remarks({"copy": 10.0}, {"copy": 15.0}, [], 0.0))
+    assert "31% of the time" in "".join(verb.remarks({}, {}, [], 0.31))
+
+
+def test_waiting_for_a_core_is_counted_where_the_system_tells(monkeypatch, tmp_path):
+    assert machine.waited() >= 0
+    monkeypatch.setattr(machine, "THREADS", tmp_path)
+    assert machine.waited() == 0
+    for i, text in enumerate(("5 2000000000 7", "1 500000000 2")):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "schedstat").write_text(text)
+    assert machine.waited() == 2.5
+    (tmp_path / "0" / "schedstat").write_text("")
+    assert machine.waited() == 0

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import time
 from pathlib import Path
 
 from minifm.cli.generate import show
@@ -27,6 +28,7 @@ reading a row:
 QUICK_SECONDS = 0.1
 QUICK_SIZES = {"*B": (2, 256), "*X": (1024, 768), "B": 2, "M": 256, "V": 2048, "images": 2}
 RISEN = 1.03        # a limit that rises by more during the run deserves a word
+DISTURBED = 0.02    # and so does a run that waited for a larger share of its time
 
 
 def arguments(parser):
@@ -46,19 +48,21 @@ def arguments(parser):
 def run(args):
     from minifm.atomic import atomic_file
     from minifm.testing.benchmark import Bench
+    from minifm.testing.machine import waited
     ops, backends = chosen_ops(args.op), chosen_backends(args.backend)
     sizes = (QUICK_SIZES if args.quick else {}) | dict(map(chosen_size, args.size))
     seconds = chosen_seconds(args)
     if args.json and Path(args.json).is_dir():
         raise ConfigError(f"--json: {args.json} is a directory, not a file")
     bench = Bench(backends, seconds, sizes)
-    first, rows = limits(bench), []
+    first, rows, before, start = limits(bench), [], waited(), time.perf_counter()
     show("\n".join(heading(bench)) + "\n")
     for op in ops:
         found = bench.rows(op)
         rows += found
         show("\n".join(["", *table(found)]) + "\n")
-    for line in remarks(first, limits(bench), rows):
+    share = (waited() - before) / (time.perf_counter() - start)
+    for line in remarks(first, limits(bench), rows, share):
         show(f"\n{line}\n")
     if args.json:
         with atomic_file(args.json) as file:
@@ -181,8 +185,12 @@ def _columns(phase, who, threads, median, spread, rate, fraction, ratio, notes="
             f"{fraction:>10} {ratio:>8}  {notes}").rstrip()
 
 
-def remarks(first, last, rows):
-    """What a reader must know before believing the table."""
+def remarks(first, last, rows, share):
+    """What a reader must know before believing the table. `share` of the time, a thread of ours
+    waited for a core that another program had."""
+    if share > DISTURBED:
+        yield (f"For {share:.0%} of the time a thread waited for a core that another program had: "
+               "these figures are too slow, and those of several threads most of all.")
     risen = [name for name in first if last[name] > RISEN * first[name]]
     if risen:
         yield (f"The limits ({', '.join(risen)}) rose during the run: the machine was busy when "

@@ -9,6 +9,7 @@ import numpy as np
 from minifm.backends.ceilings import last_level_cache
 
 PROCESSORS = Path("/proc/cpuinfo")
+THREADS = Path("/proc/self/task")
 
 
 def describe_machine(used):
@@ -42,6 +43,16 @@ def blas_threads():
         return None
     return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"),
                default=None)
+
+
+def waited():
+    """Seconds for which threads of this process, ready to run, have waited for a core: others
+    had it. 0 where the system does not tell."""
+    try:
+        return sum(int(thread.read_text().split()[1])
+                   for thread in THREADS.glob("*/schedstat")) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _processor():
