@@ -37,7 +37,7 @@ def test_there_are_references_and_no_path_is_made_up():
 def test_the_two_stories_are_short():
     for title in ("One training step", "One generated token"):
         story = TEXT.split(f"### {title}\n")[1].split("\n#")[0].strip().splitlines()
-        assert len([line for line in story if line]) < 18
+        assert len([line for line in story if line]) < 15
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    (minifm .*?)(?:  +#.*)?$", TEXT, re.M))
