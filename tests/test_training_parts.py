@@ -198,12 +198,18 @@ def gpt_batch(config, rows, length, seed=0):
 def measured_peak(model, batch, pieces):
     """Bytes that one step really takes at its height, gradients included."""
     rows = np.array_split(np.arange(len(batch[0])), pieces)
-    tracemalloc.start(1)
-    try:
-        before = tracemalloc.get_traced_memory()[0]
+
+    def step():
         for part in rows:
             CausalLanguageModel().loss(model, tuple(x[part] for x in batch), denominator=1,
                                        rng=mf.Rng(0)).backward()
+
+    step()                  # what is remembered by shape takes memory only once
+    model.zero_grad()
+    tracemalloc.start(1)
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        step()
         return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
