@@ -23,18 +23,19 @@ VOCABULARY, BATCH, LENGTH = 2048, 16, 128
 SHAPE = {"layers": 4, "heads": 4, "width": 192, "context": LENGTH}
 RATES = {"learning_rate": 3e-3, "final_learning_rate": 1e-4}
 COMMANDS = (
-    "minifm generate {out}/last \"def parse_date(text):\" --temperature 0.7 --seed 1",
+    "minifm generate {out}/last \"def parse_date(text):\" --temperature 0.5 --seed 1",
     "minifm pretrain --data YOUR.txt --out runs/mine --preset tiny --steps 500",
     "minifm bench --quick",
 )
-# Headers to complete; the first three that the corpus does not contain are taken.
+# Headers to complete; the first three that the corpus does not contain are taken. They do not end
+# in a line feed: text has it in one token with the indentation that follows.
 HEADERS = (
-    'def read_temperatures(path):\n    """Read one temperature from each line of a file."""\n',
+    'def read_temperatures(path):\n    """Read one temperature from each line of a file."""',
     'class RingBuffer:\n    """A list of fixed size that forgets its oldest item."""\n\n'
-    '    def __init__(self, size):\n',
-    'def count_vowels(text, vowels="aeiou"):\n',
+    '    def __init__(self, size):',
+    'def count_vowels(text, vowels="aeiou"):',
     'def is_leap_year_in(calendar, year):\n    """Return True if',
-    'class OrderedBag(list):\n    def add(self, item):\n',
+    'class OrderedBag(list):\n    def add(self, item):',
     'def mean_of_columns(rows):\n    """',
 )
 
@@ -148,7 +149,7 @@ def write(trainer, prompts, seed):
         show(prompt)
         room = LENGTH - len(trainer.tokenizer.encode(prompt))
         done = generate(trainer.model, trainer.tokenizer, [prompt], max_tokens=room, seed=seed,
-                        sampling=Sampling(temperature=0.7, top_p=0.95), stop=["\n\n\n", "\nclass "],
+                        sampling=Sampling(temperature=0.5, top_p=0.95), stop=["\n\n\n", "\nclass "],
                         on_text=lambda row, piece: show(piece))
         show("\n")
         samples.append((prompt, done[0].text))
