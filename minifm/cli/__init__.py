@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import os
+import shutil
 import sys
+from pathlib import Path
 
 # verb -> what it does; the module of the same name has `arguments(parser)` and `run(args)`.
 VERBS = {
@@ -60,6 +62,14 @@ def parse(argv):
         module.arguments(verb_parser)
         verb_parser.set_defaults(run=module.run)
     return parser.parse_args(argv)
+
+
+def program():
+    """How the user can call this program again from here: "minifm" where the shell finds it."""
+    if shutil.which("minifm"):
+        return "minifm"
+    beside = Path(sys.executable).with_name("minifm")
+    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m minifm"
 
 
 def _version():

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from minifm.cli import program
 from minifm.cli.generate import show
 from minifm.cli.report import Report, compression, page
 
@@ -23,9 +24,9 @@ VOCABULARY, BATCH, LENGTH = 2048, 16, 128
 SHAPE = {"layers": 4, "heads": 4, "width": 192, "context": LENGTH}
 RATES = {"learning_rate": 3e-3, "final_learning_rate": 1e-4}
 COMMANDS = (
-    "minifm generate {out}/last \"def parse_date(text):\" --temperature 0.5 --seed 1",
-    "minifm pretrain --data YOUR.txt --out runs/mine --preset tiny --steps 500",
-    "minifm bench --quick",
+    "{minifm} generate {out}/last \"def parse_date(text):\" --temperature 0.5 --seed 1",
+    "{minifm} pretrain --data YOUR.txt --out runs/mine --preset tiny --steps 500",
+    "{minifm} bench --quick",
 )
 # Headers to complete; the first three that the corpus does not contain are taken. They do not end
 # in a line feed: text has it in one token with the indentation that follows.
@@ -74,7 +75,7 @@ def train_and_tell(prepared, out, seed):
     try:
         trainer.train()
     except Interrupted as stop:
-        print(f"minifm: {stop}; go on with: minifm pretrain --resume --out {out}", file=sys.stderr)
+        print(f"minifm: {stop}; go on with: {program()} pretrain --resume --out {out}", file=sys.stderr)
         return stop.exit_code
     seconds = time.perf_counter() - started
     bits = yardsticks(prepared)
@@ -82,7 +83,7 @@ def train_and_tell(prepared, out, seed):
     for name, value in bits.items():
         print(f"  {name:<12}{value:.3f}")
     samples = write(trainer, headers(prepared.corpus), seed)
-    commands = [command.format(out=out) for command in COMMANDS]
+    commands = [command.format(minifm=program(), out=out) for command in COMMANDS]
     (out / "index.html").write_text(page(report(prepared, bits, samples, commands, seconds)),
                                     "utf-8")
     print(f"\nreport      {out}/index.html\nmodel       {out}/last (opens in other libraries too)")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from dataclasses import fields
 
+from minifm.cli import program
 from minifm.cli.arguments import add_config, add_fields, build, settings
 from minifm.errors import ConfigError
 from minifm.models.gpt import PRESETS, GPTConfig
@@ -80,15 +81,15 @@ def train(trainer):
     try:
         trainer.train()
     except Interrupted as stop:
-        print(f"minifm: {stop}; go on with: minifm pretrain --resume --out {trainer.directory}",
-              file=sys.stderr)
+        print(f"minifm: {stop}; go on with: {program()} pretrain --resume --out "
+              f"{trainer.directory}", file=sys.stderr)
         return stop.exit_code
     found = next((line for line in reversed(trainer.metrics.read()) if "held_out_loss" in line), {})
     if found:
         print(f"held out   {found['held_out_loss']:.4f} nats a token, "
               f"{found['bits_per_byte']:.3f} bits a byte (step {found['step']})")
     print(f"saved as   {trainer.directory}/last; try: "
-          f"minifm generate {trainer.directory}/last \"Once\"")
+          f"{program()} generate {trainer.directory}/last \"Once\"")
     return 0
 
 
