@@ -1,4 +1,4 @@
-"""What the observers tell: time by op, FLOPs, bytes, and where the first non-finite value came from."""
+"""What observers tell: time by op, FLOPs, bytes, and where the first non-finite value came from."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 import minifm as mf
 from minifm.errors import AnomalyError
 from minifm.models import GPT, GPTConfig
-from minifm.op import OPS, observers
+from minifm.op import OPS, Op, observers
 
 CONFIG = GPTConfig(vocabulary=64, context=8, layers=2, heads=2, width=16)
 
@@ -71,7 +71,8 @@ def test_the_first_non_finite_value_is_traced_to_its_op_and_line(backend):
 
 def test_a_non_finite_gradient_is_traced_to_the_line_of_its_forward(backend):
     x = mf.Tensor(np.zeros(3, np.float32), requires_grad=True)
-    with pytest.raises(AnomalyError, match=r"Sqrt backward.*gradient.*test_observe.py:\d+ in test_a"):
+    told = r"Sqrt backward.*gradient.*test_observe.py:\d+ in test_a"
+    with pytest.raises(AnomalyError, match=told):
         with np.errstate(all="ignore"), mf.detect_anomaly():
             mf.sqrt(x).sum().backward()
 
@@ -95,5 +96,6 @@ def test_observers_nest_and_leave_nothing_behind():
 
 def test_every_product_declares_its_flops():
     products = {"Matmul", "Linear", "Attention", "LinearCrossEntropy", "Conv2d", "ConvTranspose2d"}
-    declared = {name for name, op in OPS.items() if op.flops.__func__ is not mf.op.Op.flops.__func__}
+    default = Op.flops.__func__
+    declared = {name for name, op in OPS.items() if op.flops.__func__ is not default}
     assert declared == products

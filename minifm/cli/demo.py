@@ -5,7 +5,6 @@ and a report. The same is done by `pretrain` and `generate`, with your own text.
 """
 
 import itertools
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -70,13 +69,11 @@ def run(args):
 
 def train_and_tell(prepared, out, seed):
     """Train, measure, write, report; the exit status."""
-    from minifm.training.signals import Interrupted
+    from minifm.cli.pretrain import trained
     trainer, started = prepared.trainer, time.perf_counter()
-    try:
-        trainer.train()
-    except Interrupted as stop:
-        print(f"minifm: {stop}; go on with: {program()} pretrain --resume --out {out}", file=sys.stderr)
-        return stop.exit_code
+    status = trained(trainer)
+    if status:
+        return status
     seconds = time.perf_counter() - started
     bits = yardsticks(prepared)
     print("\nheld-out bits per byte (lower is better)")

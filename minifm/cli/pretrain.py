@@ -52,7 +52,10 @@ def run(args):
                        ceiling=flop_ceiling().rate)
     for line in summary(prepared):
         print(line, file=sys.stderr)
-    return train(prepared.trainer)
+    status = trained(prepared.trainer)
+    if status == 0:
+        tell(prepared.trainer)
+    return status
 
 
 def said_in_all(args, text_config):
@@ -76,7 +79,7 @@ def preset(name):
     return {field: getattr(PRESETS[name], field) for field in SHAPE - {"hidden"}}
 
 
-def train(trainer):
+def trained(trainer):
     """Train to the end; the exit status: 0, or 128 + the number of the signal that stopped it."""
     try:
         trainer.train()
@@ -84,13 +87,17 @@ def train(trainer):
         print(f"minifm: {stop}; go on with: {program()} pretrain --resume --out "
               f"{trainer.directory}", file=sys.stderr)
         return stop.exit_code
+    return 0
+
+
+def tell(trainer):
+    """Print the last evaluation, and what to do with the model."""
     found = next((line for line in reversed(trainer.metrics.read()) if "held_out_loss" in line), {})
     if found:
         print(f"held out   {found['held_out_loss']:.4f} nats a token, "
               f"{found['bits_per_byte']:.3f} bits a byte (step {found['step']})")
     print(f"saved as   {trainer.directory}/last; try: "
           f"{program()} generate {trainer.directory}/last \"Once\"")
-    return 0
 
 
 def summary(prepared):
