@@ -1,13 +1,13 @@
 """All operations on tensors, and the one table that ties operators to them."""
 
+from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
 from minifm.ops.attention import attention
 from minifm.ops.conv import (
     average_pool2d, conv2d, conv_transpose2d, max_pool2d, upsample_nearest,
 )
 from minifm.ops.elementwise import (
-    absolute, add, cos, divide, equal, erf, exp, gelu, gelu_quick, gelu_tanh, greater,
-    greater_equal, less, less_equal, log, maximum, minimum, multiply, negative, power, relu,
-    sigmoid, silu, sin, sqrt, subtract, tanh, where,
+    absolute, add, cos, divide, equal, erf, exp, greater, greater_equal, less, less_equal, log,
+    maximum, minimum, multiply, negative, power, sigmoid, sin, sqrt, subtract, tanh, where,
 )
 from minifm.ops.embedding import dropout, embedding, rope
 from minifm.ops.loss import count_targets, cross_entropy, linear_cross_entropy, token_losses

@@ -6,7 +6,8 @@ import numpy as np
 
 from minifm.errors import ShapeError
 from minifm.op import Op, explain
-from minifm.ops.elementwise import gelu, gelu_quick, gelu_tanh, relu, silu, unbroadcast
+from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
+from minifm.ops.elementwise import unbroadcast
 from minifm.tensor import apply, leaf_grad
 
 # What `linear` can fuse: the activation's function -> its verb.
