@@ -1,4 +1,4 @@
-"""Activations: a forward verb and a backward verb of (dy, x) each, so that a backend may fuse them."""
+"""Activations: a forward verb and a backward verb of (dy, x) each, for a backend to fuse."""
 
 from minifm.op import Op
 from minifm.ops.elementwise import Absolute
