@@ -92,6 +92,21 @@ def replace_link(link, target):
         _force(link.parent)
 
 
+@contextlib.contextmanager
+def exclusive(directory):
+    """Within `with exclusive(directory):` no other process may hold the directory so; one that
+    dies lets go of it. Raises UserError while another does."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another process is at work in this directory") from None
+        yield
+    finally:
+        os.close(lock)
+
+
 def sweep(directory):
     """Remove what killed saves left aside in `directory`; what a living process writes stays."""
     for name in os.listdir(directory):

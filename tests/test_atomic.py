@@ -153,6 +153,17 @@ def test_a_sweep_leaves_alone_what_is_being_written(tmp_path):
     assert everything(tmp_path) == {"d/a": b"1", "f": b"2"}
 
 
+def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
+    script = f"from minifm.atomic import exclusive\nwith exclusive({str(tmp_path)!r}): pass"
+
+    def other():
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                              timeout=60, check=False).stderr
+    with atomic.exclusive(tmp_path):
+        assert "another process is at work in this directory" in other()
+    assert other() == ""
+
+
 def test_many_writers_and_readers_see_only_whole_files(tmp_path):
     contents = [bytes([65 + i]) * 50_000 for i in range(4)]
     path, seen, over = tmp_path / "file", set(), threading.Event()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifm.atomic import exclusive
 from minifm.errors import AnomalyError, ConfigError, UserError
 from minifm.observe import detect_anomaly
 from minifm.rng import Rng
@@ -75,7 +76,13 @@ class Trainer:
 
         Raises Interrupted after SIGINT or SIGTERM, once the step is finished and saved, and
         Diverged when `skip_limit` steps in a row were not finite; the last checkpoint is good.
+        Raises UserError while another process trains in the same directory.
         """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with exclusive(self.directory):
+            self._train(until)
+
+    def _train(self, until):
         self._claim_directory()
         last = self.config.steps if until is None else min(until, self.config.steps)
         with StopSignals() as stop, Progress(self.step, self.config.steps, self.shown) as bar:
@@ -266,7 +273,6 @@ class Trainer:
     def _claim_directory(self):
         """A new run must not mix with an old one of the same name; a log without a checkpoint is
         what a run left that was killed before its first, and starts again."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         if self.step == 0 and self._saved is None:
             if checkpoint.steps_in(self.directory):
                 raise ConfigError(f"{self.directory} already holds a run: resume it, or choose "
