@@ -68,8 +68,10 @@ def program():
     """How the user can call this program again from here: "minifm" where the shell finds it."""
     if shutil.which("minifm"):
         return "minifm"
-    beside = Path(sys.executable).with_name("minifm")
-    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m minifm"
+    beside, here = Path(sys.executable).with_name("minifm"), Path.cwd()
+    if not beside.exists():
+        return f"{sys.executable} -m minifm"
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 def _version():

@@ -105,9 +105,11 @@ class Trainer:
             bar.advance(loss="skipped")
             self.metrics.append({"step": self.step, "skipped": problem})
             if self.skipped > config.skip_limit:
+                saved = checkpoint.steps_in(self.directory)
                 raise Diverged(f"{self.skipped} steps in a row were not finite; the last: "
-                               f"{problem}. The last checkpoint is good: lower learning_rate "
-                               "or clip, and resume from it")
+                               f"{problem}. Lower learning_rate or clip, and "
+                               + (f"resume: the checkpoint of step {saved[-1]} is good" if saved
+                                  else "start again: there is no checkpoint yet"))
         else:
             self.skipped = 0
             figures = self.speed.figures()
