@@ -139,6 +139,26 @@ def check_dtypes(cls, inputs):
         raise ShapeError(explain(cls, inputs, f"operands mix {' and '.join(sorted(floats))}"))
 
 
+def check_arithmetic(cls, inputs):
+    """Operands that are computed with: arrays and numbers, floating-point ones of one width, and
+    no integers beside them, which NumPy would widen to float64."""
+    for x in inputs:
+        if not (hasattr(x, "dtype") or x is None or isinstance(x, (int, float))):
+            raise ShapeError(f"{cls.__name__}: expected tensors, arrays or numbers, got {x!r:.60}")
+    check_dtypes(cls, inputs)
+    kinds = {np.dtype(x.dtype).kind: x.dtype for x in inputs if hasattr(x, "dtype")}
+    integers = kinds.get("i") or kinds.get("u")
+    if "f" in kinds and integers is not None:
+        raise ShapeError(explain(cls, inputs, f"operands mix {kinds['f']} and {integers}; give "
+                                 "the integers as floating-point numbers"))
+
+
+def check_axis(name, x, axis):
+    """Raise ShapeError unless `axis` is one of x."""
+    if not -len(x.shape) <= axis < len(x.shape):
+        raise ShapeError(f"{name}: axis {axis} of a tensor of shape {tuple(x.shape)}")
+
+
 def explain(cls, inputs, problem):
     """The message of a ShapeError: what disagrees, the signature, and what was given."""
     given = ", ".join(

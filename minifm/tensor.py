@@ -42,6 +42,8 @@ class no_grad:
 class Tensor:
     """An array of the active backend, its gradient, and the op that made it.
 
+    `x == y` asks whether they are the same object; mf.equal(x, y) compares the values.
+
     data           the backend's array: float32 (activations), float64, an integer type, or bool
     requires_grad  whether `backward` leaves the gradient here (True for parameters)
     grad           the gradient, a raw array like `data`, or None; `backward` adds to it
@@ -60,6 +62,8 @@ class Tensor:
             data = data.astype(np.float32) if data.dtype == np.float64 else data
         if isinstance(data, (np.ndarray, np.generic)):
             data = backends.active().from_numpy(data)
+        if np.dtype(data.dtype).kind not in "fiub":
+            raise ShapeError(f"a tensor holds numbers or truth values, this is {data.dtype}")
         if requires_grad and not np.issubdtype(data.dtype, np.floating):
             raise ShapeError(f"only floating-point tensors have gradients, this is {data.dtype}")
         self.data, self.requires_grad = data, requires_grad
@@ -82,6 +86,9 @@ class Tensor:
         if not self.data.shape:
             raise TypeError("len() of a tensor without dimensions")
         return self.data.shape[0]
+
+    def __bool__(self):
+        return bool(self.item())        # raises unless there is exactly one element
 
     def numpy(self):
         """The values as a NumPy array, which may share memory with the tensor."""
@@ -125,8 +132,11 @@ def apply(op_class, *inputs, **options):
             if isinstance(x, np.ndarray):
                 x = backend.from_numpy(x)
                 kinds += x.shape, x.dtype
+            elif isinstance(x, np.generic):     # a NumPy scalar is a number, not a float64 array
+                x = x.item()
+                kinds.append(type(x))
             else:
-                kinds.append(None)
+                kinds.append(type(x))
             needs.append(False)
         arrays.append(x)
     op.needs = needs
@@ -186,6 +196,10 @@ def backward(root, grad=None):
         grad = backend.full(root.shape, 1, root.dtype)
     elif isinstance(grad, (np.ndarray, np.generic)):
         grad = backend.from_numpy(grad)
+    elif isinstance(grad, Tensor):
+        grad = grad.data
+    elif not hasattr(grad, "shape"):
+        raise ShapeError(f"backward: expected grad as an array, got {grad!r:.60}")
     if grad.shape != root.shape or grad.dtype != root.dtype:
         raise ShapeError(f"backward: grad is {grad.shape} {grad.dtype}, "
                          f"the tensor {root.shape} {root.dtype}")

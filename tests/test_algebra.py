@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minifm as mf
+from minifm.errors import ShapeError
 from minifm.testing import strategies
 
 U = 2.0**-24        # unit roundoff of float32
@@ -148,6 +149,15 @@ def test_a_query_that_may_look_at_nothing_gets_zeros_and_no_gradient(backend):
     assert value == 0 and not grads[0].any()
 
 
+@pytest.mark.parametrize("mask", [np.ones((1, 2), np.int64), np.ones((1, 2), np.float32)])
+def test_a_mask_that_is_not_bool_is_refused(backend, mask):
+    q = normal(1, 1, 2, 4)
+    with pytest.raises(ShapeError, match="key_mask must be bool"):
+        mf.attention(q, q, q, key_mask=mask)
+    with pytest.raises(ShapeError, match="bias must be of floating-point numbers"):
+        mf.attention(q, q, q, bias=np.ones((2, 2), bool))
+
+
 # -- rotary positions ------------------------------------------------------------------------------
 
 
@@ -201,6 +211,44 @@ def test_cross_entropy_is_the_definition(backend):
     assert found == pytest.approx(smoothed, rel=1e-12)
     assert mf.cross_entropy(logits, np.full(5, -100)).item() == 0
     assert mf.cross_entropy(logits, np.full(5, 1), ignore_index=1).item() == 0
+
+
+# -- integers and truth values ---------------------------------------------------------------------
+
+
+def test_integers_and_truth_values_add_up(backend):
+    hits = mf.equal(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 0]))
+    assert mf.mean(hits).item() == 0.75 and mf.sum(hits).item() == 3
+    assert mf.sum(np.full(10, 100, np.int8)).item() == 1000
+    assert mf.sum(np.full(3, 2**30, np.int32)).item() == 3 * 2**30
+    assert mf.mean(np.full(10, 200, np.uint8)).item() == 200
+    assert mf.variance(np.array([True, False])).item() == 0.25
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda x: x * np.arange(3), lambda x: np.arange(3) + x, lambda x: x @ np.ones((3, 1), int),
+    lambda x: mf.where(x > 0, x, np.arange(3)), lambda x: x + [1, 2, 3], lambda x: x * "3",
+    lambda x: x + 1j, lambda x: x @ 2, lambda x: mf.softmax(x, 5), lambda x: mf.sum(x, (0, 0)),
+    lambda x: mf.Tensor([None]), lambda x: mf.Tensor(["a"]), lambda x: mf.argmax(x, 3),
+    lambda x: x.sum().backward(1.0), lambda x: mf.take_along(x, np.array([[0]]), 3),
+])
+def test_what_would_be_silently_wrong_is_refused(backend, wrong):
+    with pytest.raises(ShapeError):
+        wrong(mf.Tensor(np.ones((2, 3), np.float32), requires_grad=True))
+
+
+def test_a_numpy_scalar_is_a_number(backend):
+    x = mf.Tensor(np.full((2, 2), 3, np.float32), requires_grad=True)
+    y = (x / np.sqrt(64) + np.int64(2)) * np.float64(4)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == np.float32 and y.numpy()[0, 0] == 9.5
+    assert (np.ones((1, 2), np.float32) @ x).shape == (1, 2)
+
+
+def test_truth_is_that_of_one_element():
+    assert not mf.Tensor([1.0]) < 0 and bool(mf.Tensor(2.0) > 1)
+    with pytest.raises(ValueError, match="size 1"):
+        bool(mf.Tensor([1.0, 2.0]) > 0)
 
 
 # -- functions -------------------------------------------------------------------------------------

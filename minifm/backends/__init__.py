@@ -30,6 +30,9 @@ def use(backend):
     """
     global _active
     previous = _active
+    if not isinstance(backend, (str, Reference)):
+        raise BackendUnavailable(f"use: expected a backend or one of {', '.join(NAMES)}, got "
+                                 f"{backend!r}")
     _active = get(backend) if isinstance(backend, str) else backend
     return Switch(_active, previous)
 

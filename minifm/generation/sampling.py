@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifm.config import check, setting
+from minifm.errors import AnomalyError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ def draw(logits, seen, sampling, uniform):
     logits [V]; seen: the row's token ids so far; uniform: one number in [0, 1), which decides.
     """
     x = logits.astype(np.float64)
+    if not np.isfinite(x.max()):
+        raise AnomalyError("the model's logits are not finite: its weights are damaged, or its "
+                           "training diverged")
     if sampling.repetition_penalty != 1:
         x = penalise_repetition(x, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:

@@ -40,6 +40,7 @@ Tensor.__pow__ = power
 Tensor.__neg__ = negative
 Tensor.__abs__ = absolute
 Tensor.__matmul__ = matmul
+Tensor.__rmatmul__ = _reflected(matmul)
 Tensor.__getitem__ = getitem
 Tensor.__gt__ = greater
 Tensor.__ge__ = greater_equal

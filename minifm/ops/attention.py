@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from minifm.errors import ShapeError
 from minifm.op import Op, explain
 from minifm.tensor import apply
@@ -30,7 +32,11 @@ class Attention(Op):
     @classmethod
     def check(cls, inputs):
         super().check(inputs)
-        q, k, _, bias, _ = inputs
+        q, k, _, bias, key_mask = inputs
+        if key_mask is not None and key_mask.dtype != np.bool_:
+            raise ShapeError(explain(cls, inputs, "key_mask must be bool (write mask != 0)"))
+        if bias is not None and not np.issubdtype(bias.dtype, np.floating):
+            raise ShapeError(explain(cls, inputs, "bias must be of floating-point numbers"))
         if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
             raise ShapeError(explain(cls, inputs, "H must be a multiple of K"))
         full = (*q.shape[:3], k.shape[2])

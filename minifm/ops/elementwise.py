@@ -7,7 +7,7 @@ import numpy as np
 
 from minifm import backends
 from minifm.errors import ShapeError
-from minifm.op import Op, check_dtypes, explain
+from minifm.op import Op, check_arithmetic, explain
 from minifm.tensor import Tensor, apply
 
 
@@ -24,7 +24,7 @@ def unbroadcast(backend, g, operand):
 
 def check_broadcast(cls, inputs):
     """Raise ShapeError, naming the dimension, unless all arrays broadcast together."""
-    check_dtypes(cls, inputs)
+    check_arithmetic(cls, inputs)
     arrays = [(name, x.shape) for (name, _), x in zip(cls.inputs, inputs) if hasattr(x, "shape")]
     for i, (first, left) in enumerate(arrays):
         for second, right in arrays[i + 1 :]:

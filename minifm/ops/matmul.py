@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, explain
+from minifm.op import Op, check_arithmetic, explain
 from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
 from minifm.ops.elementwise import unbroadcast
 from minifm.tensor import apply, leaf_grad
@@ -33,6 +33,7 @@ class Matmul(Op):
 
     @classmethod
     def check(cls, inputs):
+        check_arithmetic(cls, inputs)
         super().check(inputs)
         lead = [x.shape[:-2] for x in inputs]
         for a, b in zip(reversed(lead[0]), reversed(lead[1])):
@@ -88,6 +89,9 @@ class Linear(Op):
 
 def matmul(x, y):
     """x[*X, M, K] @ y[*Y, K, N]; vectors are promoted as in NumPy. Raises ShapeError."""
+    for operand in (x, y):
+        if not hasattr(operand, "shape"):
+            raise ShapeError(f"matmul: expected tensors or arrays, got {operand!r:.60}")
     if not x.shape or not y.shape:
         raise ShapeError("matmul: a scalar has no rows; use * to multiply by it")
     if len(x.shape) == 1:

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
+
 from minifm import backends
 from minifm.errors import ShapeError
-from minifm.op import Op
-from minifm.ops.elementwise import multiply, raw, sqrt, subtract
+from minifm.op import Op, check_axis
+from minifm.ops.elementwise import multiply, negative, raw, sqrt, subtract
 from minifm.tensor import Tensor, apply
 
 
@@ -52,13 +54,14 @@ class Max(Op):
 
 
 def sum(x, axis=None, keepdims=False):
-    """The sum along `axis` (None: all; an int or a tuple)."""
-    return apply(Sum, x, axis=_checked("sum", x, axis), keepdims=keepdims)
+    """The sum along `axis` (None: all; an int or a tuple). Integers and truth values add up as
+    int64."""
+    return apply(Sum, _in("sum", x, np.int64), axis=_checked("sum", x, axis), keepdims=keepdims)
 
 
 def mean(x, axis=None, keepdims=False):
-    """The mean along `axis`."""
-    axis = _checked("mean", x, axis)
+    """The mean along `axis`; of integers and truth values too, as float32."""
+    axis, x = _checked("mean", x, axis), _in("mean", x, np.float32)
     total = sum(x, axis, keepdims)
     kept = _kept_shape(x.shape, axis)
     count = math.prod(x.shape) / math.prod(kept) if math.prod(kept) else 1
@@ -67,6 +70,7 @@ def mean(x, axis=None, keepdims=False):
 
 def variance(x, axis=None, keepdims=False):
     """The mean squared distance from the mean (divided by n, not n - 1)."""
+    x = _in("variance", x, np.float32)
     centred = subtract(x, mean(x, axis, True))
     return mean(multiply(centred, centred), axis, keepdims)
 
@@ -83,12 +87,23 @@ def max(x, axis=None, keepdims=False):
 
 def min(x, axis=None, keepdims=False):
     """The smallest along `axis`."""
-    return -max(-x, axis, keepdims)
+    return negative(max(negative(x), axis, keepdims))
 
 
 def argmax(x, axis=-1):
     """The first place of the largest element along `axis`, int64. It has no gradient."""
+    check_axis("argmax", x, axis)
     return Tensor(backends.active().argmax(raw(x), axis))
+
+
+def _in(name, x, dtype):
+    """Integers and truth values as `dtype`, so that their sum does not overflow; floating-point
+    numbers as they are."""
+    if not hasattr(x, "dtype"):
+        raise ShapeError(f"{name}: expected a tensor or an array, got {x!r:.60}")
+    if np.dtype(x.dtype).kind == "f":
+        return x
+    return Tensor(backends.active().astype(raw(x), dtype))
 
 
 def _kept_shape(shape, axis):
@@ -101,10 +116,13 @@ def _kept_shape(shape, axis):
 def _checked(name, x, axis, empty=True):
     """`axis`, once it is known to name axes of x (and, unless `empty`, none of size 0)."""
     ndim = len(x.shape)
+    if isinstance(axis, np.integer):
+        axis = int(axis)
     axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
     for a in axes:
-        if not -ndim <= a < ndim:
-            raise ShapeError(f"{name}: axis {a} of a tensor of shape {tuple(x.shape)}")
+        check_axis(name, x, a)
         if not empty and x.shape[a] == 0:
             raise ShapeError(f"{name}: axis {a} of {tuple(x.shape)} is empty")
+    if len({a % ndim for a in axes}) < len(axes):
+        raise ShapeError(f"{name}: axes {tuple(axes)} name one of {tuple(x.shape)} twice")
     return tuple(axis) if isinstance(axis, list) else axis

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, check_dtypes, explain
+from minifm.op import Op, check_axis, check_dtypes, explain
 from minifm.ops.elementwise import raw, unbroadcast
 from minifm.tensor import apply
 
@@ -243,6 +243,7 @@ def getitem(x, index):
 
 def take_along(x, index, axis=-1):
     """Gather along one axis, `index` having as many dimensions as x."""
+    check_axis("take_along", x, axis)
     return apply(TakeAlong, x, index, axis=axis)
 
 
@@ -256,6 +257,7 @@ def concatenate(tensors, axis=0):
     if not tensors:
         raise ShapeError("concatenate: expected at least one tensor, got none")
     first = tensors[0]
+    check_axis("concatenate", first, axis)
     for x in tensors[1:]:
         rest = [list(t.shape) for t in (first, x)]
         if len(rest[0]) != len(rest[1]) or any(

@@ -1,6 +1,6 @@
 """Softmax and its logarithm along one axis. A row of -inf alone gives zeros (see the verb)."""
 
-from minifm.op import Op
+from minifm.op import Op, check_axis
 from minifm.tensor import apply
 
 
@@ -34,9 +34,11 @@ class LogSoftmax(Op):
 
 def softmax(x, axis=-1):
     """The distribution with logits x along `axis`."""
+    check_axis("softmax", x, axis)
     return apply(Softmax, x, axis=axis)
 
 
 def log_softmax(x, axis=-1):
     """Log-probabilities of the distribution with logits x along `axis`."""
+    check_axis("log_softmax", x, axis)
     return apply(LogSoftmax, x, axis=axis)

@@ -92,6 +92,10 @@ class Trainer:
             self._plot(bar)
         if stop.requested:
             raise Interrupted(stop.requested, self.step, path)
+        if self.skipped and self.step == self.config.steps:
+            raise Diverged(f"the last {self.skipped} of {self.step} steps were not finite and "
+                           f"changed nothing (saved as {path}): lower learning_rate or clip, or "
+                           "look at the weights that the run began with")
 
     def _advance(self, bar):
         """One step and what is due after it: the log, an evaluation, a checkpoint."""
