@@ -19,7 +19,8 @@ from minifm.errors import UserError
 _ASIDE = ".aside-"
 # What the disk or its owner refuses: the user can mend it.
 _REFUSALS = {getattr(errno, name) for name in (
-    "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG", "ENOTDIR")}
+    "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG", "ENOTDIR",
+    "EEXIST", "ENOENT", "ELOOP")}
 
 
 @contextlib.contextmanager

@@ -12,10 +12,13 @@ no sense, in one place and in the same words everywhere.
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 
 from minifm.errors import ConfigError
+
+LARGEST = sys.float_info.max
 
 
 def setting(default, help, *, least=None, above=None, most=None, below=None, choices=None,
@@ -71,6 +74,8 @@ def _check_one(name, value, hint, limits):
         raise ConfigError(f"{name}: expected one of {', '.join(limits['choices'])}, got {value!r}")
     if not isinstance(value, (int, float)):
         return
+    if plain_type(hint) is float and isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{name}: expected a number that a float can hold")
     least, above, most, below = (limits[key] for key in ("least", "above", "most", "below"))
     finite = isinstance(value, int) or math.isfinite(value)     # isfinite(10**400) overflows
     inside = finite and (least is None or value >= least) and \

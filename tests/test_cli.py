@@ -305,6 +305,52 @@ def test_a_damaged_model_is_refused(minifm, book, tmp_path):
         refused(minifm("generate", run, "x"), said)
 
 
+@pytest.mark.parametrize("text, said", [
+    ('{"init": 3}', "init: expected a string"), ('{"preset": []}', "preset: expected a string"),
+    ('{"preset": "huge"}', "preset: expected one of tiny"),
+    ('{"learning_rate": 1%s}' % ("0" * 400), "learning_rate: expected a number that a float"),
+    ('{"separator": "\\ud800"}', "separator: "), ("[" * 5000, "not a valid JSON"),
+])
+def test_a_file_of_settings_that_makes_no_sense_is_refused(minifm, book, tmp_path, text, said):
+    config = tmp_path / "c.json"
+    config.write_text(text)
+    flags = ["--data", book, "--out", tmp_path / "run"]
+    refused(minifm("pretrain", "--config", config, *flags), said)
+
+
+@pytest.mark.parametrize("text", ['{"max_tokens": "5"}', '{"max_tokens": null}', '{"stop": "abc"}',
+                                  '{"stop": [3]}', '{"temperature": 1%s}' % ("0" * 400)])
+def test_generate_refuses_settings_of_another_type(minifm, tmp_path, text):
+    config = tmp_path / "c.json"
+    config.write_text(text)
+    refused(minifm("generate", "./nowhere", "x", "--config", config), "expected")
+
+
+def test_places_that_cannot_hold_a_run_are_refused(minifm, book, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text(TEXT)
+    (tmp_path / "link").symlink_to("nowhere")
+    flags = ["--data", book, *TINY]
+    refused(minifm("pretrain", *flags, "--out", ""), "out: expected a directory")
+    refused(minifm("pretrain", *flags, "--out", book), "expected a directory")
+    refused(minifm("pretrain", *flags, "--out", tmp_path / "link"), "expected a directory")
+    refused(minifm("pretrain", *flags, "--out", tmp_path / ("x" * 300)), "long")
+    refused(minifm("pretrain", "--data", tmp_path / "text", *TINY, "--out", tmp_path / "text/run"),
+            "lies within the text")
+    refused(minifm("pretrain", *flags, "--batch", 10**30, "--out", tmp_path / "a"), "lower batch")
+    refused(minifm("pretrain", "--data", tmp_path / "fif?", *TINY, "--out", tmp_path / "b"), "no ")
+
+
+def test_closed_and_full_streams_are_no_crash(book, tmp_path):
+    for shell in ("env >&-", "env 2>&-", "pretrain --data - --out x <&-", "env > /dev/full"):
+        done = subprocess.run(f"{sys.executable} -m minifm {shell}", shell=True, text=True,
+                              capture_output=True, timeout=60, cwd=tmp_path, check=False)
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr, shell
+        assert done.returncode == (2 if "full" in shell or "<&-" in shell else 0), shell
+    shown = process("generate", "./nowhere", env=os.environ | {"MINIFM_DEBUG": "0"}).stderr
+    assert shown.count("\n") == 1
+
+
 # -- env -------------------------------------------------------------------------------------------
 
 

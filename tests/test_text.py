@@ -300,7 +300,7 @@ def test_a_split_is_about_as_large_as_asked_for_and_differs_by_seed():
 def test_a_split_needs_a_fraction_and_different_documents(fraction):
     with pytest.raises(ConfigError, match="held-out fraction: expected a number in .0, 1."):
         corpus_of([b"a", b"b"]).split(fraction)
-    with pytest.raises(ConfigError, match="1 different documents, which leaves none to train on"):
+    with pytest.raises(ConfigError, match="different documents: 1, which leaves none to train on"):
         corpus_of([b"a", b"a"]).split(0.1)
 
 

@@ -373,6 +373,37 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_changes(tmp_path, file, tex
     assert_same(everything(trainer), before)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer_state/optimizer.safetensors"])
+def test_one_flipped_bit_in_a_checkpoint_is_refused(tmp_path, file):
+    trainer_in(tmp_path).train(until=2)
+    damaged = tmp_path / "last" / file
+    contents = bytearray(damaged.read_bytes())
+    contents[-3] ^= 1
+    damaged.write_bytes(contents)
+    with pytest.raises(FormatError, match=f"{file}: is damaged"):
+        trainer_in(tmp_path).resume()
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"step": 5}, "step: is 5 in step-00000002"), ({"updates": -5}, "-5 updates"),
+    ({"updates": 10**30}, "updates"), ({"skipped": 3}, "3 skipped steps in 2 steps"),
+    ({"best": {}}, "best: expected a loss and a step"),
+    ({"best": {"loss": "a", "step": 1}}, "best: expected"), ({"sha256": {"gone": "0"}}, "missing"),
+])
+def test_a_state_that_contradicts_itself_is_refused(tmp_path, change, said):
+    trainer_in(tmp_path).train(until=2)
+    file = tmp_path / "last/trainer_state/state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(FormatError, match=said):
+        trainer_in(tmp_path).resume()
+
+
+def test_a_run_whose_last_step_was_skipped_is_no_success(tmp_path):
+    with pytest.raises(Diverged, match="the last 2 of 7 steps were not finite"):
+        trainer_in(tmp_path, objective=Exploding({5, 6})).train()
+    assert checkpoint.steps_in(tmp_path)[-1] == 7
+
+
 def test_a_run_is_not_overwritten_nor_resumed_from_nothing(tmp_path):
     with pytest.raises(ConfigError, match="holds no checkpoint to resume from"):
         trainer_in(tmp_path).resume()

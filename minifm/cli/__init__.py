@@ -27,20 +27,34 @@ def main(argv=None):
     """Run one command; returns the process's exit status."""
     from minifm.errors import UserError
     argv = sys.argv[1:] if argv is None else argv
+    _prepare_streams()
     try:
         args = parse(argv)
-        return args.run(args) or 0
-    except UserError as error:
-        if os.environ.get("MINIFM_DEBUG"):
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except (UserError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):      # `minifm … | head`: who read us has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if os.environ.get("MINIFM_DEBUG", "0") not in ("", "0"):
             raise
-        print(f"minifm: {error}", file=sys.stderr)
+        reason = str(error) or "there is not enough memory"
+        print(f"minifm: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minifm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:         # `minifm … | head`: whoever read us has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _prepare_streams():
+    """A stream that the caller has closed is an empty one; what an encoding lacks is shown as ?."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def parse(argv):

@@ -44,25 +44,25 @@ def add_config(parser):
                         help="settings as JSON or TOML, keys named as the flags; flags override")
 
 
-def settings(args, *classes, also=()):
+def settings(args, *classes, also):
     """{name: value} of all that the user said: the file's settings under the flags.
 
     Raises ConfigError for a file that cannot be read, a key that is no field of `classes` nor
-    named in `also`, or a value of the wrong type.
+    named in `also` ({name: type} of settings beside them), or a value of the wrong type.
     """
-    hints = {}
+    hints = dict(also)
     for cls in classes:
         hints |= typing.get_type_hints(cls)
-    given = {k: v for k, v in vars(args).items() if k in hints or k in also}
+    given = {k: v for k, v in vars(args).items() if k in hints}
     if not hasattr(args, "config"):
         return given
     stored = read_config(Path(args.config))
     for key, value in stored.items():
-        if key not in hints and key not in also:
-            near = difflib.get_close_matches(key, [*hints, *also], 1)
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{args.config}: unknown setting {key!r}{hint}")
-        if key in hints and not fits(value, hints[key]):
+        if not fits(value, hints[key]):
             raise ConfigError(f"{args.config}: {key}: expected {type_name(hints[key])}, "
                               f"got {value!r}")
     return stored | given

@@ -33,7 +33,8 @@ def run(args):
     from minifm.generation.generate import check_prompts
     from minifm.hub import load_model, resolve
     from minifm.text import Tokenizer
-    said = settings(args, Sampling, also=("max_tokens", "stop", "seed"))
+    said = settings(args, Sampling, also={
+        "max_tokens": int, "stop": tuple[str, ...], "seed": int})
     sampling = build(Sampling, said)
     directory = resolve(args.model)
     tokenizer, model = Tokenizer.load(directory), load_model(directory)

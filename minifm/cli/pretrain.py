@@ -61,7 +61,7 @@ def run(args):
 def said_in_all(args, text_config):
     """{name: value} of flags over the file of settings over the preset over, for a run that is
     resumed, its own settings."""
-    said = settings(args, text_config, GPTConfig, TrainConfig, also=("preset", "init"))
+    said = settings(args, text_config, GPTConfig, TrainConfig, also={"preset": str, "init": str})
     if args.resume:
         from minifm.training.pretrain import read_settings
         if "init" in said:

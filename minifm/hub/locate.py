@@ -24,10 +24,10 @@ def resolve(name):
     Raises UserError, in one line, for what is neither.
     """
     path = Path(os.path.expanduser(name))
-    if path.is_dir() and name != "":        # Path("") is the working directory
+    if os.path.isdir(path) and name != "":        # Path("") is the working directory
         run = not (path / "config.json").exists() and (path / LAST).is_dir()
         return (path / LAST).resolve() if run else path
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(f"{name}: expected a directory, this is a file")
     if not _HUB_NAME.fullmatch(str(name)):
         raise UserError(f"{str(name)!r}: no such directory")

@@ -76,10 +76,11 @@ class Corpus(Documents):
     def __init__(self, sources=(), *, pattern=None, separator=None):
         if isinstance(sources, (str, os.PathLike)):
             sources = [sources]
+        sources = list(dict.fromkeys(sources))      # "-" above all can be read only once
         if separator is not None and not separator:
             raise ConfigError("separator: expected a string, got an empty one")
         self.pattern = pattern
-        self.separator = separator.encode() if isinstance(separator, str) else separator
+        self.separator = _as_bytes(separator)
         self.description = ", ".join(map(str, sources)) or \
             f"the source of Python {platform.python_version()}'s standard library"
         self._skipped = {"empty documents": 0, "hidden files": 0}
@@ -116,8 +117,8 @@ class Corpus(Documents):
         threshold = max(int(fraction * 2**64), min(hashes) + 1)
         if max(hashes) < threshold:
             raise ConfigError(
-                f"{self.description}: {len(set(hashes))} different documents, which leaves none "
-                f"to train on when {fraction:g} of them are held out; give more text")
+                f"{self.description}: different documents: {len(set(hashes))}, which leaves "
+                f"none to train on when {fraction:g} of them are held out; give more text")
         return _Part(self, seed, threshold, False), _Part(self, seed, threshold, True)
 
     # -- finding files ---------------------------------------------------------------------------
@@ -147,7 +148,8 @@ class Corpus(Documents):
         if not found:
             raise ConfigError(f"{text}: no file matches this pattern")
         return [file for p in found for file in
-                (self._find_in(p) if p.is_dir() else [_File(str(p), p, len(found) == 1)])]
+                (self._find_in(p) if p.is_dir() else [_File(str(p), p, len(found) == 1)])
+                if p.is_dir() or p.is_file()]
 
     def _find_in(self, directory):
         pattern = self.pattern or "*"
@@ -230,6 +232,16 @@ class _File(NamedTuple):
             return self.path.open("rb")
         except OSError as error:
             raise ConfigError(f"{self.name}: cannot be read ({error.strerror})") from error
+
+
+def _as_bytes(separator):
+    """The separator as it stands in a file; what came from a command line may be no UTF-8."""
+    if not isinstance(separator, str):
+        return separator
+    try:
+        return separator.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ConfigError(f"separator: {separator!r} is no text") from None
 
 
 def _side(seed, digest):

@@ -11,6 +11,7 @@ step-… is whole, even after kill -9 at any moment. `last` and `best` are for p
 resuming asks for the newest directory itself.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -53,8 +54,10 @@ def write(directory, step, *, model, tokenizer, optimizer, state):
             hub.save_model(model, aside, tokenizer)
         (aside / STATE).parent.mkdir()
         hub.save_arrays(optimizer.state(), aside / OPTIMIZER)
+        digests = {str(file.relative_to(aside)): _digest(file)
+                   for file in sorted(aside.rglob("*.safetensors"))}
         with open(aside / STATE, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **state}, file, indent=2)
+            json.dump({"format": FORMAT, **state, "sha256": digests}, file, indent=2)
     link(directory, step, state["best"])
     return path
 
@@ -71,7 +74,8 @@ def prune(directory, keep, best):
     no half of it is ever found under its name."""
     directory = Path(directory)
     for entry in _entries(directory):
-        if entry.name.startswith(".old-"):      # a kill came between renaming and deleting
+        # A kill came between renaming and deleting.
+        if entry.name.startswith(".old-") and entry.is_dir():
             shutil.rmtree(entry)
     steps = steps_in(directory)
     for step in steps[: max(0, len(steps) - keep)]:
@@ -87,16 +91,37 @@ def read_state(path):
     file = Path(path) / STATE
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise FormatError(file, None, f"no trainer state can be read: {problem}") from None
     needed = {"format": int, "step": int, "updates": int, "skipped": int, "tokens": int,
-              "best": (dict, type(None)), "config": dict, "model": dict, "data": dict}
+              "best": (dict, type(None)), "config": dict, "model": dict, "data": dict,
+              "sha256": dict}
     for key, kind in needed.items():
         if not isinstance(state, dict) or not isinstance(state.get(key, ...), kind):
             raise FormatError(file, key, "is missing or not of its type")
     if state["format"] != FORMAT:
         raise FormatError(file, "format", f"is {state['format']}, this version reads {FORMAT}")
+    best = state["best"]
+    if path_of(Path(path).parent, state["step"]).name != Path(path).name:
+        raise FormatError(file, "step", f"is {state['step']} in {Path(path).name}")
+    if not 0 <= state["updates"] <= state["step"] or not 0 <= state["skipped"] <= state["step"]:
+        raise FormatError(file, "updates", f"{state['updates']} updates and {state['skipped']} "
+                          f"skipped steps in {state['step']} steps")
+    if best is not None and not (
+            isinstance(best.get("step"), int) and isinstance(best.get("loss"), float)
+            and 0 <= best["step"] <= state["step"]):
+        raise FormatError(file, "best", f"expected a loss and a step, got {best!r:.80}")
     return state
+
+
+def check_whole(path, state):
+    """Raise FormatError unless every file of arrays is what `write` has written, to the bit."""
+    for name, digest in state["sha256"].items():
+        file = Path(path) / name
+        if not file.is_file():
+            raise FormatError(file, None, "is missing")
+        if _digest(file) != digest:
+            raise FormatError(file, None, "is damaged: its contents are not those that were saved")
 
 
 def read_weights(path, model, optimizer, updates):
@@ -139,6 +164,11 @@ def refuse_differences(path, lines):
                           + "; ".join(lines))
 
 
+def _digest(file):
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _entries(directory):
     directory = Path(directory)
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    return sorted(directory.iterdir()) if os.path.isdir(directory) else []

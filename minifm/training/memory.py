@@ -85,6 +85,14 @@ def require_parameters(count, config, available=None):
             f"{available / GIGABYTE:.2f} GB are available; fewer layers or a smaller width needed")
 
 
+def require_tokens(batch, length, available=None):
+    """Raise ConfigError unless one batch of token ids alone, in and out, fits."""
+    available = available_bytes() if available is None else available
+    if available is not None and 4 * 8 * batch * (length + 1) > available:
+        raise ConfigError(f"memory: the token ids of {batch:,} sequences of {length:,} alone do "
+                          f"not fit {available / GIGABYTE:.2f} GB: lower batch or length")
+
+
 def kept_bytes(root):
     """Bytes of the arrays that the graph under `root` keeps for its backward pass, each block of
     memory counted once; leaves (the weights) are not counted."""

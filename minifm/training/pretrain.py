@@ -9,6 +9,7 @@ A run's directory holds all that the run needs to go on:
 """
 
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -77,7 +78,7 @@ def prepare(directory, text, shape, config, *, initial=None, resume=False, force
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = Path(directory)
+    directory = _run_directory(directory, text)
     say = _say if shown else lambda line: None
     own = _own_tokenizer(directory, text, resume, force)
     if initial is not None:
@@ -88,6 +89,7 @@ def prepare(directory, text, shape, config, *, initial=None, resume=False, force
     tokenizer = own or _tokenizer(text, parts[0], initial, say)
     model = _model(shape, tokenizer, config, initial)
     length = _length(text.length, model.config)
+    memory.require_tokens(config.batch, length)
     say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
     trainer = Trainer(
@@ -108,8 +110,23 @@ def read_settings(directory):
         raise ConfigError(f"{directory}: there is no run to resume (no run.json)")
     try:
         return dict(json.loads(file.read_text("utf-8"))["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(file, "settings", f"cannot be read: {error}") from error
+
+
+def _run_directory(out, text):
+    """The directory of the run, a Path; raises ConfigError for one that cannot be, or that lies
+    within the text, which would read the run's own files when it is resumed."""
+    if not os.fspath(out):
+        raise ConfigError("out: expected a directory, got an empty name")
+    directory = Path(os.path.expanduser(out))
+    if os.path.lexists(directory) and not os.path.isdir(directory):
+        raise ConfigError(f"{directory}: expected a directory, or a name that is free")
+    for source in text.data:
+        folder = Path(os.path.expanduser(source))
+        if os.path.isdir(folder) and directory.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"out: {directory} lies within the text {source}; choose another")
+    return directory
 
 
 def _say(line):

@@ -34,12 +34,15 @@ class Metrics:
         line that is not JSON raises FormatError."""
         if not self.path.exists():
             return []
-        texts, lines = self.path.read_text(encoding="utf-8").split("\n"), []
+        try:
+            texts, lines = self.path.read_text(encoding="utf-8").split("\n"), []
+        except (OSError, ValueError) as problem:
+            raise FormatError(self.path, None, f"cannot be read: {problem}") from None
         for number, text in enumerate(texts[:-1], 1):       # what follows the last newline is cut
             try:
                 line = json.loads(text)
                 line["step"] + 0
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise FormatError(self.path, f"line {number}",
                                   "expected a JSON object with a step") from None
             lines.append(line)

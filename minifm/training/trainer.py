@@ -243,6 +243,7 @@ class Trainer:
             raise ConfigError(f"{self.directory} holds no checkpoint to resume from")
         path = Path(path or checkpoint.path_of(self.directory, steps[-1])).resolve()
         state = checkpoint.read_state(path)
+        checkpoint.check_whole(path, state)
         if any(step > state["step"] for step in steps):
             raise ConfigError(f"{self.directory} has gone on to step {steps[-1]}, beyond "
                               f"{path.name}: give the resumed run another directory")
