@@ -92,6 +92,7 @@ def prepare(directory, text, shape, config, *, initial=None, resume=False, force
     memory.require_tokens(config.batch, length)
     say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
+    say("measuring the memory that a step takes")
     trainer = Trainer(
         model, TrainingBatches(tokens[0], batch=config.batch, length=length, seed=config.seed),
         config, directory=directory, tokenizer=tokenizer, shown=shown, ceiling=ceiling,
