@@ -9,7 +9,7 @@ import os
 
 from minifm.errors import BackendUnavailable, ConfigError
 
-REMEDY = "install gcc or clang and run: pip install --force-reinstall --no-deps minifm"
+REMEDY = "install gcc or clang, then minifm again from its source"
 MOST_THREADS = 256      # of csrc/threads.h
 
 try:

@@ -80,6 +80,6 @@ def _packages():
             try:
                 lines[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                remedy = "minifm" if extra == "core" else f"'minifm[{extra}]'"
-                lines[name] = f"no: not installed (pip install {remedy})"
+                whose = "minifm needs it" if extra == "core" else f"the extra {extra} brings it"
+                lines[name] = f"no: not installed ({whose})"
     return lines

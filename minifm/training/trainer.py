@@ -290,7 +290,7 @@ class Trainer:
         if self.draw:
             self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png")
             if not self.draw:
-                bar.say("no loss.png: matplotlib is not installed (pip install minifm[viz])")
+                bar.say("no loss.png: matplotlib is not installed (the extra viz brings it)")
 
 
 def _shown(figures):
