@@ -95,7 +95,8 @@ class detect_anomaly(Observer):
     """Raise AnomalyError at the first op whose result is not finite, forward or backward.
 
     The message names the op and the lines of the model, innermost first, that called it.
-    -inf that a caller put in on purpose (a mask) is no result of an op and passes.
+    -inf in an input, such as a mask given as a bias, is no result of an op and passes; the
+    result of `where(mask, scores, -inf)` is one.
     """
 
     def before(self, op, phase, arrays, options):

@@ -153,6 +153,13 @@ def check_arithmetic(cls, inputs):
                                  "the integers as floating-point numbers"))
 
 
+def check_integers(cls, inputs, name):
+    """Raise ShapeError unless the operand called `name`, which counts places, is of integers."""
+    x = inputs[[operand for operand, _ in cls.inputs].index(name)]
+    if not (hasattr(x, "dtype") and np.issubdtype(x.dtype, np.integer)):
+        raise ShapeError(explain(cls, inputs, f"{name} must be integers"))
+
+
 def check_axis(name, x, axis):
     """Raise ShapeError unless `axis` is one of x."""
     if not -len(x.shape) <= axis < len(x.shape):

@@ -36,6 +36,8 @@ class Rng:
     def __post_init__(self):
         if not isinstance(self.seed, (int, np.integer)):
             raise ConfigError(f"seed: expected an integer, got {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "path", tuple(map(_plain, self.path)))
 
     def child(self, *names):
         """The stream called `names` (strings and integers) beneath this one."""
@@ -46,7 +48,7 @@ class Rng:
         """Two 64-bit integers: the Philox key."""
         if not self.path:
             return self.seed & _MASK, (self.seed >> 64) & _MASK
-        text = repr((int(self.seed), self.path)).encode()
+        text = repr((self.seed, self.path)).encode()
         digest = hashlib.blake2b(text, digest_size=16).digest()
         return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
@@ -63,8 +65,8 @@ class Rng:
     # -- choices made on the host: NumPy arrays --------------------------------------------------
 
     def integers(self, low, high, shape=()):
-        """int64 in low … high - 1, by multiply-and-shift of 64 random bits (bias below 2^-32
-        for ranges below 2^32)."""
+        """int64 in low … high - 1, by multiply-and-shift of 32 random bits, the upper half
+        of a word: no number is likelier than another by more than 2^-32."""
         if not 0 < high - low < 2**32:
             raise ConfigError(f"integers: the range {low} … {high - 1} is empty or 2^32 or more")
         bits = self._host_bits(math.prod(shape)) >> np.uint64(32)
@@ -81,3 +83,12 @@ class Rng:
 
     def _host_bits(self, n):
         return np.random.Philox(key=np.array(self.key, np.uint64), counter=0).random_raw(n)
+
+
+def _plain(name):
+    """A name of a stream as a plain str or int, so that equal names are equal streams."""
+    if isinstance(name, str):
+        return str(name)
+    if isinstance(name, (int, np.integer)):
+        return int(name)
+    raise ConfigError(f"a stream's name is a string or an integer, got {name!r}")

@@ -223,6 +223,9 @@ def test_integers_and_truth_values_add_up(backend):
     assert mf.sum(np.full(3, 2**30, np.int32)).item() == 3 * 2**30
     assert mf.mean(np.full(10, 200, np.uint8)).item() == 200
     assert mf.variance(np.array([True, False])).item() == 0.25
+    assert mf.min(np.array([0, 5], np.uint8)).item() == 0
+    assert mf.min(np.array([-128, 5], np.int8)).item() == -128
+    assert mf.where(np.array([True]), 0.0, -np.inf).dtype == np.float32
 
 
 @pytest.mark.parametrize("wrong", [
@@ -230,7 +233,11 @@ def test_integers_and_truth_values_add_up(backend):
     lambda x: mf.where(x > 0, x, np.arange(3)), lambda x: x + [1, 2, 3], lambda x: x * "3",
     lambda x: x + 1j, lambda x: x @ 2, lambda x: mf.softmax(x, 5), lambda x: mf.sum(x, (0, 0)),
     lambda x: mf.Tensor([None]), lambda x: mf.Tensor(["a"]), lambda x: mf.argmax(x, 3),
-    lambda x: x.sum().backward(1.0), lambda x: mf.take_along(x, np.array([[0]]), 3),
+    lambda x: mf.embedding(x, np.array([1.7], np.float32)),
+    lambda x: mf.embedding(x, np.array([True])), lambda x: x.transpose(2, 3),
+    lambda x: mf.cross_entropy(x, np.zeros(2, np.float32)), lambda x: x.reshape(-2, -3),
+    lambda x: mf.groupnorm(x, x[0], x[0], 0), lambda x: x.sum().backward(1.0),
+    lambda x: mf.take_along(x, np.array([[0]]), 3),
 ])
 def test_what_would_be_silently_wrong_is_refused(backend, wrong):
     with pytest.raises(ShapeError):

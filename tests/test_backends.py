@@ -153,6 +153,12 @@ def test_a_gpt_trains_and_generates_on_opaque_arrays():
     assert {"adamw", "write", "add_into", "matmul_into"} <= backend.calls
 
 
+def test_what_is_joined_is_a_copy(backend):
+    x = np.arange(8, dtype=np.float32)
+    joined = backend.to_numpy(backend.concatenate([x[:4], x[4:]], 0))
+    assert np.array_equal(joined, x) and not np.shares_memory(joined, x)
+
+
 # -- fallbacks ---------------------------------------------------------------------------------
 
 

@@ -159,6 +159,13 @@ def test_rows_of_unlike_lengths_fill_their_contexts(backend):
     assert [sum(row in step for step in steps) for row in (0, 1)] == [2, 7]
 
 
+@pytest.mark.parametrize("wrong", [{"prompts": "hello"}, {"prompts": ["a"], "stop": "ab"}])
+def test_one_string_in_place_of_a_list_is_refused(wrong):
+    with pytest.raises(ConfigError, match="expected a list of strings, got one string"):
+        generate(small_model(), BYTES, **wrong)
+    assert generate(small_model(), BYTES, []) == []
+
+
 @pytest.mark.parametrize("prompts, message", [
     ([""], "the prompt is empty"),
     (["ok", ""], "prompt 2 of 2 is empty"),

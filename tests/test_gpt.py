@@ -203,6 +203,9 @@ def test_more_tokens_than_the_context_are_refused(backend):
     model(random_ids(1, 20), cache=cache)
     with pytest.raises(ConfigError, match="20 are in it and 5 more do not fit"):
         model(random_ids(1, 5), cache=cache)
+    with pytest.raises(ConfigError, match="counts: expected 0 … 2"):
+        model(random_ids(1, 2), cache=cache, counts=[3])
+    assert cache.lengths.tolist() == [20]
 
 
 def test_a_token_outside_the_vocabulary_is_refused(backend):

@@ -245,9 +245,10 @@ def test_any_number_of_threads_gives_the_same_bits(every_isa, name):
 
 @pytest.mark.parametrize("name", ["matmul", "matmul batch", "layernorm_backward", "attention",
                                   "embedding_backward"])
-def test_a_thousand_runs_give_the_same_bits(c, name):
+def test_many_runs_give_the_same_bits(c, name):
+    """A thousand, or as many as five seconds allow."""
     lib.minifm_set_threads(1)
-    wanted, end = CASES[name](c), time.monotonic() + 5      # fewer on a machine that is busy
+    wanted, end = CASES[name](c), time.monotonic() + 5
     lib.minifm_set_threads(4)
     for run in range(1000):
         assert same(CASES[name](c), wanted), f"run {run}"

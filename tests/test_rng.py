@@ -52,6 +52,13 @@ def test_streams_are_equal_only_if_their_paths_are(first, second):
     assert mf.Rng(1).child(*first).child(*second).key == mf.Rng(1).child(*first, *second).key
 
 
+def test_equal_names_of_any_integer_type_are_one_stream():
+    assert mf.Rng(np.int64(5)).child(np.int32(3), True).key == mf.Rng(5).child(3, 1).key
+    assert isinstance(mf.Rng(np.int64(3)).key[0], int)
+    with pytest.raises(ConfigError, match="a string or an integer"):
+        mf.Rng(0).child(1.5)
+
+
 def test_drawing_consumes_nothing_and_order_does_not_matter(backend):
     rng = mf.Rng(7)
     first = rng.child("a").normal((5,))

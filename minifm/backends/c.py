@@ -65,11 +65,10 @@ class CBackend(Native, Reference):
         self.copies = Counter()
         Native.__init__(self)
 
-    def concatenate(self, arrays, axis):
-        """Pieces that lie side by side in one array already are that array: so the gradients of
-        q, k and v join without a copy."""
-        whole = _neighbours(arrays, axis)
-        return Reference.concatenate(self, arrays, axis) if whole is None else whole
+    def rejoin(self, arrays):
+        """Attention leaves the gradients of q, k and v side by side: they join without a copy."""
+        whole = _neighbours(arrays, arrays[0].ndim - 1)
+        return self.concatenate(arrays, -1) if whole is None else whole
 
     def scatter_add(self, shape, index, values):
         """To slices it only moves numbers; to places named by arrays it adds, in NumPy."""

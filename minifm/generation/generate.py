@@ -38,6 +38,11 @@ def generate(model, tokenizer, prompts, *, sampling=Sampling(), max_tokens=200, 
     Raises ConfigError for an empty prompt, one that the model's context cannot hold, or
     max_tokens below 1.
     """
+    for name, value in (("prompts", prompts), ("stop", stop)):
+        if isinstance(value, (str, bytes)):
+            raise ConfigError(f"{name}: expected a list of strings, got one string {value!r:.40}")
+    if not len(prompts):
+        return []
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     writers = [_Writer(tokenizer, stop) for _ in prompts]
     emit = on_text or (lambda row, piece: None)

@@ -29,11 +29,13 @@ class Cache:
         counts [B] says how many of them are real in each row (the rest is padding on the
         right); default: all. Returns a Placement and advances `lengths`.
         """
-        starts = self.lengths
-        self.lengths = starts + (tokens if counts is None else np.asarray(counts))
+        starts, counts = self.lengths, np.asarray(tokens if counts is None else counts)
+        if counts.min(initial=0) < 0 or counts.max(initial=0) > tokens:
+            raise ConfigError(f"counts: expected 0 … {tokens}, got {counts.tolist()}")
         if starts.max(initial=0) + tokens > self.capacity:
             raise ConfigError(f"the cache holds {self.capacity} tokens a row; "
                               f"{starts.max()} are in it and {tokens} more do not fit")
+        self.lengths = starts + counts
         return Placement(self, starts, tokens)
 
 

@@ -387,7 +387,9 @@ def minimum(x, y):
 
 
 def where(condition, x, y):
-    """x where `condition` (bool) holds, else y."""
+    """x where `condition` (bool) holds, else y; of two numbers, float32."""
+    if not (hasattr(x, "dtype") or hasattr(y, "dtype")):
+        x = Tensor(np.full((), x, np.float32))
     return apply(Where, condition, x, y)
 
 

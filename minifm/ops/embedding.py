@@ -2,7 +2,7 @@
 
 
 from minifm.errors import ConfigError, ShapeError
-from minifm.op import Op, explain
+from minifm.op import Op, check_integers, explain
 from minifm.tensor import apply, leaf_grad
 
 
@@ -18,6 +18,11 @@ class Embedding(Op):
 
     def backward(self, dy):
         return self.backend.embedding_backward(dy, self.ids, self.rows, leaf_grad(self, 0)), None
+
+    @classmethod
+    def check(cls, inputs):
+        check_integers(cls, inputs, "ids")
+        super().check(inputs)
 
     @classmethod
     def examples(cls, draw):

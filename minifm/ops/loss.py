@@ -8,7 +8,7 @@ of the whole batch as `denominator`, so that accumulation equals one large batch
 import math
 
 from minifm.errors import ConfigError
-from minifm.op import Op
+from minifm.op import Op, check_integers
 from minifm.ops.elementwise import multiply
 from minifm.ops.reduce import sum
 from minifm.tensor import apply, leaf_grad
@@ -35,6 +35,11 @@ class CrossEntropy(Op):
         d = self.backend.cross_entropy_backward(
             self.backend.reshape(dy, (-1,)), self.logits, self.targets, self.lse, *self.options)
         return self.backend.reshape(d, self.shape), None
+
+    @classmethod
+    def check(cls, inputs):
+        check_integers(cls, inputs, "targets")
+        super().check(inputs)
 
     @classmethod
     def examples(cls, draw):
@@ -64,6 +69,11 @@ class LinearCrossEntropy(Op):
             b.reshape(dy, (-1,)), self.x, self.weight, self.targets, self.lse, *self.options,
             self.needs[:2], leaf_grad(self, 1) if self.needs[1] else None)
         return None if dx is None else b.reshape(dx, self.shape), dw, None
+
+    @classmethod
+    def check(cls, inputs):
+        check_integers(cls, inputs, "targets")
+        super().check(inputs)
 
     @classmethod
     def examples(cls, draw):

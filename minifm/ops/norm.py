@@ -1,7 +1,5 @@
 """Layer norm, RMS norm, group norm. The arithmetic stands in backends/reference/norm.py."""
 
-import math
-
 from minifm.errors import ShapeError
 from minifm.op import Op
 from minifm.tensor import apply
@@ -85,6 +83,6 @@ def rmsnorm(x, gamma, eps=1e-6):
 
 def groupnorm(x, gamma, beta, groups, eps=1e-5):
     """x [B, C, *S] normalised over each of `groups` groups of channels, gamma and beta [C]."""
-    if len(x.shape) < 2 or math.prod(x.shape[1:2]) % groups:
+    if groups < 1 or len(x.shape) < 2 or x.shape[1] % groups:
         raise ShapeError(f"groupnorm: {groups} groups do not divide the channels of {x.shape}")
     return apply(GroupNorm, x, gamma, beta, groups=groups, eps=eps)

@@ -7,7 +7,7 @@ import numpy as np
 from minifm import backends
 from minifm.errors import ShapeError
 from minifm.op import Op, check_axis
-from minifm.ops.elementwise import multiply, negative, raw, sqrt, subtract
+from minifm.ops.elementwise import multiply, raw, sqrt, subtract
 from minifm.tensor import Tensor, apply
 
 
@@ -37,7 +37,7 @@ class Max(Op):
 
     def forward(self, x, axis=None, keepdims=False):
         self.x, self.axis, self.kept = x, axis, _kept_shape(x.shape, axis)
-        y = self.backend.max(x, axis, keepdims)
+        y = self.extreme(x, axis, keepdims)
         self.y = self.backend.reshape(y, self.kept)
         return y
 
@@ -47,10 +47,22 @@ class Max(Op):
         share = b.divide(b.reshape(dy, self.kept), b.sum(chosen, self.axis, True))
         return b.multiply(chosen, share)
 
+    def extreme(self, x, axis, keepdims):
+        return self.backend.max(x, axis, keepdims)
+
     @classmethod
     def examples(cls, draw):
         shape = draw.any_shape(smallest=1)
         return (draw.distinct(shape),), {"axis": draw.axis(len(shape)), "keepdims": draw.flag()}
+
+
+class Min(Max):
+    """The smallest along `axis`; equal smallest share the gradient equally."""
+
+    signature = Max.signature
+
+    def extreme(self, x, axis, keepdims):
+        return self.backend.min(x, axis, keepdims)
 
 
 def sum(x, axis=None, keepdims=False):
@@ -87,7 +99,7 @@ def max(x, axis=None, keepdims=False):
 
 def min(x, axis=None, keepdims=False):
     """The smallest along `axis`."""
-    return negative(max(negative(x), axis, keepdims))
+    return apply(Min, x, axis=_checked("min", x, axis, empty=False), keepdims=keepdims)
 
 
 def argmax(x, axis=-1):

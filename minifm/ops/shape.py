@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, check_axis, check_dtypes, explain
+from minifm.op import Op, check_axis, check_dtypes, check_integers, explain
 from minifm.ops.elementwise import raw, unbroadcast
 from minifm.tensor import apply
 
@@ -103,6 +103,7 @@ class TakeAlong(Op):
 
     @classmethod
     def check(cls, inputs):
+        check_integers(cls, inputs, "index")
         x, index = inputs
         if len(x.shape) != len(index.shape):
             raise ShapeError(explain(cls, inputs, "x and index need equally many dimensions"))
@@ -161,7 +162,7 @@ class Concatenate(Op):
 
 
 class Split(Op):
-    """The last axis cut into `parts` equal pieces: three outputs, for queries, keys, values."""
+    """The last axis cut into three equal pieces, for queries, keys and values."""
 
     signature = "x[*B, E] -> first[*B, D], second[*B, D], third[*B, D]"
 
@@ -173,8 +174,8 @@ class Split(Op):
     def backward(self, *dys):
         D = self.shape[-1] // 3
         none = (*self.shape[:-1], D)
-        return self.backend.concatenate(
-            [self.backend.zeros(none, self.dtype) if dy is None else dy for dy in dys], -1)
+        return self.backend.rejoin(
+            [self.backend.zeros(none, self.dtype) if dy is None else dy for dy in dys])
 
     @classmethod
     def examples(cls, draw):
@@ -206,7 +207,8 @@ def reshape(x, *shape):
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     free, total = shape.count(-1), math.prod(x.shape)
     known = math.prod(shape) * (-1) ** free         # the product of all sizes but the free one
-    if free > 1 or (known != total if free == 0 else known == 0 or total % known):
+    fits = total == known if free == 0 else known != 0 and total % known == 0
+    if free > 1 or min(shape, default=0) < -1 or not fits:
         raise ShapeError(f"reshape: {tuple(x.shape)} holds {total} numbers, {tuple(shape)} cannot")
     if free:
         shape = [total // known if size == -1 else size for size in shape]
@@ -216,6 +218,8 @@ def reshape(x, *shape):
 def transpose(x, *axes):
     """The axes in another order; without `axes`, reversed."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    for axis in axes:
+        check_axis("transpose", x, axis)
     axes = tuple(a % len(x.shape) for a in axes) if axes else tuple(reversed(range(len(x.shape))))
     if sorted(axes) != list(range(len(x.shape))):
         raise ShapeError(f"transpose: {axes} is no permutation of the axes of {tuple(x.shape)}")

@@ -104,7 +104,8 @@ def fused(found, narrow, wide, nearby, inputs):
 RULES = {
     **dict.fromkeys([
         "Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Where", "Negative",
-        "Absolute", "Sqrt", "Relu", "Embedding", "Max", "MaxPool2d", "UpsampleNearest", "Dropout",
+        "Absolute", "Sqrt", "Relu", "Embedding", "Max", "Min", "MaxPool2d", "UpsampleNearest",
+        "Dropout",
         "Reshape", "Transpose", "BroadcastTo", "GetItem", "TakeAlong", "Concatenate", "Split",
         "Pad",
     ], exact),

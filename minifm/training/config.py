@@ -18,7 +18,7 @@ class TrainConfig:
     batch: int = setting(12, "sequences in one step", least=1)
     accumulate: int = setting(
         1, "pieces in which a step's batch is computed: more pieces need less memory and give the "
-        "same result, up to rounding", least=1)
+        "same result, up to rounding (but other noise, with dropout)", least=1)
     seed: int = setting(0, "of the initial weights, the order of the data, and dropout", least=0)
 
     learning_rate: float = setting(1e-3, "at its peak", least=0)

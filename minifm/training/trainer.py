@@ -75,7 +75,8 @@ class Trainer:
         """Run to step `until` (default: the configuration's steps), then save.
 
         Raises Interrupted after SIGINT or SIGTERM, once the step is finished and saved, and
-        Diverged when `skip_limit` steps in a row were not finite; the last checkpoint is good.
+        Diverged when more than `skip_limit` steps in a row were not finite, or the last of all;
+        the last checkpoint is good.
         Raises UserError while another process trains in the same directory.
         """
         self.directory.mkdir(parents=True, exist_ok=True)

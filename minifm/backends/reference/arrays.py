@@ -7,6 +7,8 @@ anywhere.
 
 import numpy as np
 
+from minifm.backends.reference.fallback import composed
+
 
 class Arrays:
     # -- in and out ------------------------------------------------------------------------
@@ -71,6 +73,12 @@ class Arrays:
 
     def concatenate(self, arrays, axis):
         return np.concatenate(arrays, axis=axis)
+
+    @composed
+    def rejoin(self, arrays):
+        """Pieces of a last axis, joined again. Where they lie side by side in one array, a
+        backend may return that array itself."""
+        return self.concatenate(arrays, -1)
 
     def pad(self, x, widths, value):
         """`widths` is ((before, after), …), one pair for each axis."""
