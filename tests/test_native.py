@@ -6,6 +6,7 @@ unwritten; and whatever NumPy computes in its place is counted.
 """
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -33,7 +34,7 @@ from minifm.training.optim import AdamW
 if "c" not in AVAILABLE:
     pytest.skip(backends.why_not("c"), allow_module_level=True)
 
-import minifm.backends.c as c_module
+from minifm.backends.c import CBackend
 from minifm.backends.native import lib
 
 F32 = np.float32
@@ -396,6 +397,12 @@ class GuardedOutputs:
         self.given.append((room, start, start + words))
         return room[start : start + words].view(dtype).reshape(shape)
 
+    def serve(self, monkeypatch):
+        """Every output of the C backend comes from here."""
+        for name, module in list(sys.modules.items()):
+            if name.startswith("minifm.backends.c.") and hasattr(module, "np"):
+                monkeypatch.setattr(module, "np", self.numpy)
+
     def check(self):
         for room, start, end in self.given:
             assert (room[:start] == POISON).all() and (room[end:] == POISON).all(), (
@@ -411,7 +418,7 @@ def test_outputs_are_written_whole_and_nothing_else(every_isa, op, data):
     before = [np.array(x) for x in operands]
     outputs = GuardedOutputs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(c_module, "np", outputs.numpy)
+        outputs.serve(patch)
         laws.forward_backward(example, laws.cotangents(example, 1))
     outputs.check()
     assert all(same(x, y) for x, y in zip(operands, before))
@@ -421,8 +428,10 @@ def test_outputs_are_written_whole_and_nothing_else(every_isa, op, data):
 def test_large_outputs_are_written_whole_and_nothing_else(every_isa, name, monkeypatch):
     outputs = GuardedOutputs()
     wanted = CASES[name](every_isa)
-    monkeypatch.setattr(c_module, "np", outputs.numpy)
+    outputs.serve(monkeypatch)
     assert same(CASES[name](every_isa), wanted)
+    if name not in ("sum_of_squares", "embedding_backward", "adamw and ema"):  # these make none
+        assert outputs.given, "no output came from the guard"
     outputs.check()
 
 
@@ -607,7 +616,7 @@ def test_strict_refuses_what_has_no_kernel(c):
 def test_a_wrong_setting_is_one_line(c, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message) as raised:
-        c_module.CBackend()
+        CBackend()
     assert "\n" not in str(raised.value)
 
 

@@ -1,0 +1,94 @@
+"""Attention on heads of any strides, forward and backward."""
+
+import numpy as np
+
+from minifm.backends.c.operands import (
+    BYTES,
+    F32,
+    NULL,
+    Operands,
+    done,
+    from_buffer,
+    pointer,
+    steps,
+    strided_pointer,
+)
+from minifm.backends.native import ffi, lib
+from minifm.backends.reference import Reference
+
+
+class Attention(Operands):
+    def attention(self, q, k, v, bias, key_mask, causal, scale):
+        if not q.dtype == k.dtype == v.dtype == F32:
+            return Reference.attention(self, q, k, v, bias, key_mask, causal, scale)
+        q, k, v = (self._heads(x, "attention") for x in (q, k, v))
+        B, H, T, _ = q.shape
+        y = np.empty((B, T, H, v.shape[3]), F32).transpose(0, 2, 1, 3)      # [B, H, T, E]
+        lse = np.empty((B, H, T), F32)
+        shape = _attention_shape(q, k, v, causal, scale)
+        _set_strides(shape, q=q, k=k, v=v, y=y)
+        bias, bias_pointer = self._bias(bias, shape, "attention")
+        mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
+        done(lib.minifm_attention(
+            strided_pointer(y), pointer(lse), strided_pointer(q), strided_pointer(k),
+            strided_pointer(v), bias_pointer, mask, shape))
+        return y, lse
+
+    def attention_backward(
+        self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias
+    ):
+        if not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
+            return Reference.attention_backward(self, dy, q, k, v, bias, key_mask, causal, scale,
+                                                y, lse, needs_bias)
+        dy, q, k, v = (self._heads(x, "attention_backward") for x in (dy, q, k, v))
+        dq, dk, dv = _packed_like(q, k, v)
+        shape = _attention_shape(q, k, v, causal, scale)
+        _set_strides(shape, q=q, k=k, v=v, dy=dy, dq=dq, dk=dk, dv=dv)
+        bias, bias_pointer = self._bias(bias, shape, "attention_backward")
+        dbias = np.empty((*q.shape[:3], k.shape[2]), F32) if needs_bias else None
+        mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
+        done(lib.minifm_attention_backward(
+            *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
+            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask, pointer(lse), shape))
+        return dq, dk, dv, dbias
+
+    def _heads(self, x, verb):
+        """x [B, H, T, D] where a head's row is contiguous, else a copy, counted."""
+        if (x.strides[3] == 4 or x.shape[3] == 1) and steps(x) is not None:
+            return x
+        self.copies[verb] += 1
+        return np.array(x, order="C")
+
+    def _bias(self, bias, shape, verb):
+        """The bias stretched to [B, H, T, S], and where it begins; its strides go into `shape`."""
+        if bias is None:
+            return None, NULL
+        full = np.broadcast_to(bias, (shape.batch, shape.heads, shape.queries, shape.keys))
+        if steps(full) is None or full.strides[3] not in (0, 4):
+            self.copies[verb] += 1
+            full = np.broadcast_to(np.array(bias, order="C"), full.shape)
+        shape.bias_strides = steps(full)
+        return full, strided_pointer(full)
+
+
+def _attention_shape(q, k, v, causal, scale):
+    (B, H, T, D), (_, K, S, E) = q.shape, v.shape
+    return ffi.new("minifm_attention_shape *", {
+        "batch": B, "heads": H, "key_heads": K, "queries": T, "keys": S, "width": D,
+        "value_width": E, "causal": causal, "scale": scale})
+
+
+def _set_strides(shape, **arrays):
+    for name, x in arrays.items():
+        setattr(shape, name + "_strides", [stride // 4 for stride in x.strides[:3]])
+
+
+def _packed_like(q, k, v):
+    """Room for dq, dk, dv. Where q, k and v are thirds of one projection, so are these, so that
+    joining them again is no copy."""
+    (B, H, T, D) = q.shape
+    if q.shape == k.shape == v.shape:
+        packed = np.empty((B, T, 3, H, D), F32).transpose(2, 0, 3, 1, 4)    # [3, B, H, T, D]
+        return tuple(packed)
+    return tuple(np.empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), F32)
+                 .transpose(0, 2, 1, 3) for x in (q, k, v))

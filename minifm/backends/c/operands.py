@@ -1,0 +1,97 @@
+"""What every family of the C backend needs: operands as pointers, their strides, the way to NumPy.
+
+Kernels compute in float32. Operands whose strides a kernel does not read are copied first, and
+`copies` counts these by verb; `fallbacks` counts the verbs that NumPy had to compute.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from minifm.backends.native import ffi, lib
+from minifm.backends.reference import Reference
+from minifm.backends.reference.fallback import belongs_to_the_reference
+from minifm.errors import FallbackError
+
+F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
+NULL = ffi.NULL
+FLOATS, INTEGERS, BYTES, WORDS = (
+    ffi.typeof(t) for t in ("float[]", "int64_t[]", "uint8_t[]", "uint64_t[]"))
+FLOAT_POINTER = ffi.typeof("float *")
+FUNCTIONS = {None: lib.MINIFM_IDENTITY, "relu": lib.MINIFM_RELU, "silu": lib.MINIFM_SILU,
+             "gelu": lib.MINIFM_GELU, "gelu_tanh": lib.MINIFM_GELU_TANH,
+             "gelu_quick": lib.MINIFM_GELU_QUICK}
+from_buffer = ffi.from_buffer
+
+
+def pointer(x):
+    """The float32 elements of a contiguous array, for a kernel. None becomes NULL."""
+    return NULL if x is None else from_buffer(FLOATS, x)
+
+
+def strided_pointer(x):
+    """The first element of an array with any strides."""
+    if x.flags.c_contiguous:
+        return from_buffer(FLOATS, x)
+    return ffi.cast(FLOAT_POINTER, x.__array_interface__["data"][0])
+
+
+def steps(x):
+    """Strides counted in elements; None where the array is misaligned for that."""
+    if not x.flags.aligned or any(stride % 4 for stride in x.strides):
+        return None
+    return [stride // 4 for stride in x.strides]
+
+
+def done(status):
+    """Raise MemoryError where a kernel found no memory."""
+    if status:
+        raise MemoryError("a kernel of the C backend found no memory for its scratch")
+
+
+def indices_of(ids):
+    """Integer ids as a contiguous int64 array."""
+    if ids.dtype == I64 and ids.flags.c_contiguous and ids.flags.aligned:
+        return ids
+    return np.array(ids, I64, order="C")
+
+
+class Operands(Reference):
+    """The helpers of all families: which arrays a kernel reads as they are, what happens else."""
+
+    def __init__(self):
+        Reference.__init__(self)
+        self.copies = Counter()
+
+    def _contiguous(self, x, verb):
+        """x itself where a kernel can read it, else a copy, counted."""
+        flags = x.flags
+        if flags.carray or (flags.c_contiguous and flags.aligned):
+            return x
+        self.copies[verb] += 1
+        return np.array(x, order="C")
+
+    def _on_numpy(self, verb, *arguments):
+        """The reference's verb. Counted as a fallback, unless for float64, which belongs there."""
+        if not belongs_to_the_reference(arguments):
+            if self.strict:
+                raise FallbackError(
+                    f"backend 'c' has no kernel for {verb!r} of such operands and "
+                    "MINIFM_STRICT=1 forbids falling back to NumPy")
+            self.fallbacks[verb] += 1
+        return getattr(Reference, verb)(self, *arguments)
+
+    def _matrix(self, x, verb):
+        """x and the strides of its last two dimensions, of which one is 1."""
+        strides = steps(x)
+        if strides is not None:
+            rows, columns = strides[-2], strides[-1]
+            if x.shape[-1] == 1:        # the stride of a dimension of size 1 means nothing
+                columns = 1
+            elif x.shape[-2] == 1:
+                rows = 1
+            if rows == 1 or columns == 1:
+                return x, (rows, columns)
+        self.copies[verb] += 1
+        x = np.array(x, order="C")
+        return x, (x.shape[-1], 1)

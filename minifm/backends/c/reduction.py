@@ -1,0 +1,49 @@
+"""Sums over any axes."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from minifm.backends.c.operands import F32, Operands, done, pointer
+from minifm.backends.native import lib
+
+
+class Reduction(Operands):
+    def sum(self, x, axis=None, keepdims=False):
+        if x.dtype != F32:
+            return self._on_numpy("sum", x, axis, keepdims)
+        x = self._contiguous(x, "sum")
+        shape = list(x.shape)
+        for begin, end in reversed(_runs(axis, x.ndim)):     # x: [*outer, *reduced, *inner]
+            outer, n = math.prod(shape[:begin]), math.prod(shape[begin:end])
+            shape[begin:end] = [1] * (end - begin)
+            y = np.empty(shape, F32)
+            if y.size:
+                done(lib.minifm_sum(pointer(y), pointer(x), outer, n, y.size // outer))
+            x = y
+        if not _runs(axis, x.ndim):     # nothing to add; still a result of its own
+            x = self.copy(x)
+        if keepdims:
+            return x
+        reduced = {i for begin, end in _runs(axis, len(shape)) for i in range(begin, end)}
+        return x.reshape([size for i, size in enumerate(shape) if i not in reduced])
+
+    def sum_of_squares(self, x):
+        if x.dtype != F32:
+            return self._on_numpy("sum_of_squares", x)
+        x = self._contiguous(x, "sum_of_squares")
+        return lib.minifm_sum_of_squares(pointer(x), x.size)
+
+
+@lru_cache(maxsize=1024)
+def _runs(axis, ndim):
+    """The reduced axes as runs of neighbours: [(begin, end), …]."""
+    axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    runs = []
+    for a in sorted({a % ndim for a in axes}):
+        if runs and runs[-1][1] == a:
+            runs[-1] = (runs[-1][0], a + 1)
+        else:
+            runs.append((a, a + 1))
+    return runs
