@@ -78,8 +78,7 @@ static void pack_transposed(float *out, const float *x, int64_t stride, int64_t 
 {
     const int64_t NR = kernels->tile_cols;
     for (int64_t j = 0; j < rows; j += NR, out += NR * width) {
-        kernels->transpose(out, x + j * stride, NR, stride, width, (int)smaller(NR, rows - j),
-                           (int)NR);
+        kernels->transpose(out, x + j * stride, stride, width, (int)smaller(NR, rows - j), (int)NR);
         if (scale != 1)
             kernels->scale(out, out, NR * width, scale);
     }
@@ -124,7 +123,7 @@ static void multiply_tiles(float *scores, int64_t ld, Room *room, const float *x
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     for (int64_t r = 0; r < rows; r += MR) {
         int64_t height = smaller(MR, rows - r), n = visible(s, i0 + r + height - 1);
-        kernels->transpose(room->rows_t, x + r * stride, MR, stride, width, (int)height, (int)MR);
+        kernels->transpose(room->rows_t, x + r * stride, stride, width, (int)height, (int)MR);
         for (int64_t j = 0; j < n; j += NR)
             kernels->tile(scores + r * ld + j, room->rows_t, packed + j * width, ld, width, 1, MR,
                           NR, (int)height, 0);

@@ -5,10 +5,11 @@
  * but K: not on M, N, the batch, the threads or where an element lies in a tile. Every path below
  * computes exactly that, so that one row alone, and any number of rows together, agree bitwise.
  *
- * Three paths. `blocked`: packs A and B together (all threads), then draws blocks of C by ticket
- * (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). `thin`: few or
- * small rows, or many small products; a ticket packs its own sliver of B and reads A in place.
- * `streamed`: up to four rows times a large B, as in decoding; B is read once, row by row.
+ * Three paths. `blocked`: the threads pack a panel of the smaller operand together; then each draws
+ * a block of the larger one by ticket, packs it for itself and multiplies it by the whole panel
+ * (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). `thin`:
+ * few or small rows, or many small products; a ticket packs its own sliver of B and reads A in
+ * place. `streamed`: up to four rows times a large B, as in decoding; B is read once, row by row.
  */
 #include "gemm.h"
 #include "isa.h"
@@ -18,10 +19,12 @@
 #include <string.h>
 
 enum {
-    ROWS_PACKED = 3072,     /* rows of A packed at a time: bounds the scratch */
-    COLS_PACKED = 3072,
-    BLOCK_ROWS = 8,         /* of a ticket's block, in tiles */
-    BLOCK_COLS = 8,
+    PANEL = 4 << 20,        /* numbers in a panel, to bound the scratch */
+    PANEL_COUNT = 4608,     /* and its rows, or columns */
+    BLOCK = 96,             /* rows, or columns, of a ticket: packed, they fit in L2 */
+    PACKED_TOGETHER = 8,    /* slivers: rows of this length are read in one go */
+    FINISHED_TOGETHER = 4,  /* slivers to which the epilogue comes while L2 holds them */
+    THIN_COLS = 8,          /* slivers of a ticket (thin) */
     STREAMED_ROWS = 4,
     STREAMED_COLS = 1024,
 };
@@ -41,49 +44,16 @@ typedef struct {
     float *y;               /* epilogue: y = f(c + bias) + residual; NULL for none */
     const float *bias, *residual;
     int function;
-    float *packed_a, *packed_b;
-    int64_t group;          /* columns of a ticket */
-    int64_t block_rows;     /* rows of a ticket (blocked) */
+    float *packed;          /* blocked: the panel, and what a ticket takes of the other operand */
+    int64_t panel_count, panel_depth, block;
+    int panel_is_a;
+    int64_t group;          /* columns of a ticket (thin, streamed) */
 } Product;
 
 static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 /* -- pieces ----------------------------------------------------------------------------------- */
-
-/* out[depth, NR] = b[k0 ..., j ...], zeros beyond the last column. */
-static void pack_b(float *out, const Product *p, const float *b, int64_t k0, int64_t depth,
-                   int64_t j)
-{
-    const int64_t NR = kernels->tile_cols, width = smaller(NR, p->n - j);
-    b += k0 * p->b_k + j * p->b_col;
-    if (p->b_col != 1) {
-        kernels->transpose(out, b, NR, p->b_col, depth, (int)width, (int)NR);
-        return;
-    }
-    for (int64_t i = 0; i < depth; i++, out += NR, b += p->b_k) {
-        memcpy(out, b, (size_t)width * sizeof *out);
-        if (width < NR)
-            memset(out + width, 0, (size_t)(NR - width) * sizeof *out);
-    }
-}
-
-/* out[depth, MR] = a[i ..., k0 ...] transposed, zeros beyond the last row. */
-static void pack_a(float *out, const Product *p, const float *a, int64_t k0, int64_t depth,
-                   int64_t i)
-{
-    const int64_t MR = kernels->tile_rows, rows = smaller(MR, p->m - i);
-    a += i * p->a_row + k0 * p->a_k;
-    if (p->a_k == 1) {
-        kernels->transpose(out, a, MR, p->a_row, depth, (int)rows, (int)MR);
-        return;
-    }
-    for (int64_t j = 0; j < depth; j++, out += MR, a += p->a_k) {
-        memcpy(out, a, (size_t)rows * sizeof *out);
-        if (rows < MR)
-            memset(out + rows, 0, (size_t)(MR - rows) * sizeof *out);
-    }
-}
 
 void one_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
                      int64_t a_row, int64_t a_k, int64_t b_k, int64_t rows, int64_t width,
@@ -114,63 +84,133 @@ static void epilogue(const Product *p, int64_t i0, int64_t i1, int64_t j0, int64
 
 /* -- blocked: large products -------------------------------------------------------------------- */
 
+/* One operand as the other meets it: `count` rows of A, or columns of B. */
 typedef struct {
-    int64_t i0, rows, j0, cols, k0, depth; /* the part of the product that is packed just now */
-} Part;
+    const float *x;
+    int64_t count, step, k_step, width;
+} Side;
 
-static void pack_part(const Product *p, const Part *part, int with_b)
+static Side side_of(const Product *p, int is_a)
 {
-    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
-    const int64_t slivers_b = with_b ? ceil_div(part->cols, NR) : 0;
-    const int64_t total = slivers_b + ceil_div(part->rows, MR);
-    for (int64_t t; (t = pool_ticket()) < total;) {
-        int64_t s = t - slivers_b;
-        if (t < slivers_b)
-            pack_b(p->packed_b + t * NR * part->depth, p, p->b, part->k0, part->depth,
-                   part->j0 + t * NR);
-        else
-            pack_a(p->packed_a + s * MR * part->depth, p, p->a, part->k0, part->depth,
-                   part->i0 + s * MR);
+    return is_a ? (Side){p->a, p->m, p->a_row, p->a_k, kernels->tile_rows}
+                : (Side){p->b, p->n, p->b_col, p->b_k, kernels->tile_cols};
+}
+
+/* Slivers of x[i ..., k0 ...], `depth` long, each after the other. */
+static void pack(float *out, const Side *side, int64_t i, int64_t count, int64_t k0, int64_t depth)
+{
+    const float *x = side->x + i * side->step + k0 * side->k_step;
+    const int64_t width = side->width;
+    if (side->step == 1)
+        kernels->pack(out, width * depth, x, side->k_step, depth, count, (int)width);
+    else
+        for (int64_t s = 0; s < count; s += width)
+            kernels->transpose(out + s * depth, x + s * side->step, side->step, depth,
+                               (int)smaller(width, count - s), (int)width);
+}
+
+/* The part of the shared operand that is packed just now: blocks of KC, each of slivers. */
+typedef struct {
+    float *packed;
+    int64_t begin, count, padded, k0, depth;
+} Panel;
+
+static float *sliver_of(const Panel *panel, int64_t k, int64_t i)
+{
+    return panel->packed + k * panel->padded + i * smaller(KC, panel->depth - k);
+}
+
+static void pack_panel(const Panel *panel, const Side *side)
+{
+    const int64_t group = PACKED_TOGETHER * side->width, across = ceil_div(panel->count, group);
+    for (int64_t t; (t = pool_ticket()) < across * ceil_div(panel->depth, KC);) {
+        int64_t k = t / across * KC, i = t % across * group;
+        pack(sliver_of(panel, k, i), side, panel->begin + i, smaller(group, panel->count - i),
+             panel->k0 + k, smaller(KC, panel->depth - k));
     }
 }
 
-/* One ticket's block of C, offsets i, j within the part: A slivers stay in L1, B's in L2. */
-static void multiply_block(const Product *p, const Part *part, int64_t i, int64_t j)
+/* A part of what comes next, so that it is in L2 by then: part `number` of `parts`. */
+static void prefetch(const float *next, int64_t length, int64_t number, int64_t parts)
 {
-    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
-    const int64_t i_end = smaller(part->rows, i + p->block_rows);
-    const int64_t j_end = smaller(part->cols, j + p->group);
-    const int accumulate = p->accumulate || part->k0 > 0;
-    for (int64_t ir = i; ir < i_end; ir += MR)
-        for (int64_t jr = j; jr < j_end; jr += NR)
-            one_tile(p->c + (part->i0 + ir) * p->n + part->j0 + jr,
-                     p->packed_a + ir * part->depth, p->packed_b + jr * part->depth, p->n,
-                     part->depth, 1, MR, NR, smaller(MR, i_end - ir), j_end - jr, accumulate);
-    if (part->k0 + part->depth == p->k)
-        epilogue(p, part->i0 + i, part->i0 + i_end, part->j0 + j, part->j0 + j_end);
+    const int64_t line = CACHE_LINE / sizeof(float);
+    for (int64_t i = number * length / parts; i < (number + 1) * length / parts; i += line)
+        __builtin_prefetch(next + i);
 }
 
-static void multiply_part(const Product *p, const Part *part)
+/* Slivers i ... i_end - 1 of the panel times the ticket's block of the other operand. The sliver
+ * stays in L1 while those of the block, which fill a part of L2, pass by. */
+static void multiply(const Product *p, const Panel *panel, int64_t i, int64_t i_end, int64_t k,
+                     const float *block, int64_t j, int64_t j_end)
 {
-    const int64_t down = ceil_div(part->rows, p->block_rows);
-    const int64_t across = ceil_div(part->cols, p->group);
-    for (int64_t t; (t = pool_ticket()) < down * across;)
-        multiply_block(p, part, t % down * p->block_rows, t / down * p->group);
+    const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
+    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
+    const int64_t depth = smaller(KC, panel->depth - k), tiles = ceil_div(j_end - j, other.width);
+    const int accumulate = p->accumulate || panel->k0 + k > 0;
+    for (int64_t s = i; s < i_end; s += side.width) {
+        const float *shared = sliver_of(panel, k, s);
+        for (int64_t r = j; r < j_end; r += other.width) {
+            const float *own = block + (r - j) * depth;
+            const int64_t row = p->panel_is_a ? panel->begin + s : r;
+            const int64_t column = p->panel_is_a ? r : panel->begin + s;
+            prefetch(shared + side.width * depth, side.width * depth, (r - j) / other.width, tiles);
+            one_tile(p->c + row * p->n + column, p->panel_is_a ? shared : own,
+                     p->panel_is_a ? own : shared, p->n, depth, 1, MR, NR,
+                     smaller(MR, p->m - row), p->n - column, accumulate);
+        }
+    }
+    if (panel->k0 + k + depth < p->k)
+        return;
+    i += panel->begin, i_end += panel->begin;
+    if (p->panel_is_a)
+        epilogue(p, i, i_end, j, j_end);
+    else
+        epilogue(p, j, j_end, i, i_end);
+}
+
+static void multiply_panel(const Product *p, const Panel *panel, float *block)
+{
+    const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
+    const int64_t group = FINISHED_TOGETHER * side.width;
+    for (int64_t t; (t = pool_ticket()) < ceil_div(other.count, p->block);) {
+        int64_t j = t * p->block, j_end = smaller(other.count, j + p->block);
+        for (int64_t k = 0; k < panel->depth; k += KC) {
+            pack(block, &other, j, j_end - j, panel->k0 + k, smaller(KC, panel->depth - k));
+            for (int64_t i = 0; i < panel->count; i += group)
+                multiply(p, panel, i, smaller(i + group, panel->count), k, block, j, j_end);
+        }
+    }
 }
 
 static void blocked(void *context, int thread, int threads)
 {
     const Product *p = context;
-    for (int64_t j = 0; j < p->n; j += COLS_PACKED)
-        for (int64_t k = 0; k < p->k; k += KC)
-            for (int64_t i = 0; i < p->m; i += ROWS_PACKED) {
-                Part part = {i, smaller(ROWS_PACKED, p->m - i), j, smaller(COLS_PACKED, p->n - j),
-                             k, smaller(KC, p->k - k)};
-                pack_part(p, &part, i == 0);
-                pool_barrier(threads);
-                multiply_part(p, &part);
-                pool_barrier(threads);
-            }
+    const Side side = side_of(p, p->panel_is_a);
+    for (int64_t i = 0; i < side.count; i += p->panel_count)
+        for (int64_t k = 0; k < p->k; k += p->panel_depth) {
+            int64_t count = smaller(p->panel_count, side.count - i);
+            Panel panel = {p->packed, i, count, ceil_div(count, side.width) * side.width, k,
+                           smaller(p->panel_depth, p->k - k)};
+            pack_panel(&panel, &side);
+            pool_barrier(threads);
+            multiply_panel(p, &panel, scratch(PRIVATE + thread, 0));
+            pool_barrier(threads);
+        }
+}
+
+/* What is packed together, and what by ticket. The panel is taken from the smaller operand, so
+ * that it is read again from L3; the larger one is packed once, into L2, by whoever uses it. */
+static int lay_out(Product *p)
+{
+    p->panel_is_a = p->m < p->n;
+    const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
+    const int threads = pool_threads();
+    p->panel_count = smaller(ceil_div(side.count, side.width), PANEL_COUNT / side.width) * side.width;
+    p->panel_depth = smaller(p->k, PANEL / p->panel_count / KC * KC);
+    p->block = smaller(BLOCK, ceil_div(other.count, 4 * threads));
+    p->block = ceil_div(p->block, other.width) * other.width;
+    p->packed = scratch(SHARED, (size_t)(p->panel_count * p->panel_depth) * sizeof(float));
+    return p->packed ? scratch_for_threads(threads, (size_t)(p->block * KC) * sizeof(float)) : -1;
 }
 
 /* -- thin: a ticket is some slivers of one product of the batch ---------------------------------- */
@@ -181,11 +221,12 @@ static void thin_sliver(const Product *p, const float *a, const float *b, float 
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     const int64_t width = smaller(NR, p->n - j);
     const int in_place = p->b_col == 1 && width == NR && p->m <= 2 * MR;
+    const Side side = {b, p->n, p->b_col, p->b_k, NR};
     for (int64_t k = 0; k < p->k; k += KC) {
         int64_t depth = smaller(KC, p->k - k);
         const float *sliver = in_place ? b + k * p->b_k + j : room;
         if (!in_place)
-            pack_b(room, p, b, k, depth, j);
+            pack(room, &side, j, width, k, depth);
         for (int64_t i = 0; i < p->m; i += MR)
             one_tile(c + i * p->n + j, a + i * p->a_row + k * p->a_k, sliver, p->n, depth,
                      p->a_row, p->a_k, in_place ? p->b_k : NR, smaller(MR, p->m - i), width,
@@ -256,21 +297,10 @@ static int64_t columns_per_ticket(const Product *p, int64_t unit, int64_t most, 
 
 static int run_blocked(Product *p)
 {
-    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols, batch = p->batch;
-    const int64_t rows = ceil_div(smaller(p->m, ROWS_PACKED), MR) * MR;
-    const int64_t cols = ceil_div(smaller(p->n, COLS_PACKED), NR) * NR;
-    const int64_t depth = smaller(p->k, KC);
-    p->packed_a = scratch(SHARED_A, (size_t)(rows * depth) * sizeof(float));
-    p->packed_b = scratch(SHARED_B, (size_t)(cols * depth) * sizeof(float));
-    if (!p->packed_a || !p->packed_b)
+    if (lay_out(p))
         return -1;
-    p->group = BLOCK_COLS * NR;
-    p->block_rows = BLOCK_ROWS * MR;
-    while (p->block_rows > 2 * MR &&
-           ceil_div(rows, p->block_rows) * ceil_div(cols, p->group) < 4 * pool_threads())
-        p->block_rows -= MR;
     Product item = *p;
-    for (int64_t i = 0; i < batch; i++) {
+    for (int64_t i = 0; i < p->batch; i++) {
         item.a = p->a + (p->a_offsets ? p->a_offsets[i] : 0);
         item.b = p->b + (p->b_offsets ? p->b_offsets[i] : 0);
         item.c = p->c + i * p->m * p->n;
@@ -300,7 +330,7 @@ static int run(Product *p)
     } else if (p->m > 3 * MR && work > WORTH_PACKING) {
         status = run_blocked(p);
     } else {
-        p->group = columns_per_ticket(p, NR, BLOCK_COLS * NR, threads);
+        p->group = columns_per_ticket(p, NR, THIN_COLS * NR, threads);
         status = scratch_for_threads(threads, KC * (size_t)NR * sizeof(float));
         if (!status)
             pool_run(thin, p, threads);

@@ -2,8 +2,8 @@
  *
  * Drivers (gemm.c, rows.c, ...) are portable: they own loops, packing, edges and threads, and call
  * micro-kernels through `kernels`. An isa_*.c defines a small vocabulary of vector operations,
- * includes isa_rows.h, which writes every row kernel once in that vocabulary, and adds its own
- * matrix tile. Intrinsics appear nowhere else.
+ * includes isa_rows.h and isa_tile.h, which write every kernel once in that vocabulary. Intrinsics
+ * appear nowhere else.
  */
 #ifndef MINIFM_ISA_H
 #define MINIFM_ISA_H
@@ -23,9 +23,13 @@ typedef struct {
      * for any n; rows <= 4. Streams through rows of b: for products with few rows. */
     void (*stream)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
                    int64_t a_row, int64_t a_k, int64_t b_k, int rows, int64_t n);
-    /* out[k * ld + r] = in[r * stride + k] for r < rows, zeros for rows <= r < width. */
-    void (*transpose)(float *out, const float *in, int64_t ld, int64_t stride, int64_t k,
-                      int rows, int width);
+    /* Slivers of `width` (MR or NR) columns, sliver s at out + s * sliver, zeros beyond the last:
+     * out[s * sliver + p * width + r] = in[p * stride + s * width + r], p < k. */
+    void (*pack)(float *out, int64_t sliver, const float *in, int64_t stride, int64_t k,
+                 int64_t columns, int width);
+    /* One sliver of `width` (MR or NR) rows, transposed, zeros beyond the last:
+     * out[p * width + r] = in[r * stride + p], p < k. */
+    void (*transpose)(float *out, const float *in, int64_t stride, int64_t k, int rows, int width);
 
     /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
     void (*map)(float *y, const float *x, int64_t n, int function);

@@ -88,51 +88,8 @@ INLINE double vwide_total(vwide sum)
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-#include "isa_rows.h"
-
-/* R rows of the tile, R a constant once inlined: 2 R accumulators in registers. */
-INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                      int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate)
-{
-    vf left[MR], right[MR];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
-        left[r] = right[r] = vset(0);
-#pragma GCC unroll 4
-    for (int64_t p = 0; p < k; p++, a += a_k, b += b_k) {
-        vf b0 = vload(b), b1 = vload(b + VL);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-            vf x = vset(a[r * a_row]);
-            left[r] = vfma(x, b0, left[r]);
-            right[r] = vfma(x, b1, right[r]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++, c += ldc) {
-        vstore(c, accumulate ? vadd(vload(c), left[r]) : left[r]);
-        vstore(c + VL, accumulate ? vadd(vload(c + VL), right[r]) : right[r]);
-    }
-}
-
-#define ROWS(R)                                                                              \
-    case R:                                                                                  \
-        if (a_row == 1 && a_k == MR)                                                         \
-            tile_rows(c, a, b, ldc, k, 1, MR, b_k, R, accumulate);                           \
-        else if (a_row == 1)                                                                 \
-            tile_rows(c, a, b, ldc, k, 1, a_k, b_k, R, accumulate);                          \
-        else                                                                                 \
-            tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate);                      \
-        break;
-
-static TARGET void tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                        int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
-{
-    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) }
-}
-
 /* Transpose 8 x 8 in registers: pairs, quads, then 128-bit halves. */
-INLINE void transpose_square(__m256 x[8])
+INLINE void transpose_square(vf x[8])
 {
     __m256 t[8];
 #pragma GCC unroll 4
@@ -157,24 +114,8 @@ INLINE void transpose_square(__m256 x[8])
         x[i] = t[i];
 }
 
-static TARGET void transpose(float *out, const float *in, int64_t ld, int64_t stride, int64_t k,
-                             int rows, int width)
-{
-    for (int r = 0; r < width; r += 8)
-        for (int64_t p = 0; p < k; p += 8) {
-            __m256 x[8];
-            __m256i columns = first(k - p), kept = first(width - r);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                x[i] = r + i < rows ? _mm256_maskload_ps(in + (r + i) * stride + p, columns)
-                                    : _mm256_setzero_ps();
-            transpose_square(x);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                if (p + i < k)
-                    _mm256_maskstore_ps(out + (p + i) * ld + r, kept, x[i]);
-        }
-}
+#include "isa_rows.h"
+#include "isa_tile.h"
 
 static int supported(void)
 {
@@ -182,8 +123,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx2 = {
-    .name = "avx2", .supported = supported, .tile_rows = MR, .tile_cols = NR,
-    .tile = tile, .transpose = transpose, ROW_KERNELS,
+    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS,
 };
 
 #endif

@@ -55,55 +55,8 @@ INLINE vwide vwide_square(vwide sum, vf x)
 }
 INLINE double vwide_total(vwide sum) { return _mm512_reduce_add_pd(_mm512_add_pd(sum.low, sum.high)); }
 
-#include "isa_rows.h"
-
-/* R rows of the tile, R a constant once inlined: 2 R accumulators in registers. */
-INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                      int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate)
-{
-    vf left[MR], right[MR];
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++)
-        left[r] = right[r] = vset(0);
-#pragma GCC unroll 4
-    for (int64_t p = 0; p < k; p++, a += a_k, b += b_k) {
-        vf b0 = vload(b), b1 = vload(b + VL);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-            vf x = vset(a[r * a_row]);
-            left[r] = vfma(x, b0, left[r]);
-            right[r] = vfma(x, b1, right[r]);
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++, c += ldc) {
-        vstore(c, accumulate ? vadd(vload(c), left[r]) : left[r]);
-        vstore(c + VL, accumulate ? vadd(vload(c + VL), right[r]) : right[r]);
-    }
-}
-
-/* Packed A (a_row == 1, a_k == MR) as constants gives the broadcasts fixed offsets. */
-#define ROWS(R)                                                                              \
-    case R:                                                                                  \
-        if (a_row == 1 && a_k == MR)                                                         \
-            tile_rows(c, a, b, ldc, k, 1, MR, b_k, R, accumulate);                           \
-        else if (a_row == 1)                                                                 \
-            tile_rows(c, a, b, ldc, k, 1, a_k, b_k, R, accumulate);                          \
-        else                                                                                 \
-            tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate);                      \
-        break;
-
-static TARGET void tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                        int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
-{
-    switch (rows) {
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
-        ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
-    }
-}
-
 /* Transpose 16 x 16 in registers: pairs, quads, then 128-bit lanes twice. */
-INLINE void transpose_square(__m512 x[16])
+INLINE void transpose_square(vf x[16])
 {
     __m512 t[16];
 #pragma GCC unroll 8
@@ -134,26 +87,8 @@ INLINE void transpose_square(__m512 x[16])
     }
 }
 
-static TARGET void transpose(float *out, const float *in, int64_t ld, int64_t stride, int64_t k,
-                             int rows, int width)
-{
-    for (int r = 0; r < width; r += 16)
-        for (int64_t p = 0; p < k; p += 16) {
-            __m512 x[16];
-            __mmask16 columns = first(k - p);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
-                x[i] = r + i < rows
-                           ? _mm512_maskz_loadu_ps(columns, in + (r + i) * stride + p)
-                           : _mm512_setzero_ps();
-            transpose_square(x);
-            __mmask16 kept = first(width - r);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
-                if (p + i < k)
-                    _mm512_mask_storeu_ps(out + (p + i) * ld + r, kept, x[i]);
-        }
-}
+#include "isa_rows.h"
+#include "isa_tile.h"
 
 static int supported(void)
 {
@@ -163,8 +98,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx512 = {
-    .name = "avx512", .supported = supported, .tile_rows = MR, .tile_cols = NR,
-    .tile = tile, .transpose = transpose, ROW_KERNELS,
+    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS,
 };
 
 #endif

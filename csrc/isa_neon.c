@@ -70,56 +70,23 @@ INLINE vwide vwide_square(vwide sum, vf x)
 }
 INLINE double vwide_total(vwide sum) { return vaddvq_f64(vaddq_f64(sum.low, sum.high)); }
 
+/* Transpose 4 x 4 in registers: pairs, then halves. */
+INLINE void transpose_square(vf x[4])
+{
+    float32x4x2_t low = vtrnq_f32(x[0], x[1]), high = vtrnq_f32(x[2], x[3]);
+    x[0] = vcombine_f32(vget_low_f32(low.val[0]), vget_low_f32(high.val[0]));
+    x[1] = vcombine_f32(vget_low_f32(low.val[1]), vget_low_f32(high.val[1]));
+    x[2] = vcombine_f32(vget_high_f32(low.val[0]), vget_high_f32(high.val[0]));
+    x[3] = vcombine_f32(vget_high_f32(low.val[1]), vget_high_f32(high.val[1]));
+}
+
 #include "isa_rows.h"
-
-/* R rows of the tile, R a constant once inlined: 3 R accumulators in registers. */
-INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                      int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate)
-{
-    vf sum[MR][3];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-        sum[r][0] = sum[r][1] = sum[r][2] = vset(0);
-    for (int64_t p = 0; p < k; p++, a += a_k, b += b_k) {
-        vf b0 = vload(b), b1 = vload(b + 4), b2 = vload(b + 8);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            vf x = vset(a[r * a_row]);
-            sum[r][0] = vfma(x, b0, sum[r][0]);
-            sum[r][1] = vfma(x, b1, sum[r][1]);
-            sum[r][2] = vfma(x, b2, sum[r][2]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++, c += ldc)
-        for (int j = 0; j < 3; j++)
-            vstore(c + 4 * j, accumulate ? vadd(vload(c + 4 * j), sum[r][j]) : sum[r][j]);
-}
-
-#define ROWS(R)                                                                              \
-    case R:                                                                                  \
-        tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate);                          \
-        break;
-
-static void tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k, int64_t a_row,
-                 int64_t a_k, int64_t b_k, int rows, int accumulate)
-{
-    switch (rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) }
-}
-
-static void transpose(float *out, const float *in, int64_t ld, int64_t stride, int64_t k, int rows,
-                      int width)
-{
-    for (int64_t p = 0; p < k; p++)
-        for (int r = 0; r < width; r++)
-            out[p * ld + r] = r < rows ? in[r * stride + p] : 0.0f;
-}
+#include "isa_tile.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_neon = {
-    .name = "neon", .supported = supported, .tile_rows = MR, .tile_cols = NR,
-    .tile = tile, .transpose = transpose, ROW_KERNELS,
+    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS,
 };
 
 #endif

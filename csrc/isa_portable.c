@@ -12,7 +12,7 @@
 
 typedef float vf __attribute__((vector_size(16)));
 typedef uint32_t vm __attribute__((vector_size(16)));   /* lanes of all ones, or of all zeros */
-enum { VL = 4, MR = 4, NR = 16, CHAINS = 14 };
+enum { VL = 4, MR = 4, NR = 8, CHAINS = 14 };
 
 INLINE vf vload(const float *p)
 {
@@ -81,34 +81,20 @@ INLINE vf vscale(vf x, vf n)
     return x * power_of_two(half) * power_of_two(n - half);
 }
 
+INLINE void transpose_square(vf x[4])
+{
+    vf a = x[0], b = x[1], c = x[2], d = x[3];
+    x[0] = (vf){a[0], b[0], c[0], d[0]};
+    x[1] = (vf){a[1], b[1], c[1], d[1]};
+    x[2] = (vf){a[2], b[2], c[2], d[2]};
+    x[3] = (vf){a[3], b[3], c[3], d[3]};
+}
+
 #include "isa_rows.h"
-
-static void tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k, int64_t a_row,
-                 int64_t a_k, int64_t b_k, int rows, int accumulate)
-{
-    for (int r = 0; r < rows; r++) {
-        float sum[NR] = {0};
-        for (int64_t p = 0; p < k; p++) {
-            float x = a[r * a_row + p * a_k];
-            for (int j = 0; j < NR; j++)
-                sum[j] += x * b[p * b_k + j];
-        }
-        for (int j = 0; j < NR; j++)
-            c[r * ldc + j] = accumulate ? c[r * ldc + j] + sum[j] : sum[j];
-    }
-}
-
-static void transpose(float *out, const float *in, int64_t ld, int64_t stride, int64_t k, int rows,
-                      int width)
-{
-    for (int64_t p = 0; p < k; p++)
-        for (int r = 0; r < width; r++)
-            out[p * ld + r] = r < rows ? in[r * stride + p] : 0.0f;
-}
+#include "isa_tile.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_portable = {
-    .name = "portable", .supported = supported, .tile_rows = MR, .tile_cols = NR,
-    .tile = tile, .transpose = transpose, ROW_KERNELS,
+    .name = "portable", .supported = supported, TILE_KERNELS, ROW_KERNELS,
 };

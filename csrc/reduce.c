@@ -45,7 +45,7 @@ int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *c
         return 0;
     }
     pool_enter();
-    float *partials = scratch(SHARED_A, (size_t)(chunks * width) * sizeof *partials);
+    float *partials = scratch(SHARED, (size_t)(chunks * width) * sizeof *partials);
     if (partials) {
         Reduction r = {partials, rows, width, chunk, task, context};
         pool_for(chunks, 1 + grain_of(chunk * width) / 2, reduce_chunks, &r);
@@ -107,7 +107,7 @@ static double sum_long(const float *x, int64_t n, int squares, int *status)
     const int64_t runs = (n + RUN - 1) / RUN;
     double total = 0;
     pool_enter();
-    Runs r = {scratch(SHARED_A, (size_t)runs * sizeof(double)), x, n, squares};
+    Runs r = {scratch(SHARED, (size_t)runs * sizeof(double)), x, n, squares};
     *status = r.totals || !runs ? 0 : -1;
     if (r.totals && runs) {
         pool_for(runs, 2, sum_runs, &r);

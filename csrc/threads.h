@@ -48,8 +48,8 @@ int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *c
 int64_t rows_of_chunk(int64_t rows);
 
 /* Aligned memory number `slot`, at least `bytes` long, kept between calls; NULL if there is no
- * memory. Slots: SHARED_A, SHARED_B, then one for each thread at PRIVATE + thread. */
-enum { SHARED_A, SHARED_B, PRIVATE, SCRATCH_SLOTS = PRIVATE + MAX_THREADS };
+ * memory. Slots: SHARED, then one for each thread at PRIVATE + thread. */
+enum { SHARED, PRIVATE, SCRATCH_SLOTS = PRIVATE + MAX_THREADS };
 void *scratch(int slot, size_t bytes);
 
 /* The same for every thread's private slot; 0, or -1 if there is no memory. */
