@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize coverage emulate clean
 
 demo: .venv/.installed
 	$(BIN)/minifm demo --out runs/demo
@@ -17,6 +17,21 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/minifm bench
+
+# Proof of the C kernels, each of minutes, on Linux with gcc: see tests/instruments.py. Under
+# AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; the lines that the tests reach;
+# the kernels of processors that this machine lacks.
+sanitize: .venv/.installed
+	$(BIN)/python tests/instruments.py address -n 2
+	$(BIN)/python tests/instruments.py threads -n 2
+
+coverage: .venv/.installed
+	$(BIN)/python tests/instruments.py coverage -n 2
+
+emulate: .venv/.installed
+	$(BIN)/python tests/instruments.py avx512 -n 2
+	$(BIN)/python tests/instruments.py neon -n 2
+	$(BIN)/python tests/instruments.py arm64
 
 # An editable install: the C kernels are built once, and again when their source changes.
 .venv/.installed: $(SOURCES)

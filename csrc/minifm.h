@@ -77,6 +77,7 @@ void minifm_binary_strided(float *out, const float *x, const float *y, int ndim,
 
 /* out[outer, inner] = the sum of x[outer, n, inner] over its middle dimension. */
 int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inner);
+/* The sum of x[n]^2, or -1 where there was no memory. */
 double minifm_sum_of_squares(const float *x, int64_t n);
 
 /* -- norm.c -------------------------------------------------------------------------------------- */

@@ -39,7 +39,7 @@ int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *c
 {
     const int64_t chunk = rows_of_chunk(rows), chunks = (rows + chunk - 1) / chunk;
     memset(out, 0, (size_t)width * sizeof *out);
-    if (chunks <= 1) {
+    if (chunks <= 1 || !width) {
         if (rows)
             task(context, out, 0, rows);
         return 0;

@@ -33,6 +33,7 @@ static struct {
     atomic_int threads;               /* as set by the user; includes the caller */
     int started;                      /* workers that exist: threads 1 ... started */
     pthread_t workers[MAX_THREADS];
+    unsigned seen_at_birth[MAX_THREADS]; /* the start gate's generation when each was made */
     void *scratch[SCRATCH_SLOTS];
     size_t scratch_bytes[SCRATCH_SLOTS];
 } pool = {.callers = PTHREAD_MUTEX_INITIALIZER, .threads = 1};
@@ -80,22 +81,16 @@ static void gate_open(Gate *gate)
 
 /* -- workers -------------------------------------------------------------------------------- */
 
-typedef struct {
-    int number;
-    unsigned seen; /* the start gate's generation when this worker was made */
-} Birth;
-
 static void *worker(void *argument)
 {
-    Birth birth = *(Birth *)argument;
-    free(argument);
-    for (;;) {
-        gate_wait(&pool.start, birth.seen);
-        birth.seen++;
+    unsigned *seen_at_birth = argument;
+    const int number = (int)(seen_at_birth - pool.seen_at_birth);
+    for (unsigned seen = *seen_at_birth;; seen++) {
+        gate_wait(&pool.start, seen);
         if (!pool.task)
             return NULL;
-        if (birth.number < pool.active)
-            pool.task(pool.context, birth.number, pool.active);
+        if (number < pool.active)
+            pool.task(pool.context, number, pool.active);
         if (atomic_fetch_add(&pool.finished, 1) + 1 == pool.started)
             gate_open(&pool.finish);
     }
@@ -115,15 +110,10 @@ static void stop_workers(void)
 static void start_workers(void)
 {
     while (pool.started + 1 < pool.threads) {
-        Birth *birth = malloc(sizeof *birth);
-        if (!birth)
-            break;
-        birth->number = pool.started + 1;
-        birth->seen = atomic_load(&pool.start.generation);
-        if (pthread_create(&pool.workers[birth->number], NULL, worker, birth)) {
-            free(birth);
+        const int next = pool.started + 1;
+        pool.seen_at_birth[next] = atomic_load(&pool.start.generation);
+        if (pthread_create(&pool.workers[next], NULL, worker, &pool.seen_at_birth[next]))
             break; /* the system gives no more threads: those there are do the work */
-        }
         pool.started++;
     }
     if (pool.started + 1 < pool.threads)
@@ -251,18 +241,33 @@ void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
 
 int64_t grain_of(int64_t each) { return each >= 16384 ? 1 : 16384 / (each > 0 ? each : 1); }
 
+/* Under AddressSanitizer, what lies beyond the bytes that were asked for is out of bounds, though
+ * the block that is kept be larger. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+static void bound(void *block, size_t bytes, size_t kept)
+{
+    __asan_unpoison_memory_region(block, bytes);
+    __asan_poison_memory_region((char *)block + bytes, kept - bytes);
+}
+#else
+static void bound(void *block, size_t bytes, size_t kept) {}
+#endif
+
 void *scratch(int slot, size_t bytes)
 {
     if (pool.scratch_bytes[slot] < bytes) {
+        size_t pages = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
         free(pool.scratch[slot]);
-        bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-        pool.scratch[slot] = aligned_alloc(HUGE_PAGE, bytes);
+        pool.scratch[slot] = aligned_alloc(HUGE_PAGE, pages);
 #if defined(MADV_HUGEPAGE)
         if (pool.scratch[slot])
-            madvise(pool.scratch[slot], bytes, MADV_HUGEPAGE); /* a hint: failing is no failure */
+            madvise(pool.scratch[slot], pages, MADV_HUGEPAGE); /* a hint: failing is no failure */
 #endif
-        pool.scratch_bytes[slot] = pool.scratch[slot] ? bytes : 0;
+        pool.scratch_bytes[slot] = pool.scratch[slot] ? pages : 0;
     }
+    if (bytes && pool.scratch[slot])
+        bound(pool.scratch[slot], bytes, pool.scratch_bytes[slot]);
     return pool.scratch[slot];
 }
 

@@ -1,5 +1,6 @@
 """Backends against the reference, arrays that nobody may look into, and the choice of a backend."""
 
+import os
 import subprocess
 import sys
 
@@ -263,9 +264,14 @@ def test_an_unavailable_backend_says_why(name, reason):
     assert mf.backend() is before
 
 
+# What keeps an interpreter on an extension that tests/instruments.py has built.
+INSTRUMENTED = ("PYTHONSAFEPATH", "LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS")
+
+
 def python(code, **environment):
     """What a fresh interpreter prints."""
     clean = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(p for p in sys.path if p)}
+    clean |= {name: os.environ[name] for name in INSTRUMENTED if name in os.environ}
     done = subprocess.run([sys.executable, "-c", code], env=clean | environment, timeout=60,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -281,6 +281,8 @@ def test_python_threads_may_compute_at_once_and_change_the_number_of_threads(c):
     assert not wrong
 
 
+@pytest.mark.skipif("TSAN_OPTIONS" in os.environ,
+                    reason="ThreadSanitizer takes no new threads in a child of many")
 def test_a_fork_computes_and_so_does_its_parent():
     """The child has none of the pool's threads; it starts its own, at whatever number."""
     python("""

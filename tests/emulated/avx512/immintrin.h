@@ -1,0 +1,127 @@
+/* Stands before the compiler's own header, for isa_avx512.c alone: its 512-bit intrinsics become
+ * those of SIMDe, or these, which any x86-64 with AVX2 and FMA runs, and no function asks for
+ * more. */
+#ifndef EMULATED_AVX512
+#define EMULATED_AVX512
+
+#include_next <immintrin.h>
+
+#include <math.h>
+#include <string.h>
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/fma.h>
+
+#define target(names)
+#define __builtin_cpu_supports(name) 1
+
+/* -- what SIMDe lacks, lane by lane -------------------------------------------------------------- */
+
+#define EACH(n) for (int i = 0; i < (n); i++)
+
+static inline __m512 emulated_mask_loadu_ps(__m512 rest, __mmask16 mask, const void *from)
+{
+    float lanes[16];
+    memcpy(lanes, &rest, sizeof lanes);
+    EACH(16) if (mask >> i & 1) lanes[i] = ((const float *)from)[i];
+    memcpy(&rest, lanes, sizeof lanes);
+    return rest;
+}
+
+static inline void emulated_mask_storeu_ps(void *to, __mmask16 mask, __m512 x)
+{
+    float lanes[16];
+    memcpy(lanes, &x, sizeof lanes);
+    EACH(16) if (mask >> i & 1) ((float *)to)[i] = lanes[i];
+}
+
+/* x 2^n with one rounding: SIMDe multiplies by 2^n, which overflows before x 2^n does. */
+static inline __m512 emulated_scalef_ps(__m512 x, __m512 n)
+{
+    float lanes[16], powers[16];
+    memcpy(lanes, &x, sizeof lanes);
+    memcpy(powers, &n, sizeof powers);
+    EACH(16) lanes[i] = isnan(powers[i]) ? powers[i] : scalbnf(lanes[i], (int)floorf(powers[i]));
+    memcpy(&x, lanes, sizeof lanes);
+    return x;
+}
+
+static inline __m512d emulated_cvtps_pd(__m256 x)
+{
+    float narrow[8];
+    double wide[8];
+    __m512d result;
+    memcpy(narrow, &x, sizeof narrow);
+    EACH(8) wide[i] = narrow[i];
+    memcpy(&result, wide, sizeof wide);
+    return result;
+}
+
+static inline __m256 emulated_extractf32x8_ps(__m512 x, int which)
+{
+    __m256 half;
+    memcpy(&half, (const char *)&x + 32 * which, sizeof half);
+    return half;
+}
+
+/* The lanes in halves, as the compilers' own headers do it. */
+static inline double emulated_reduce_add_pd(__m512d x)
+{
+    double lanes[8];
+    memcpy(lanes, &x, sizeof lanes);
+    for (int half = 4; half; half /= 2)
+        EACH(half) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static inline float emulated_reduce_add_ps(__m512 x)
+{
+    float lanes[16];
+    memcpy(lanes, &x, sizeof lanes);
+    for (int half = 8; half; half /= 2)
+        EACH(half) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static inline float emulated_reduce_max_ps(__m512 x)
+{
+    float lanes[16];
+    memcpy(lanes, &x, sizeof lanes);
+    for (int half = 8; half; half /= 2)
+        EACH(half) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
+}
+
+/* Four floats at a time: two of x, then two of y. */
+static inline __m512 emulated_shuffle_f32x4(__m512 x, __m512 y, int which)
+{
+    __m512 result;
+    EACH(4)
+        memcpy((char *)&result + 16 * i,
+               (const char *)(i < 2 ? &x : &y) + 16 * (which >> 2 * i & 3), 16);
+    return result;
+}
+
+#undef _mm512_shuffle_f32x4
+#undef _mm512_scalef_ps
+#undef _mm512_cvtps_pd
+#undef _mm512_extractf32x8_ps
+#undef _mm512_reduce_add_pd
+#undef _mm512_reduce_add_ps
+#undef _mm512_reduce_max_ps
+#undef _mm512_mask_loadu_ps
+#undef _mm512_maskz_loadu_ps
+#undef _mm512_mask_storeu_ps
+#define _mm512_shuffle_f32x4 emulated_shuffle_f32x4
+#define _mm512_scalef_ps emulated_scalef_ps
+#define _mm512_cvtps_pd emulated_cvtps_pd
+#define _mm512_extractf32x8_ps emulated_extractf32x8_ps
+#define _mm512_reduce_add_pd emulated_reduce_add_pd
+#define _mm512_reduce_add_ps emulated_reduce_add_ps
+#define _mm512_reduce_max_ps emulated_reduce_max_ps
+#define _mm512_mask_loadu_ps emulated_mask_loadu_ps
+#define _mm512_maskz_loadu_ps(mask, from) emulated_mask_loadu_ps(_mm512_setzero_ps(), mask, from)
+#define _mm512_mask_storeu_ps emulated_mask_storeu_ps
+
+#endif
