@@ -9,106 +9,73 @@ and where a warm step's time goes: a table by op, whose sum is compared with the
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import minifm as mf
-from minifm.models import GPT, GPTConfig
-from minifm.training.optim import AdamW
-
-SHAPES = {  # layers, width, heads, length, batch, vocabulary
-    "L6": (6, 384, 6, 256, 8, 65),
-    "L4": (4, 128, 4, 64, 12, 65),
-    "gpt2": (12, 768, 12, 256, 2, 50257),
-}
-
-
-class Peer:
-    """bench/peer_torch.py in a process of its own; `step()` asks for one step's seconds."""
-
-    def __init__(self, python, shape, threads):
-        script = Path(__file__).with_name("peer_torch.py")
-        self.process = subprocess.Popen(
-            [python, str(script), *map(str, (*shape, threads))], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.name = self.process.stdout.readline().strip()
-        if not self.name:
-            sys.exit(f"{python} cannot run {script}: does it have torch?")
-
-    def step(self):
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-
-class Ours:
-    """minifm's side: the same model, optimizer and clipping."""
-
-    def __init__(self, shape):
-        L, C, H, T, B, V = shape
-        self.config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
-        self.model = GPT(self.config, mf.Rng(0))
-        self.optimizer = AdamW(self.model.parameters())
-        ids = mf.Rng(1).integers(0, V, (B, T + 1))
-        self.inputs, self.targets = ids[:, :-1], ids[:, 1:]
-        self.flops = B * T * self.config.flops_per_token(T, training=True)
-
-    def step(self):
-        start = time.perf_counter()
-        loss = self.model.loss(self.inputs, self.targets)
-        loss.backward()
-        backward_done = time.perf_counter()
-        norm = self.optimizer.gradient_norm()
-        self.optimizer.update(1e-4, min(1.0, 1.0 / norm))
-        self.optimizer.zero_grad()
-        loss.item()
-        end = time.perf_counter()
-        self.optimizer_seconds = end - backward_done
-        return end - start
+from minifm.errors import UserError
+from minifm.testing.benchmark import spread, take_turns
+from minifm.testing.cases import STEPS
+from minifm.testing.peers import PYTORCH, Peer
+from minifm.testing.peers.clock import Timed
+from minifm.testing.subjects import StepSubject
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="L6")
+    parser.add_argument("--shape", choices=STEPS, default="L6")
     parser.add_argument("--backend", default="c")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=30, help="for all turns (default: 30)")
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
+    parser.add_argument("--mode", default="eager", help="of PyTorch: eager, compile, bf16 or "
+                        "bf16+compile (default: eager)")
     args = parser.parse_args()
-    shape = SHAPES[args.shape]
-    backend = mf.use(args.backend).backend
-    ours = Ours(shape)
-    threads = getattr(backend, "threads", 0) or len(os.sched_getaffinity(0))
-    peer = Peer(args.torch, shape, threads) if args.torch else None
-    sides = [ours, peer] if peer else [ours]
-    for side in sides * 2:                              # warm
-        side.step()
-    times = {side: [] for side in sides}
-    for _ in range(args.rounds):                        # in turn, so that drift hits both
-        for side in sides:
-            times[side].append(side.step())
+    try:
+        run(args)
+    except UserError as problem:
+        sys.exit(f"step.py: {problem}")
+
+
+def run(args):
+    shape, backend = STEPS[args.shape], mf.use(args.backend).backend
+    ours = StepSubject(backend, shape)
+    sides = {"minifm": Timed(ours.calls("step"))}
+    names = {"minifm": f"minifm {backend.describe()}"}
+    if args.torch:
+        peer = Peer(PYTORCH, args.torch, getattr(backend, "threads", 0) or os.cpu_count())
+        sides["peer"] = peer.prepare({"kind": "step", "shape": shape, "mode": args.mode})
+        names["peer"] = f"{peer.name}, {args.mode}"
+    turns = take_turns(sides, args.seconds)
     print("shape    " + " ".join(f"{k}{v}" for k, v in zip("LCHTBV", shape)))
-    print(report(f"minifm {backend.describe()}", times[ours], ours.flops))
-    if peer:
-        print(report(peer.name, times[peer], ours.flops))
-        ratios = [a / b for a, b in zip(times[ours], times[peer])]
+    for side, own in turns.items():
+        if isinstance(own, str):
+            raise UserError(f"{names[side]}: {own}")
+        print(report(names[side], spread(own), ours.flops))
+    if args.torch:
+        ratios = [statistics.median(a) / statistics.median(b)
+                  for a, b in zip(turns["minifm"], turns["peer"])]
         print(f"ratio    minifm takes {statistics.median(ratios):.2f} × the peer's time "
-              f"({min(ratios):.2f} … {max(ratios):.2f} over {args.rounds} rounds)")
+              f"({min(ratios):.2f} … {max(ratios):.2f} over {len(ratios)} turns)")
+        peer.close()
     account(ours)
 
 
 def report(name, times, flops):
-    middle = statistics.median(times)
-    return (f"{1e3 * middle:8.1f} ms ({1e3 * min(times):.1f} … {1e3 * max(times):.1f}), "
-            f"{flops / middle / 1e9:.0f} GFLOP/s   {name}")
+    median, low, high = (times[which] for which in ("median", "fastest", "slowest"))
+    return (f"{1e3 * median:8.1f} ms ({1e3 * low:.1f} … {1e3 * high:.1f}), "
+            f"{flops / median / 1e9:.0f} GFLOP/s   {name}")
 
 
 def account(ours):
     """Where one warm step goes: each op, the optimizer, and what is left for Python between."""
+    start = time.perf_counter()
     with mf.OpTimer() as timer:
-        whole = ours.step()
-    optimizer = ours.optimizer_seconds
+        loss = ours.forward_backward()
+        backward_done = time.perf_counter()
+        ours.update()
+        loss.item()
+    end = time.perf_counter()
+    whole, optimizer = end - start, end - backward_done
     accounted = timer.total + optimizer
     print(f"\n{timer.table()}")
     for name, seconds in (("clipping and AdamW", optimizer), ("accounted for", accounted),

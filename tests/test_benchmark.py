@@ -3,8 +3,13 @@
 Nothing here asserts how fast anything is.
 """
 
+import ast
+import itertools
 import json
 import math
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +20,12 @@ from minifm.backends import ceilings
 from minifm.cli import bench as verb
 from minifm.cli import main
 from minifm.op import OPS
-from minifm.testing import benchmark, machine, recording
-from minifm.testing.benchmark import Bench, Subject
+from minifm.testing import benchmark, cases, figure, machine, recording
+from minifm.testing.benchmark import Bench
 from minifm.testing.draw import Benchmark
 from minifm.testing.example import Example, example
+from minifm.testing.peers import LLAMA, PYTORCH, Library, Peer, Unable, clock
+from minifm.testing.subjects import OpSubject
 
 AVAILABLE = [name for name in backends.NAMES if backends.why_not(name) is None]
 EVERY_OP = [pytest.param(name, id=name) for name in list(OPS)]
@@ -41,9 +48,9 @@ def tiny():
 @pytest.fixture
 def quick(monkeypatch, tiny):
     """`minifm bench` measures nothing for long."""
-    monkeypatch.setattr(benchmark, "Bench", lambda names, seconds, sizes: Bench(
-        names, 1e-3, TINY | sizes, 0, 1e-3))
-    monkeypatch.setattr(benchmark, "IDLE", 1e-4)
+    monkeypatch.setattr(benchmark, "Bench", lambda names, seconds, sizes, peers: Bench(
+        names, 1e-3, TINY | sizes, 0, 1e-3, peers))
+    monkeypatch.setattr(clock, "IDLE", 1e-4)
 
 
 # -- the table of ops ------------------------------------------------------------------------------
@@ -55,7 +62,7 @@ def test_every_op_is_timed_on_every_backend_from_its_declaration(name, tiny):
     assert [(row.phase, row.backend) for row in rows] == [
         (phase, backend) for phase in ("forward", "backward") for backend in AVAILABLE]
     for row in rows:
-        assert row.op == name and 0 < row.fastest <= row.median <= row.slowest
+        assert row.group == name and 0 < row.fastest <= row.median <= row.slowest
         assert row.samples >= benchmark.LEAST
         assert (row.bytes == 0) == (row.phase in VIEWS.get(name, ())), row
         assert (row.flops is not None) == (OPS[name].flops.__func__ is not mf.op.Op.flops.__func__)
@@ -64,7 +71,7 @@ def test_every_op_is_timed_on_every_backend_from_its_declaration(name, tiny):
         if row.limit:
             assert row.rate == pytest.approx((row.flops or row.bytes) / row.median)
             assert row.fraction > 0
-        assert (row.ratio is None) == (row.backend == "numpy")
+        assert set(row.versus) == ({"numpy"} if row.backend != "numpy" else set())
         assert row.cached
 
 
@@ -77,7 +84,7 @@ def test_a_benchmarks_usual_arrays_have_a_realistic_size(name):
 
 def test_copies_fill_the_footprint_and_share_no_memory():
     made = example(OPS["Multiply"], Benchmark({"*X": (100,)}))
-    subject = Subject(made, backends.get("numpy"), footprint=10_000)
+    subject = OpSubject(made, backends.get("numpy"), footprint=10_000)
     assert len(subject.copies) == 9 and subject.filled == 9 * 1200
     places = [x.__array_interface__["data"][0] for _, inputs, _ in subject.copies for x in inputs]
     assert len(set(places)) == 18
@@ -211,6 +218,215 @@ def test_the_cache_is_that_of_the_system_or_a_usual_one(monkeypatch, tmp_path):
     assert ceilings.last_level_cache() == 1 << 20
 
 
+# -- named sets ------------------------------------------------------------------------------------
+
+LITTLE = [
+    *(cases.product(layout, "tiny", 3, 4, 5) for layout in ("NN", "NT", "TN")),
+    cases.product("NN", "larger", 9, 4, 5), cases.attention(2, 8, H=2, D=4),
+    cases.over_rows("softmax", "Softmax", (4, 6)),
+    cases.over_rows("layernorm", "LayerNorm", (4, 6), eps=1e-5),
+    cases.linear_cross_entropy(5, C=4, V=9), cases.adamw("tiny", [(3, 4), (4,)]),
+    cases.convolution("tiny", (1, 2, 5, 5), (3, 2, 3, 3), 2, 1),
+    *cases.steps({"tiny": (1, 8, 2, 4, 2, 11)}), *cases.decoding((1, 8, 2, 1024, 11)),
+]
+
+
+@pytest.mark.parametrize("case", LITTLE, ids=lambda case: f"{case.title} {case.inputs}")
+def test_every_case_is_timed_on_every_backend(case, tiny):
+    rows = tiny.rows(case)
+    assert [(row.phase, row.backend) for row in rows] == [
+        (phase, backend) for phase in case.phases for backend in AVAILABLE]
+    for row in rows:
+        assert row.problem is None and row.title == case.title and row.limit
+        assert 0 < row.fastest <= row.median <= row.slowest and row.fraction > 0
+
+
+def amount(case, tiny):
+    """What the first row of a case is held against, and how much of it."""
+    row = tiny.rows(case)[0]
+    return row.limit, row.rate * row.median
+
+
+def test_each_case_has_its_proper_limit(tiny):
+    weights = 4 * 4 * 5
+    for case, limit, expected in [
+            (cases.product("NN", "", 3, 4, 5), "read", weights),
+            (cases.product("NT", "", 3, 4, 5), "read", weights),
+            (cases.product("TN", "", 9, 4, 5), "FMA", 2 * 9 * 4 * 5),
+            (cases.attention(2, 8, H=3, D=4), "FMA", 2 * 2 * 3 * 8**2 * 4),
+            (cases.linear_cross_entropy(5, C=4, V=9), "FMA", 6 * 5 * 4 * 9),
+            (cases.adamw("", [(3, 4), (4,)]), "copy", 28 * 16),
+            (cases.over_rows("softmax", "Softmax", (4, 6)), "copy", 2 * 4 * 24)]:
+        found = amount(case, tiny)
+        assert found == (limit, pytest.approx(expected)), case
+
+
+def test_a_step_of_decoding_is_held_against_weights_and_cache(tiny):
+    L, C, H, T, V = shape = 2, 8, 2, 1024, 11
+    after_1, after_512, after_1023, prefill = cases.decoding(shape)
+    block = 12 * C * C + 13 * C
+    weights = L * block + V * C + 2 * C + C         # and one position
+    for case, position in ((after_1, 1), (after_512, 512), (after_1023, 1023)):
+        limit, found = amount(case, tiny)
+        assert limit == "read"
+        assert found == pytest.approx(4 * (weights + 2 * L * C * (position + 1)))
+    limit, found = amount(prefill, tiny)
+    products = 512 * L * 24 * C * C + 2 * V * C     # logits after the last token alone
+    assert limit == "FMA" and found == pytest.approx(products + 2 * L * C * 512 * 513)
+
+
+def test_the_named_sets_are_those_that_are_promised():
+    names = {name: [case.title for case in make()] for name, make in cases.SETS.items()}
+    for set_, wanted in {
+            "kernels": ("gemm NN 4096³", "gemm TN 16·768→50257", "gemm NT 1·3072→768",
+                        "attention T 4096", "softmax 256×50257", "layernorm 4096×768",
+                        "gelu 4096×3072", "linear+cross-entropy 4096·768→50257",
+                        "adamw GPT-2 124M", "conv2d 7×7 stem 224²"),
+            "step": ("step L4", "step L6", "step gpt2"),
+            "decode": ("decode after 1", "decode after 512", "decode after 1023",
+                       "prefill 512 tokens")}.items():
+        assert set(wanted) <= set(names[set_])
+        assert len(set(names[set_])) == len(names[set_])
+    assert all(any(case.quick for case in make()) for make in cases.SETS.values())
+
+
+def test_adamws_shapes_are_those_of_the_model():
+    from minifm.models import GPT, GPTConfig
+    model = GPT(GPTConfig(vocabulary=11, context=7, layers=2, heads=2, width=8))
+    assert cases.gpt2_shapes(2, 8, 7, 11) == [p.shape for p in model.parameters().values()]
+
+
+def test_a_case_that_a_backend_cannot_do_says_so(monkeypatch, tiny, capsys):
+    def subject(backend, footprint):
+        raise Unable("has no such verb yet")
+
+    case = cases.Case("kernels", "gemm", "new", ("forward",), subject)
+    rows = tiny.rows(case)
+    assert {row.problem for row in rows} == {"has no such verb yet"}
+    assert f"{AVAILABLE[0]}: has no such verb yet" in "".join(verb.named_table(rows, True))
+    if "c" in AVAILABLE:
+        monkeypatch.setattr(backends.get("c"), "strict", True)
+        row = tiny.rows("Log")[AVAILABLE.index("c")]
+        assert "'log'" in row.problem and row.median is None
+        assert row.problem in "".join(verb.table([row]))
+
+
+# -- peers -----------------------------------------------------------------------------------------
+
+FAKE = """
+import sys
+sys.path.insert(0, {folder!r})
+from service import serve
+
+def start(threads):
+    print("what libraries print does no harm")
+    return f"fake, {{threads}} threads", prepare
+
+def prepare(request):
+    if request["mode"] == "broken":
+        raise ValueError("it cannot\\nor will not")
+    def calls():
+        while True:
+            if request["mode"] == "dying":
+                sys.exit("it has died")
+            yield
+    return calls()
+
+serve(start)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """A peer process that serves as PyTorch."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE.format(folder=str(Path(clock.__file__).parent)))
+    library = Library("PyTorch", "--torch", "torch", str(script))
+    with Peer(library, sys.executable, threads=2) as peer:
+        yield peer
+
+
+def test_a_peer_takes_its_turns(fake):
+    assert fake.name == "fake, 2 threads"
+    bench = Bench(["numpy"], 1e-3, TINY, 0, 1e-3, peers=[fake])
+    case = replace(LITTLE[0], modes={"PyTorch": ("eager", "broken")})
+    numpy, eager, broken = bench.rows(case)
+    assert eager.mode == "eager" and eager.samples >= benchmark.LEAST and eager.fraction is None
+    assert broken.problem == "ValueError: it cannot"
+    assert numpy.versus["PyTorch"]["mode"] == "eager"
+    assert bench.report([numpy])["peers"] == {"PyTorch": "fake, 2 threads"}
+    assert not bench.rows(replace(case, modes={}))[1:]
+
+
+def test_a_peer_that_dies_does_not_end_the_run(fake):
+    bench = Bench(["numpy"], 1e-3, TINY, 0, 1e-3, peers=[fake])
+    case = replace(LITTLE[0], modes={"PyTorch": ("dying",)})
+    for _ in range(2):
+        numpy, dead = bench.rows(case)
+        assert numpy.median > 0 and dead.problem == "it has died"
+
+
+@pytest.mark.parametrize("library", [PYTORCH, LLAMA])
+def test_a_peers_script_compiles_and_needs_no_minifm(library):
+    source = (Path(clock.__file__).parent / library.script).read_text()
+    names = [name for node in ast.walk(ast.parse(source)) if isinstance(node, (
+        ast.Import, ast.ImportFrom)) for name in (getattr(node, "module", None),
+                                                  *(alias.name for alias in node.names))]
+    assert library.module in names and not any("minifm" in (name or "") for name in names)
+
+
+# -- the picture -----------------------------------------------------------------------------------
+
+
+def test_a_saved_report_is_shown_and_drawn_without_measuring(monkeypatch, quick, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(cases, "SETS", {"kernels": lambda: LITTLE[:-5], "decode": lambda: []})
+    data, picture = tmp_path / "a.json", tmp_path / "a.png"
+    assert main(["bench", "--set", "kernels", "--json", str(data), "--plot", str(picture)]) == 0
+    measured = capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(benchmark, "Bench", None)
+    again = tmp_path / "b.svg"
+    assert main(["bench", "--from", str(data), "--from", str(data), "--plot", str(again)]) == 0
+    shown = capsys.readouterr().out
+    for row in json.loads(data.read_text())["rows"]:
+        for out in (measured, shown):
+            assert row["group"] in out and f"  {row['name']}" in out
+    words = again.read_text()
+    assert "softmax 4×6" in words and "GFLOP/s" in words and "part of the limit" in words
+
+
+def test_no_two_labels_of_a_roofline_overlap():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    axes = pyplot.figure(figsize=(6, 4)).subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    axes.scatter([], [], label="x")
+    axes.legend(loc="lower right")
+    random = np.random.default_rng(0)
+    figure.place_labels(axes, [(*random.uniform(1, 9, 2), f"case {i}", "red") for i in range(60)],
+                        [[(0, 0), (10, 10)]])
+    boxes = [figure._words_box(text, axes.figure.canvas.get_renderer()) for text in axes.texts]
+    assert len(boxes) > 10
+    assert not any(figure._overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    pyplot.close()
+
+
+def test_without_matplotlib_one_line_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "--plot", "bench.png"]) == 2
+    found = capsys.readouterr()
+    assert "matplotlib is not installed" in found.err and not found.out
+
+
+def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, capsys):
+    for text in ("", "{}", "[1]", '{"rows": [{"op": "Add"}]}'):
+        path = tmp_path / "report.json"
+        path.write_text(text)
+        assert main(["bench", "--from", str(path)]) == 2
+        found = capsys.readouterr()
+        assert "report.json" in found.err and found.err.count("\n") == 1 and not found.out
+
+
 # -- the clock -------------------------------------------------------------------------------------
 
 
@@ -222,11 +438,35 @@ def test_backends_take_turns_and_each_turn_has_a_sample():
             order.append(name)
             yield
 
-    turns = benchmark.take_turns([calls("a"), calls("b")], seconds=0.02)
-    assert len(turns) == 2 and len(turns[0]) == len(turns[1]) >= benchmark.LEAST
-    assert all(samples and min(samples) > 0 for own in turns for samples in own)
+    turns = benchmark.take_turns(
+        {name: clock.Timed(calls(name)) for name in "ab"} | {"c": "it cannot"}, seconds=0.02)
+    assert turns["c"] == "it cannot"
+    assert len(turns["a"]) == len(turns["b"]) >= benchmark.LEAST
+    assert all(samples and min(samples) > 0 for name in "ab" for samples in turns[name])
     changes = [a for a, b in zip(order, order[1:] + [""]) if a != b]
     assert changes == ["a", "b"] * (len(changes) // 2)
+
+
+def test_who_fails_on_the_way_says_why_and_the_others_go_on():
+    def calls(good):
+        for _ in range(good):
+            yield
+        raise MemoryError
+
+    turns = benchmark.take_turns({"a": clock.Timed(calls(10**9)), "b": clock.Timed(calls(1))},
+                                 seconds=0.01)
+    assert turns["b"] == "there is not enough memory" and len(turns["a"]) >= benchmark.LEAST
+
+
+def test_a_ratio_is_that_to_the_fastest_mode_of_each_library():
+    turns = {("numpy", None): [[4.0], [2.0, 8.0]], ("c", None): [[1.0], [1.0]],
+             ("PyTorch", "eager"): [[3.0], [3.0]], ("PyTorch", "compile"): [[2.0], [2.5]],
+             ("PyTorch", "bf16"): "it cannot"}
+    found = benchmark.comparisons("c", turns["c", None], turns)
+    assert found == {
+        "numpy": {"mode": None, "median": 4.5, "low": 4.0, "high": 5.0},
+        "PyTorch": {"mode": "compile", "median": 2.25, "low": 2.0, "high": 2.5}}
+    assert "numpy" not in benchmark.comparisons("numpy", turns["numpy", None], turns)
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -267,6 +507,19 @@ def test_json_reads_back_as_it_was(quick, tmp_path, capsys):
     (["--size", "*B=2xx3"], "expected *B=8x256"),
     (["--size", "tokens=3"], "--size: 'tokens' is unknown"),
     (["--json", "."], "is a directory"),
+    (["--plot", "."], "is a directory"),
+    (["--plot", "bench.txt"], "ends in .png"),
+    (["--plot", "nowhere/bench.png"], "no directory nowhere"),
+    (["--only", "gemm"], "--only: it needs --set"),
+    (["--torch", "python"], "--torch: it needs --set"),
+    (["--set", "kernels", "--op", "add"], "--op: it belongs to --set ops"),
+    (["--set", "step", "--llama", "python"], "--llama: it needs --set decode"),
+    (["--set", "step", "--mode", "bf61"], "did you mean bf16"),
+    (["--set", "kernels", "--only", "gemm XX"], "there are gemm, attention, softmax"),
+    (["--set", "step", "--torch", "/nowhere/python"], "--torch: /nowhere/python: No such file"),
+    (["--set", "step", "--torch", "/bin/ls"], "/bin/ls is no Python interpreter that has torch"),
+    (["--from", "nowhere.json"], "nowhere.json"),
+    (["--from", "bench.json", "--quick"], "--quick: --from measures nothing"),
 ])
 def test_a_mistake_is_one_line_and_status_2(arguments, complaint, capsys):
     assert main(["bench", *arguments]) == 2

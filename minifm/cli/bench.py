@@ -1,8 +1,13 @@
-"""`minifm bench`: what each op takes on each backend, and how near that is to the limit."""
+"""`minifm bench`: what each kernel and model takes, beside other libraries and the limits."""
 
+import contextlib
 import difflib
+import importlib.util
+import itertools
 import json
 import math
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -14,17 +19,28 @@ example:
   minifm bench --quick
   minifm bench --op linear --op layernorm --seconds 3 --json bench.json
   minifm bench --op matmul --size M=4096 --size N=3072 --backend c
+  minifm bench --set kernels --only "gemm NN" --torch path/to/python/with/torch
+  minifm bench --set all --quick --json bench.json --plot bench.png
+  minifm bench --from monday.json --from tuesday.json --plot both.png
   MINIFM_ISA=portable MINIFM_THREADS=1 minifm bench --op attention
 
 reading a row:
   of limit   FMA: of the multiply-adds that registers allow; copy: of the bandwidth of a copy,
-             by the bytes that the op must read and write. Both are measured in this run
+             by the bytes that must be read and written; read: of the bandwidth of reading, by
+             the weights (and the cache of keys and values). All are measured in this run
+  × numpy, × PyTorch, × llama.cpp
+             how many times as fast minifm is: above 1, it is faster. Of several modes of a
+             library the fastest counts, and is named
   view       the result is another view of the operand: nothing is computed
   cached     these arrays are too small to leave the cache: not comparable with the copy
   NumPy: …   verbs for which this backend has no kernel and calls NumPy
   copies: …  verbs for which it first copied an operand whose strides no kernel reads
 """
 
+SETS = {"ops": "every op as it is declared", "kernels": "the shapes of transformers and images",
+        "step": "whole training steps", "decode": "GPT-2's next token, and prefill",
+        "all": "kernels, step and decode"}
+MODES = ("eager", "compile", "bf16", "bf16+compile")
 QUICK_SECONDS = 0.1
 QUICK_SIZES = {"*B": (2, 256), "*X": (1024, 768), "B": 2, "M": 256, "V": 2048, "images": 2}
 RISEN = 1.03        # a limit that rises by more during the run deserves a word
@@ -32,44 +48,163 @@ DISTURBED = 0.02    # and so does a run that waited for a larger share of its ti
 
 
 def arguments(parser):
+    parser.add_argument("--set", choices=SETS, default="ops", help="what to time: " + "; ".join(
+        f"{name}: {text}" for name, text in SETS.items()) + " (default: ops)")
     parser.add_argument("--op", action="append", metavar="NAME",
                         help="this op; may be repeated (default: every op)")
+    parser.add_argument("--only", action="append", metavar="TEXT",
+                        help="of a named set, the cases whose name contains this; may be repeated")
     parser.add_argument("--backend", action="append", metavar="NAME",
                         help="this backend; may be repeated (default: every one there is)")
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch, to "
+                        "compare a named set with (default: this one, if it has it)")
+    parser.add_argument("--llama", metavar="PYTHON", help="an interpreter that has "
+                        "llama-cpp-python and gguf, to compare decoding with (default: likewise)")
+    parser.add_argument("--mode", action="append", metavar="MODE",
+                        help="use PyTorch in this mode alone, where a case has it: eager, "
+                             "compile, bf16 or bf16+compile; may be repeated")
     parser.add_argument("--seconds", type=float, metavar="S",
-                        help="how long to time each op, all backends together (default: 1)")
+                        help="how long to time each case, all sides together (default: 1)")
     parser.add_argument("--size", action="append", default=[], metavar="DIMENSION=N",
-                        help="another size, by the dimension's name: T=1024, V=50257, '*B=8x512'")
+                        help="another size for ops, by the dimension's name: T=1024, V=50257, "
+                             "'*B=8x512'")
     parser.add_argument("--quick", action="store_true",
-                        help=f"small arrays and {QUICK_SECONDS} seconds an op: a first impression")
+                        help=f"small arrays or few cases and {QUICK_SECONDS} seconds for each: a "
+                             "first impression")
     parser.add_argument("--json", metavar="FILE", help="write machine, limits and rows there")
+    parser.add_argument("--plot", metavar="FILE",
+                        help="draw a roofline and bars there (PNG or SVG); needs matplotlib")
+    parser.add_argument("--from", action="append", metavar="FILE", dest="saved",
+                        help="measure nothing: show the rows of this --json; may be repeated")
 
 
 def run(args):
-    from minifm.atomic import atomic_file
+    from minifm.testing.figure import draw, load_pyplot
+    check_files(args)
+    pyplot = load_pyplot() if args.plot else None
+    report = merged(args) if args.saved else measured(args)
+    if args.json:
+        from minifm.atomic import atomic_file
+        with atomic_file(args.json) as file:
+            file.write(json.dumps(report, indent=1).encode())
+    if args.plot:
+        draw(pyplot, report, args.plot)
+
+
+def measured(args):
+    """Time what was asked for, showing it as it comes; returns the report."""
     from minifm.testing.benchmark import Bench
     from minifm.testing.machine import waited
-    ops, backends = chosen_ops(args.op), chosen_backends(args.backend)
-    sizes = (QUICK_SIZES if args.quick else {}) | dict(map(chosen_size, args.size))
+    names, cases = chosen_backends(args.backend), chosen_cases(args)
     seconds = chosen_seconds(args)
-    if args.json and Path(args.json).is_dir():
-        raise ConfigError(f"--json: {args.json} is a directory, not a file")
-    bench = Bench(backends, seconds, sizes)
-    first, rows, before, start = limits(bench), [], waited(), time.perf_counter()
-    show("\n".join(heading(bench)) + "\n")
-    for op in ops:
-        found = bench.rows(op)
-        rows += found
-        show("\n".join(["", *table(found)]) + "\n")
-    share = (waited() - before) / (time.perf_counter() - start)
-    for line in remarks(first, limits(bench), rows, share):
-        show(f"\n{line}\n")
-    if args.json:
-        with atomic_file(args.json) as file:
-            file.write(json.dumps(bench.report(rows), indent=1).encode())
+    sizes = (QUICK_SIZES if args.quick else {}) | dict(map(chosen_size, args.size))
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(peer) for peer in chosen_peers(args)]
+        bench = Bench(names, seconds, sizes, peers=peers)
+        first, rows, before, start = limits(bench), [], waited(), time.perf_counter()
+        show("\n".join(heading(bench.report([]), named=args.set != "ops")) + "\n")
+        group = None
+        for case in cases:
+            found = bench.rows(case)
+            rows += found
+            new, group = found[0].group != group, found[0].group
+            show("\n".join(lines_of(found, new)) + "\n")
+        share = (waited() - before) / (time.perf_counter() - start)
+        for line in remarks(first, limits(bench), rows, share):
+            show(f"\n{line}\n")
+        return bench.report(rows)
+
+
+def merged(args):
+    """The reports of --from as one, shown: of a row in several the last counts. Ceilings and
+    machine are those of the first."""
+    from minifm.testing.benchmark import Row
+    reports = [load_report(path) for path in args.saved]
+    rows = list({(row.set, row.title, row.phase, row.backend, row.mode): row for row in (
+        Row(**row) for report in reports for row in report["rows"])}.values())
+    whole = reports[0] | {"rows": [vars(row) for row in rows], "peers": {
+        name: text for report in reports for name, text in report["peers"].items()}}
+    show("\n".join(heading(whole, named=any(row.set != "ops" for row in rows))) + "\n")
+    group = None
+    for (group_now, _), found in itertools.groupby(rows, key=lambda row: (row.group, row.name)):
+        show("\n".join(lines_of(list(found), group_now != group)) + "\n")
+        group = group_now
+    return whole
+
+
+def load_report(path):
+    """What an earlier --json holds; raises FormatError."""
+    from minifm.errors import FormatError
+    from minifm.testing.benchmark import Row
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        [Row(**row) for row in report["rows"]]
+        report["ceilings"]["copy"]["rate"], report["peers"], report["machine"]
+    except (ValueError, TypeError, KeyError):
+        raise FormatError(path, None, "not what `minifm bench --json` of this version "
+                          "writes") from None
+    return report
 
 
 # -- what the user asked for -----------------------------------------------------------------------
+
+
+def check_files(args):
+    """Before anything is measured: what cannot go together, and files that cannot be written."""
+    named = {"--only": args.only, "--torch": args.torch, "--llama": args.llama, "--mode": args.mode}
+    plain = {"--op": args.op, "--size": args.size}
+    measuring = {**named, **plain, "--backend": args.backend, "--seconds": args.seconds,
+                 "--quick": args.quick, "--set": args.set != "ops"}
+    for flags, wrong, reason in (
+            (measuring, args.saved, "--from measures nothing"),
+            (named, args.set == "ops", "it needs --set kernels, step, decode or all"),
+            (plain, args.set != "ops", "it belongs to --set ops")):
+        for flag, given in flags.items():
+            if given and wrong:
+                raise ConfigError(f"{flag}: {reason}")
+    for flag, path in (("--json", args.json), ("--plot", args.plot)):
+        if path and Path(path).is_dir():
+            raise ConfigError(f"{flag}: {path} is a directory, not a file")
+        if path and not Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"{flag}: there is no directory {Path(path).parent}")
+    if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot: expected a name that ends in .png, .svg or .pdf, got "
+                          f"{args.plot!r}")
+
+
+def chosen_cases(args):
+    """The names of the ops, or the Cases of the named set."""
+    if args.set == "ops":
+        return chosen_ops(args.op)
+    from minifm.testing import cases
+    sets = cases.SETS if args.set == "all" else [args.set]
+    known = [case for name in sets for case in cases.SETS[name]()]
+    found = [case for case in known if not args.only
+             or any(text.lower() in case.title.lower() for text in args.only)]
+    if not found:
+        groups = dict.fromkeys(case.group for case in known)
+        raise ConfigError(f"--only: no case of --set {args.set} has that in its name; there are "
+                          f"{', '.join(groups)}, such as {known[0].title!r}")
+    quick = [case for case in found if case.quick]
+    return quick or found if args.quick else found
+
+
+def chosen_peers(args):
+    """The Peers to compare with: those that were named, and those that this interpreter has."""
+    from minifm import backends
+    from minifm.testing.peers import LLAMA, PYTORCH, Peer
+    if args.set == "ops":
+        return
+    threads = backends.get("c").threads if backends.why_not("c") is None else os.cpu_count()
+    modes = [_near("--mode", mode, MODES, mode) for mode in args.mode or MODES]
+    libraries = [(PYTORCH, args.torch, modes)]
+    if args.set in ("decode", "all"):
+        libraries.append((LLAMA, args.llama, None))
+    elif args.llama:
+        raise ConfigError("--llama: it needs --set decode or all")
+    for library, python, only in libraries:
+        if python or importlib.util.find_spec(library.module):
+            yield Peer(library, python or sys.executable, threads, only)
 
 
 def chosen_ops(names):
@@ -128,36 +263,43 @@ def _near(flag, wanted, known, given):
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def heading(bench):
+def heading(report, named):
     """The machine, the backends, the limits, and the names of the columns."""
-    from minifm.testing.machine import describe_machine
-    machine = describe_machine(bench.backends.values())
+    machine = report["machine"]
     settings = "".join(f", {name}={value}" for name, value in machine["settings"].items())
     lines = [f"machine    {machine['processor']}, {machine['cores']} cores, last-level cache "
-             f"{bench.cache >> 20} MB{settings}"]
+             f"{machine['last_level_cache'] >> 20} MB{settings}"]
     lines += [f"{'backends' if i == 0 else '':<11}{name:<7}{text}"
               for i, (name, text) in enumerate(machine["backends"].items())]
+    lines += [f"{'beside' if i == 0 else '':<11}{text}"
+              for i, text in enumerate(report["peers"].values())]
     lines += [f"{'limits' if i == 0 else '':<11}{name:<7}{rate:<15}{how}"
-              for i, (name, rate, how) in enumerate(_limit_lines(bench))]
-    lines += [f"arrays     in copies that fill {bench.footprint >> 20} MB, used in turn: no call "
-              "finds its own in a cache", ""]
-    lines.append(_columns("", "", "threads", "median", "(fastest … slowest)", "rate", "of limit",
-                          "× numpy"))
-    return lines
+              for i, (name, rate, how) in enumerate(_limit_lines(report["ceilings"]))]
+    lines += [f"arrays     in copies that fill {report['footprint'] >> 20} MB, used in turn: no "
+              "call finds its own in a cache", ""]
+    if named:
+        others = [f"× {name}" for name in ("numpy", *report["peers"])]
+        return [*lines, _named("", "", "median", "(fastest … slowest)", "rate", "of limit", others)]
+    return [*lines, _columns("", "", "threads", "median", "(fastest … slowest)", "rate",
+                             "of limit", "× numpy")]
 
 
-def _limit_lines(bench):
-    by_how = {ceiling.how: ceiling for ceiling in bench.fma.values()}
-    for ceiling in by_how.values():
-        yield "FMA", rate_text(ceiling.rate, "FLOP/s"), ceiling.how
-    yield "read", rate_text(bench.read.rate, "B/s"), bench.read.how
-    yield "copy", rate_text(bench.copy.rate, "B/s"), f"{bench.copy.how}, bytes read and written"
+def _limit_lines(ceilings):
+    for ceiling in {c["how"]: c for c in ceilings["FMA"].values()}.values():
+        yield "FMA", rate_text(ceiling["rate"], "FLOP/s"), ceiling["how"]
+    yield "read", rate_text(ceilings["read"]["rate"], "B/s"), ceilings["read"]["how"]
+    yield ("copy", rate_text(ceilings["copy"]["rate"], "B/s"),
+           f"{ceilings['copy']['how']}, bytes read and written")
+
+
+def lines_of(rows, new):
+    """What is shown of the rows of one case; `new`: its group is another than the last one's."""
+    return ["", *table(rows)] if rows[0].set == "ops" else named_table(rows, new)
 
 
 def table(rows):
-    """The lines of one op."""
-    name, _, rest = f"{rows[0].op}  {rows[0].inputs}".partition("  ")
-    lines, phase = [f"{name}  {rest}"], None
+    """The lines of one op: a row for each phase and backend."""
+    lines, phase = [f"{rows[0].group}  {rows[0].inputs}"], None
     for row in rows:
         lines.append(line(row, row.phase if row.phase != phase else ""))
         phase = row.phase
@@ -166,23 +308,75 @@ def table(rows):
 
 def line(row, phase):
     """One row of the table."""
-    who = f"{row.backend} {row.isa}" if row.isa else row.backend
-    rate = fraction = "view"
-    if row.limit:
-        rate = rate_text(row.rate, "FLOP/s" if row.limit == "FMA" else "B/s")
-        fraction = f"{row.fraction:.0%} {row.limit}"
-    notes = ["cached"] if row.cached and row.limit == "copy" else []
-    notes += [f"NumPy: {', '.join(row.on_numpy)}"] if row.on_numpy else []
-    notes += [f"copies: {', '.join(row.copied)}"] if row.copied else []
-    spread = f"({scaled(row.fastest, row.median)} … {scaled(row.slowest, row.median)})"
-    return _columns(phase, who, "?" if row.threads is None else row.threads,
-                    time_text(row.median), spread, rate, fraction if row.limit else "",
-                    "" if row.ratio is None else f"{row.ratio:.2f}", "; ".join(notes))
+    if row.problem:
+        return f"  {phase:<9} {_who(row):<10} {row.problem}"
+    versus = row.versus.get("numpy")
+    return _columns(phase, _who(row), "?" if row.threads is None else row.threads,
+                    time_text(row.median), _spread(row), *_rate(row),
+                    f"{versus['median']:.2f}" if versus else "", _notes(row))
 
 
 def _columns(phase, who, threads, median, spread, rate, fraction, ratio, notes=""):
-    return (f"  {phase:<9} {who:<9} {threads:>7} {median:>9} {spread:>20} {rate:>12} "
+    return (f"  {phase:<9} {who:<10} {threads:>7} {median:>9} {spread:>20} {rate:>12} "
             f"{fraction:>10} {ratio:>8}  {notes}").rstrip()
+
+
+def named_table(rows, new):
+    """The lines of a case of a named set: one for each phase on each backend, NumPy's only where
+    nothing else computes, and one for whoever could not."""
+    lines, ours = ["", rows[0].group] if new else [], [row for row in rows if row.mode is None]
+    others = dict.fromkeys(["numpy", *(who for row in ours for who in row.versus)])
+    alone = all(row.backend == "numpy" for row in ours)
+    for row in rows:
+        phase = f"{row.name} {row.phase}" if row.phase in ("forward", "backward") and any(
+            other.phase != row.phase for other in rows) else row.name
+        if row.problem:
+            who = f"{row.backend} {row.mode}" if row.mode else _who(row)
+            lines.append(f"  {phase:<28} {who}: {row.problem}")
+        elif row.mode is None and (alone or row.backend != "numpy"):
+            lines.append(_named(phase, _who(row), time_text(row.median), _spread(row), *_rate(row),
+                                [_versus(row.versus.get(other)) for other in others], _notes(row)))
+    return lines
+
+
+def _named(name, who, median, spread, rate, fraction, others, notes=""):
+    ratios = " ".join(f"{text:>24}" for text in others)
+    return (f"  {name:<28} {who:<10} {median:>9} {spread:>20} {rate:>12} {fraction:>9} {ratios}  "
+            f"{notes}").rstrip()
+
+
+def _versus(found):
+    """"1.31 (1.22 … 1.40) eager"."""
+    if found is None:
+        return ""
+    mode = f" {found['mode']}" if found["mode"] else ""
+    return f"{found['median']:.2f} ({found['low']:.2f} … {found['high']:.2f}){mode}"
+
+
+def _who(row):
+    return f"{row.backend} {row.isa}" if row.isa else row.backend
+
+
+def _spread(row):
+    return f"({scaled(row.fastest, row.median)} … {scaled(row.slowest, row.median)})"
+
+
+def _rate(row):
+    """The rate and its part of the limit, as text."""
+    if not row.limit:
+        return "view", ""
+    if row.set == "decode":
+        rate = f"{_three_digits(row.tokens / row.median)} tokens/s"
+    else:
+        rate = rate_text(row.rate, "FLOP/s" if row.limit == "FMA" else "B/s")
+    return rate, f"{row.fraction:.0%} {row.limit}"
+
+
+def _notes(row):
+    notes = ["cached"] if row.cached and row.limit != "FMA" and row.limit else []
+    notes += [f"NumPy: {', '.join(row.on_numpy)}"] if row.on_numpy else []
+    notes += [f"copies: {', '.join(row.copied)}"] if row.copied else []
+    return "; ".join(notes)
 
 
 def remarks(first, last, rows, share):

@@ -1,4 +1,4 @@
-"""Every op's micro-benchmark, from its one declaration: on each backend, against the machine.
+"""Benchmarks: on each backend and beside other libraries, against the machine's limits.
 
     from minifm.testing.benchmark import Bench
     bench = Bench(["numpy", "c"])
@@ -9,26 +9,23 @@ What is done so that the figures can be believed:
 
 - the ceilings (backends/ceilings.py) are measured in the same run, on the same threads, again
   before each op, and the best counts: a busy machine must not flatter the kernels;
-- backends take turns, A B A B, so that what disturbs one disturbs the other; their ratio is the
-  median of the turns' ratios. A turn begins once the other's threads are asleep: those of
-  OpenBLAS go on spinning for a while;
+- backends and peers take turns, A B A B, so that what disturbs one disturbs the other; their
+  ratio is the median of the turns' ratios. A turn begins once the other's threads are asleep:
+  those of OpenBLAS go on spinning for a while;
 - operands are random numbers, in so many copies, used one after the other, that a call finds
   none of its own in a cache; results are kept as long, so that new ones go to memory that no
   cache holds. A row whose arrays are too small for that says `cached`;
 - verbs that a backend leaves to NumPy, and operands that it had to copy first, are named.
 
-An op that declares FLOPs is held against multiply-adds in registers. Any other is judged by the
-bytes that it must move (testing/recording.py) against the bandwidth of a copy.
+What declares FLOPs is held against multiply-adds in registers, but for products of few rows and
+decoding: those wait for weights to be read. Anything else is judged by the bytes that it must
+move (testing/recording.py) against the bandwidth of a copy.
 """
 
 import gc
-import itertools
-import math
 import statistics
 import time
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from minifm import backends
 from minifm.backends.ceilings import (
@@ -37,59 +34,66 @@ from minifm.backends.ceilings import (
     memory_arrays,
     memory_ceilings,
 )
-from minifm.op import OPS
-from minifm.testing.draw import Benchmark
-from minifm.testing.example import example
+from minifm.errors import FallbackError
+from minifm.testing.cases import declared
 from minifm.testing.machine import describe_machine, threads_of
-from minifm.testing.recording import costs, cotangents
+from minifm.testing.peers import Unable
+from minifm.testing.peers.clock import Timed, wait_until_idle
 
 BASELINE = "numpy"
-PHASES = ("forward", "backward")
-SAMPLE = 2e-4           # seconds that a sample lasts at least: reading the clock takes some 1e-7
-LONG = 0.1              # seconds; what lasts longer is not disturbed by threads that wake up
-IDLE = 0.005            # seconds in which a process that computes nothing is seen to do so
 LEAST, MOST = 3, 10     # turns
-MOST_COPIES = 1000
-AGAIN = 0.02            # seconds for which each ceiling is measured again before each op
+AGAIN = 0.02            # seconds for which each ceiling is measured again before each case
 
 
 @dataclass(frozen=True)
 class Row:
-    """One op, forward or backward, on one backend. Times are seconds of one call."""
+    """One phase of a case, on one backend or by one mode of a peer. Times are seconds of a call."""
 
-    op: str
-    phase: str
+    set: str                # "ops", or a named set of cases.py
+    group: str              # the op's class, "gemm", "step", …
+    name: str               # which of the group
+    phase: str              # "forward", "backward", "both", "update", "step", "logits"
     inputs: str             # names, shapes and options
-    backend: str
-    isa: str | None
-    threads: int | None     # None: not known
-    median: float
-    fastest: float
-    slowest: float
-    samples: int
-    flops: int | None
-    bytes: int              # 0: results are views of the operands, nothing moves
-    limit: str | None       # what it is held against: "FMA", "copy", or None for a view
-    rate: float | None      # FLOP/s or bytes/s
-    fraction: float | None  # of the limit
-    ratio: float | None     # how many times as fast as NumPy
-    cached: bool            # the copies of its arrays are too small to leave the cache
-    on_numpy: tuple         # verbs that the backend left to NumPy
-    copied: tuple           # verbs for which it copied an operand first
+    backend: str            # or the peer's library
+    mode: str | None = None         # of a peer: eager, compile, bf16, …
+    isa: str | None = None
+    threads: int | None = None      # None: not known
+    problem: str | None = None      # why there are no figures
+    median: float | None = None
+    fastest: float | None = None
+    slowest: float | None = None
+    samples: int = 0
+    flops: int | None = None
+    bytes: int = 0          # 0: results are views of the operands, nothing moves, or not counted
+    tokens: int | None = None       # that a call goes through
+    limit: str | None = None        # what it is held against: "FMA", "read", "copy"; a view: None
+    rate: float | None = None       # FLOP/s or bytes/s
+    fraction: float | None = None   # of the limit
+    # {"numpy" or a peer's library: how many times as fast as it this row is}
+    versus: dict = field(default_factory=dict)
+    cached: bool = False    # the copies of its arrays are too small to leave the cache
+    on_numpy: tuple = ()    # verbs that the backend left to NumPy
+    copied: tuple = ()      # verbs for which it copied an operand first
+
+    @property
+    def title(self):
+        return f"{self.group} {self.name}".strip()
 
 
 class Bench:
-    """Measures the ceilings when it is made, and one op at a time in `rows`.
+    """Measures the ceilings when it is made, and one case at a time in `rows`.
 
     names      of the backends, in the order of their turns
-    seconds    how long all turns of one op take, about
-    sizes      {dimension name: size} in place of those of draw.Benchmark
-    footprint  bytes that the copies of an op's arrays fill; default: four times the cache
+    seconds    how long all turns of one case take, about
+    sizes      {dimension name: size} of ops, in place of those of draw.Benchmark
+    footprint  bytes that the copies of a case's arrays fill; default: four times the cache
+    peers      Peers that are asked for the same
     """
 
-    def __init__(self, names, seconds=1.0, sizes=None, footprint=None, ceiling_seconds=0.3):
+    def __init__(self, names, seconds=1.0, sizes=None, footprint=None, ceiling_seconds=0.3,
+                 peers=()):
         self.backends = {name: backends.get(name) for name in names}
-        self.seconds, self.sizes = seconds, sizes
+        self.seconds, self.sizes, self.peers = seconds, sizes, peers
         self.cache = last_level_cache()
         self.footprint = 4 * self.cache if footprint is None else footprint
         self.fma, self.read, self.copy, self.memory = {}, None, None, memory_arrays()
@@ -102,58 +106,105 @@ class Bench:
         read, copy = memory_ceilings(2 * seconds, self.memory)
         self.read, self.copy = better(read, self.read), better(copy, self.copy)
 
-    def rows(self, name):
-        """The rows of the op called `name`: each phase on each backend."""
+    def rows(self, case):
+        """The rows of a Case, or of the op called so: each phase on each backend and peer."""
+        case = declared(case, self.sizes) if isinstance(case, str) else case
         self.measure_ceilings(AGAIN)
-        made = example(OPS[name], Benchmark(self.sizes))
-        subjects = [Subject(made, backend, self.footprint) for backend in self.backends.values()]
+        subjects = {name: attempt(lambda: case.subject(backend, self.footprint))
+                    for name, backend in self.backends.items()}
+        return [row for phase in case.phases for row in self._phase(case, phase, subjects)]
+
+    def _phase(self, case, phase, subjects):
+        """The rows of one phase: whoever can takes turns, and whoever cannot says why."""
+        sides = {(name, None): made if isinstance(made, str) else Timed(made.calls(phase))
+                 for name, made in subjects.items()}
+        for peer in self.peers:
+            sides |= {(peer.library.name, mode): attempt(lambda: peer.prepare(
+                self._request(case, phase, mode))) for mode in peer.modes(case)}
+        turns = take_turns(sides, self.seconds / len(case.phases))
+        for peer in self.peers:
+            peer.forget()
         found = []
-        for phase in PHASES:
-            turns = take_turns([s.calls(phase) for s in subjects], self.seconds / len(PHASES))
-            base = dict(zip(self.backends, turns)).get(BASELINE)
-            found += [self._row(subject, phase, own, base)
-                      for subject, own in zip(subjects, turns)]
+        for (name, mode), own in turns.items():
+            row = Row(case.set, case.group, case.name, phase, case.inputs, name, mode)
+            if isinstance(own, str):
+                found.append(replace(row, problem=own))
+            elif mode is not None:
+                found.append(replace(row, **spread(own), tokens=case.tokens))
+            else:
+                found.append(self._judged(row, case, subjects[name], own, turns))
         return found
 
-    def _row(self, subject, phase, turns, base):
-        backend, cost = subject.backend, subject.costs[phase]
-        samples = [sample for turn in turns for sample in turn]
-        median = statistics.median(samples)
-        limit = "FMA" if cost.flops else "copy" if cost.bytes else None
-        rate = (cost.flops or cost.bytes) / median if limit else None
-        return Row(
-            op=subject.example.op.__name__, phase=phase, inputs=described(subject.example),
-            backend=backend.name, isa=getattr(backend, "isa", None),
-            threads=threads_of(backend, cost.flops),
-            median=median, fastest=min(samples), slowest=max(samples), samples=len(samples),
-            flops=cost.flops, bytes=cost.bytes, limit=limit, rate=rate,
-            fraction=self.fraction(backend.name, limit, rate),
-            ratio=None if base is None or base is turns else speedup(base, turns),
+    def _request(self, case, phase, mode):
+        """What a peer is asked for; models have one phase and choose their own memory."""
+        op = {"phase": phase, "footprint": self.footprint} if case.set == "kernels" else {}
+        return case.request | {"mode": mode} | op
+
+    def _judged(self, row, case, subject, own, turns):
+        """The row of a backend of ours: against its limit and beside the others."""
+        backend, cost = self.backends[row.backend], subject.costs[row.phase]
+        limit = case.limit or ("FMA" if cost.flops else "copy" if cost.bytes else None)
+        amount = cost.flops if limit == "FMA" else case.weight or cost.bytes
+        row = replace(
+            row, **spread(own), isa=getattr(backend, "isa", None),
+            threads=threads_of(backend, cost.flops), flops=cost.flops, bytes=cost.bytes,
+            tokens=case.tokens, limit=limit, versus=comparisons(row.backend, own, turns),
             cached=subject.filled < 2 * self.cache, on_numpy=cost.on_numpy, copied=cost.copied)
+        row = replace(row, rate=amount / row.median if limit else None)
+        return replace(row, fraction=self.fraction(row))
 
     def report(self, rows):
         """The machine, the ceilings and `rows` (held against the ceilings as they are known now),
         as what JSON can hold."""
         return {
             "machine": describe_machine(self.backends.values()),
+            "peers": {peer.library.name: peer.name for peer in self.peers},
             "ceilings": {"FMA": {name: vars(ceiling) for name, ceiling in self.fma.items()},
                          "read": vars(self.read), "copy": vars(self.copy)},
             "seconds": self.seconds, "footprint": self.footprint,
-            "rows": [vars(replace(row, fraction=self.fraction(row.backend, row.limit, row.rate)))
-                     for row in rows],
+            "rows": [vars(replace(row, fraction=self.fraction(row))) for row in rows],
         }
 
-    def fraction(self, backend, limit, rate):
-        """`rate` as a fraction of the ceiling that `limit` names; None where nothing limits."""
-        if limit is None:
+    def fraction(self, row):
+        """The row's rate as a fraction of its ceiling; None where nothing limits."""
+        if row.limit is None:
             return None
-        return rate / (self.fma[backend] if limit == "FMA" else self.copy).rate
+        return row.rate / {"FMA": self.fma.get(row.backend), "read": self.read,
+                           "copy": self.copy}[row.limit].rate
 
 
-def speedup(base, turns):
-    """How many times as fast as `base` the turns are: the median over pairs of turns."""
-    return statistics.median(statistics.median(a) / statistics.median(b)
-                             for a, b in zip(base, turns))
+def attempt(make):
+    """What make() gives, or one line that says why it could not be had."""
+    try:
+        return make()
+    except MemoryError:
+        return "there is not enough memory"
+    except (Unable, FallbackError) as problem:
+        return str(problem)
+
+
+def spread(turns):
+    """Median, extremes and number of all the samples of some turns."""
+    samples = [sample for turn in turns for sample in turn]
+    return {"median": statistics.median(samples), "fastest": min(samples),
+            "slowest": max(samples), "samples": len(samples)}
+
+
+def comparisons(name, own, turns):
+    """How many times as fast as NumPy, and as the best mode of each peer, the turns `own` of the
+    backend `name` are: {who: {"mode", "median", "low", "high"}}, over pairs of turns."""
+    best = {}
+    for (who, mode), theirs in turns.items():
+        if isinstance(theirs, str) or who == name or (mode is None and who != BASELINE):
+            continue
+        if who not in best or spread(theirs)["median"] < spread(best[who][1])["median"]:
+            best[who] = mode, theirs
+    found = {}
+    for who, (mode, theirs) in best.items():
+        ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(theirs, own)]
+        found[who] = {"mode": mode, "median": statistics.median(ratios), "low": min(ratios),
+                      "high": max(ratios)}
+    return found
 
 
 def better(found, before):
@@ -161,113 +212,38 @@ def better(found, before):
     return found if before is None or found.rate > before.rate else before
 
 
-class Subject:
-    """One op's example on one backend, in as many copies as fill `footprint` bytes.
+def take_turns(sides, seconds):
+    """For each of `sides` its turns, each a list of samples: the seconds that one of its calls
+    takes. As many turns for each as fit into `seconds`, at least LEAST.
 
-    costs    {phase: Cost}
-    filled   bytes of all copies
+    sides   {key: something with `warm` and `turn`, or a line that says why there is nothing};
+            who fails on the way has such a line in place of turns
     """
+    turns = {key: side if isinstance(side, str) else [] for key, side in sides.items()}
 
-    def __init__(self, made, backend, footprint):
-        self.example, self.backend = made, backend
-        self.costs, size = costs(made, backend)
-        copies = max(1, min(MOST_COPIES, math.ceil(footprint / max(size, 1))))
-        self.filled = copies * size
-        with backends.use(backend):
-            self.options = made.raw_options()
-            self.copies = [_copy(made, backend) for _ in range(copies)]
+    def alive():
+        return [key for key, own in turns.items() if not isinstance(own, str)]
 
-    def calls(self, phase):
-        """An endless iterator: each step is one call of the phase, on the next copy."""
-        held = [None] * len(self.copies)
-        while True:
-            for i, (node, inputs, dys) in enumerate(self.copies):
-                if phase == "forward":
-                    held[i] = node.forward(*inputs, **self.options)
-                else:
-                    held[i] = node.backward(*dys)
-                self.backend.sync()
-                yield
+    def ask(key, work):
+        wait_until_idle()
+        result = attempt(work)
+        if isinstance(result, str):
+            turns[key] = result
+        return result
 
-
-def _copy(made, backend):
-    """(the op after its forward, its inputs, cotangents), in memory of their own."""
-    own = replace(made, inputs=tuple(
-        x.copy() if isinstance(x, np.ndarray) else x for x in made.inputs))
-    node, outputs = own.node()
-    return node, own.arrays(), cotangents(backend, outputs)
-
-
-def described(made):
-    """"x[8, 256, 768] weight[768, 768]  activation=None" of an Example."""
-    names = [name for name, _ in made.op.inputs]
-    given = [f"{name}{list(x.shape)}" if isinstance(x, np.ndarray) else f"{name}={x}"
-             for name, x in zip(names, made.inputs) if x is not None]
-    given += [f"{name}={_brief(value)}" for name, value in made.options.items()
-              if value is not None]
-    return " ".join(given)
-
-
-def _brief(value):
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
-
-
-# -- the clock -------------------------------------------------------------------------------------
-
-
-def take_turns(callers, seconds):
-    """For each endless iterator of `callers` its turns, each a list of samples: the seconds that
-    one of its steps takes. As many turns for each as fit into `seconds`, at least LEAST."""
-    repeats = [warm(calls, seconds / 4 / len(callers)) for calls in callers]
-    each, turns = seconds / MOST / len(callers), [[] for _ in callers]
-    end, collecting = time.perf_counter() + seconds, gc.isenabled()
+    share, collecting = seconds / max(1, len(alive())), gc.isenabled()
     gc.disable()
     try:
-        while len(turns[0]) < LEAST or len(turns[0]) < MOST and time.perf_counter() < end:
-            for calls, repeat, own in zip(callers, repeats, turns):
-                own.append(turn(calls, repeat, each))
+        for key in alive():
+            ask(key, lambda: sides[key].warm(share / 4))
+        end, count = time.perf_counter() + seconds, 0
+        while count < LEAST or count < MOST and time.perf_counter() < end:
+            for key in alive():
+                samples = ask(key, lambda: sides[key].turn(share / MOST))
+                if not isinstance(samples, str):
+                    turns[key].append(samples)
+            count += 1
     finally:
         if collecting:
             gc.enable()
     return turns
-
-
-def warm(calls, seconds):
-    """Make calls for so many seconds; returns how many of them are worth one sample."""
-    fastest, end, now = math.inf, time.perf_counter() + seconds, 0
-    while now < end:
-        start = time.perf_counter()
-        next(calls)
-        now = time.perf_counter()
-        fastest = min(fastest, now - start)
-    return max(1, math.ceil(SAMPLE / fastest))
-
-
-def turn(calls, repeat, seconds):
-    """At least one sample, and as many as fit into so many seconds. The first does not count,
-    because it wakes threads up, unless it is too long for that to matter."""
-    wait_until_idle()
-    samples, start = [], time.perf_counter()
-    end = start + seconds
-    for first in itertools.chain([True], itertools.repeat(False)):
-        for _ in range(repeat):
-            next(calls)
-        now = time.perf_counter()
-        if not first or now - start > LONG:
-            samples.append((now - start) / repeat)
-        if samples and now >= end:
-            return samples
-        start = now
-
-
-def wait_until_idle(patience=0.5):
-    """Wait until no thread of this process computes: OpenBLAS's spin for 0.1 seconds after a
-    product, and would take a core from whoever comes next."""
-    end = time.perf_counter() + patience
-    while time.perf_counter() < end:
-        spent = time.process_time()
-        time.sleep(IDLE)
-        if time.process_time() - spent < IDLE / 5:
-            return

@@ -66,24 +66,29 @@ class Cost:
     copied: tuple           # verbs for which it copied an operand first
 
 
-def costs(example, backend):
-    """{"forward": Cost, "backward": Cost} of an Example on a backend, and the bytes of its inputs
-    and outputs."""
+def costs(example, backend, phases=("forward", "backward")):
+    """{phase: Cost} of an Example on a backend, and the bytes of its inputs and outputs."""
     recorder, found = Recorder(backend), {}
     flops = example.op.flops(*example.inputs, **example.options)
     with use(recorder):
-        before = _besides(backend)
+        before = besides(backend)
         node, outputs = example.node()
         found["forward"] = Cost(flops, traffic(recorder.calls, arrays_in(example.inputs), outputs),
-                                *_since(before, backend))
+                                *since(before, backend))
+        if "backward" not in phases:
+            return found, _bytes(example, outputs)
         kept, dys = arrays_in(tuple(vars(node).values())), cotangents(recorder, outputs)
         recorder.calls.clear()
-        before = _besides(backend)
+        before = besides(backend)
         gradients = arrays_in(node.backward(*dys))
         found["backward"] = Cost(flops and int(flops * node.backward_products()),
                                  traffic(recorder.calls, [*dys, *kept], gradients),
-                                 *_since(before, backend))
-    return found, sum(x.nbytes for x in (*arrays_in(example.inputs), *outputs))
+                                 *since(before, backend))
+    return found, _bytes(example, outputs)
+
+
+def _bytes(example, outputs):
+    return sum(x.nbytes for x in (*arrays_in(example.inputs), *outputs))
 
 
 def cotangents(backend, outputs):
@@ -93,13 +98,14 @@ def cotangents(backend, outputs):
             for y in outputs]
 
 
-def _besides(backend):
+def besides(backend):
     """What the backend has done besides calling its kernels: two counts by verb."""
     return Counter(backend.fallbacks), Counter(getattr(backend, "copies", ()))
 
 
-def _since(before, backend):
-    return tuple(tuple(now - then) for then, now in zip(before, _besides(backend)))
+def since(before, backend):
+    """The verbs whose counts have grown since `before`: (left to NumPy, with an operand copied)."""
+    return tuple(tuple(now - then) for then, now in zip(before, besides(backend)))
 
 
 # -- how many bytes must move ----------------------------------------------------------------------

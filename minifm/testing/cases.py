@@ -1,0 +1,234 @@
+"""What `minifm bench` times: every op as it is declared, and three sets with names.
+
+    kernels    the shapes of transformers and convolutions, op by op
+    step       whole training steps
+    decode     the next token of GPT-2 after 1, 512 and 1023 tokens, and 512 tokens at once
+
+A Case says how to make it on a backend of ours (`subject`), what to ask a peer for (`request`, in
+each of that library's `modes`), and what it is held against (`limit`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minifm import ops  # noqa: F401  (fills the table)
+from minifm.op import OPS
+from minifm.testing.draw import Benchmark
+from minifm.testing.example import Example, example
+from minifm.testing.subjects import (
+    OpSubject,
+    OptimizerSubject,
+    StepSubject,
+    TokenSubject,
+    numbers,
+)
+
+FEW_ROWS = 8        # so few rows of a product: reading the weights takes longer than multiplying
+GPT2 = (12, 768, 12, 1024, 50257)                       # layers, width, heads, context, vocabulary
+STEPS = {                                               # L, C, H, T, batch, vocabulary
+    "L4": (4, 128, 4, 64, 12, 65),
+    "L6": (6, 384, 6, 256, 8, 65),
+    "gpt2": (12, 768, 12, 256, 2, 50257),
+}
+LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50257))      # K → N
+EAGER = {"PyTorch": ("eager",)}
+COMPILED = {"PyTorch": ("eager", "compile")}
+TRAINED = {"PyTorch": ("eager", "compile", "bf16", "bf16+compile")}
+DECODED = {"PyTorch": ("eager", "bf16"), "llama.cpp": ("F32",)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    subject    (backend, footprint) -> one of subjects.py
+    limit      "FMA", "read" or "copy": what it is held against; None: FMA where there are FLOPs,
+               else copy
+    weight     bytes of the weights, where limit is "read" and nothing else counts
+    quick      whether it stays when time is short
+    """
+
+    set: str
+    group: str
+    name: str
+    phases: tuple
+    subject: Callable = field(repr=False)
+    limit: str | None = None
+    weight: int | None = None
+    request: dict = field(default_factory=dict)
+    modes: dict = field(default_factory=dict)
+    inputs: str = ""
+    tokens: int | None = None
+    quick: bool = False
+
+    @property
+    def title(self):
+        return f"{self.group} {self.name}".strip()
+
+
+def declared(name, sizes=None):
+    """The Case of the op of that class name, from its own declaration."""
+    made = example(OPS[name], Benchmark(sizes))
+    return Case("ops", name, "", ("forward", "backward"), inputs=described(made),
+                subject=lambda backend, footprint: OpSubject(made, backend, footprint))
+
+
+def described(made):
+    """"x[8, 256, 768] weight[768, 768]  activation=None" of an Example."""
+    names = [name for name, _ in made.op.inputs]
+    given = [f"{name}{list(x.shape)}" if isinstance(x, np.ndarray) else f"{name}={x}"
+             for name, x in zip(names, made.inputs) if x is not None]
+    given += [f"{name}={_brief(value)}" for name, value in made.options.items()
+              if value is not None]
+    return " ".join(given)
+
+
+def _brief(value):
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+# -- kernels ---------------------------------------------------------------------------------------
+
+
+def kernels():
+    """The micro-benchmark set, a generator of Cases."""
+    for side in (256, 512, 1024, 2048, 4096):
+        for layout in ("NN", "NT", "TN"):
+            yield product(layout, f"{side}³", side, side, side, side in (256, 1024))
+    for K, N in LAYERS:
+        for M in (1, 16, 64, 256, 1024, 4096):
+            for layout in ("NN", "NT", "TN") if M > 1 else ("NN", "NT"):
+                yield product(layout, f"{M}·{K}→{N}", M, K, N,
+                               (K, N) == (768, 3072) and M in (1, 256))
+    for T in (64, 256, 1024, 4096):
+        yield attention(max(1, 1024 // T), T)
+    for shape in ((4096, 1024), (256, 50257)):
+        yield over_rows("softmax", "Softmax", shape)
+    yield over_rows("layernorm", "LayerNorm", (4096, 768), eps=1e-5)
+    yield over_rows("gelu", "GeluTanh", (4096, 3072))
+    for tokens in (256, 4096):
+        yield linear_cross_entropy(tokens)
+    yield adamw("GPT-2 124M", gpt2_shapes())
+    yield convolution("3×3 64→64 56²", (8, 64, 56, 56), (64, 64, 3, 3), 1, 1)
+    yield convolution("1×1 256→64 56²", (8, 256, 56, 56), (64, 256, 1, 1), 1, 0)
+    yield convolution("7×7 stem 224²", (8, 3, 224, 224), (64, 3, 7, 7), 2, 3)
+
+
+def _op_case(group, name, op, make, phases, request, **settings):
+    """A Case of an op on what make() gives: (inputs, options)."""
+    def subject(backend, footprint):
+        inputs, options = make()
+        varied = tuple(i for i, x in enumerate(inputs)
+                       if isinstance(x, np.ndarray) and x.dtype.kind == "f")
+        return OpSubject(Example(OPS[op], inputs, options, varied), backend, footprint, phases)
+    return Case("kernels", group, name, phases, subject, request=request,
+                **{"modes": EAGER} | settings)
+
+
+def product(layout, name, M, K, N, quick=False):
+    """The products of a layer of weight [K, N] that M rows go through: NN is its forward, NT
+    (dy weightᵀ) and TN (xᵀ dy) are its gradients. All multiply 2 M K N times."""
+    x, y = {"NN": ((M, K), (K, N)), "NT": ((M, N), (N, K)), "TN": ((K, M), (M, N))}[layout]
+
+    def make():
+        return (_laid(x, layout[0]), _laid(y, layout[1])), {}
+
+    few = M <= FEW_ROWS
+    return _op_case(
+        "gemm", f"{layout} {name}", "Matmul", make, ("forward",),
+        {"kind": "product", "x": x, "y": y, "x_transposed": layout[0] == "T",
+         "y_transposed": layout[1] == "T"},
+        limit="read" if few else "FMA", weight=4 * K * N if few else None, quick=quick,
+        inputs=f"x{list(x)} y{list(y)} {layout}")
+
+
+def _laid(shape, order):
+    """Numbers of that shape; in order "T" the first dimension is the contiguous one."""
+    return numbers(shape[::-1]).T if order == "T" else numbers(shape)
+
+
+def attention(B, T, H=12, D=64):
+    shape = (B, H, T, D)
+    return _op_case(
+        "attention", f"T {T}", "Attention",
+        lambda: ((*(numbers(shape) for _ in range(3)), None, None),
+                 {"causal": True, "scale": 1 / math.sqrt(D)}),
+        ("forward", "backward"), {"kind": "attention", "shape": shape}, quick=T == 256,
+        inputs=f"q, k, v {list(shape)} causal")
+
+
+def over_rows(kind, op, shape, **options):
+    C = shape[-1]
+    more = (numbers((C,)), numbers((C,))) if kind == "layernorm" else ()
+    return _op_case(
+        kind, "×".join(map(str, shape)), op, lambda: ((numbers(shape), *more), options),
+        ("forward", "backward"), {"kind": kind, "shape": shape}, modes=COMPILED,
+        quick=shape[0] == 4096, inputs=f"x{list(shape)}")
+
+
+def linear_cross_entropy(tokens, C=768, V=50257):
+    def make():
+        return (numbers((tokens, C)), numbers((V, C)), np.arange(tokens) * 7 % V), {}
+    return _op_case(
+        "linear+cross-entropy", f"{tokens}·{C}→{V}", "LinearCrossEntropy", make, ("both",),
+        {"kind": "linear_cross_entropy", "tokens": tokens, "width": C, "vocabulary": V},
+        quick=tokens == 256, inputs=f"x[{tokens}, {C}] weight[{V}, {C}]")
+
+
+def adamw(name, shapes):
+    return Case("kernels", "adamw", name, ("update",),
+                lambda backend, footprint: OptimizerSubject(backend, shapes),
+                request={"kind": "adamw", "shapes": shapes}, modes=EAGER,
+                inputs=f"{len(shapes)} parameters")
+
+
+def gpt2_shapes(L=12, C=768, T=1024, V=50257):
+    """The shapes of GPT-2's parameters, in their order."""
+    norm = [(C,), (C,)]
+    block = [*norm, (C, 3 * C), (3 * C,), (C, C), (C,), *norm, (C, 4 * C), (4 * C,), (4 * C, C),
+             (C,)]
+    return [(V, C), (T, C), *L * block, *norm]
+
+
+def convolution(name, image, weight, stride, padding):
+    def make():
+        return (numbers(image), numbers(weight), numbers(weight[:1])), {
+            "stride": (stride, stride), "padding": (padding, padding), "groups": 1}
+    return _op_case(
+        "conv2d", name, "Conv2d", make, ("forward", "backward"),
+        {"kind": "conv2d", "image": image, "weight": weight, "stride": stride,
+         "padding": padding}, quick=weight[2] == 3, inputs=f"x{list(image)} weight{list(weight)}")
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def steps(shapes=STEPS):
+    """Training steps, from the smallest."""
+    for name, shape in shapes.items():
+        yield Case("step", "step", name, ("step",),
+                   lambda backend, footprint, shape=shape: StepSubject(backend, shape),
+                   request={"kind": "step", "shape": shape}, modes=TRAINED,
+                   quick=name == "L4", tokens=shape[3] * shape[4],
+                   inputs=" ".join(f"{k}{v}" for k, v in zip("LCHTBV", shape)))
+
+
+def decoding(shape=GPT2):
+    """The next token after few and many, then a prompt at once."""
+    for position, tokens in ((1, 1), (512, 1), (1023, 1), (0, 512)):
+        yield Case("decode", "prefill" if tokens > 1 else "decode",
+                   f"{tokens} tokens" if tokens > 1 else f"after {position}", ("logits",),
+                   lambda backend, footprint, p=position, n=tokens:
+                   TokenSubject(backend, shape, p, n),
+                   limit="FMA" if tokens > 1 else "read", quick=position == 512, modes=DECODED,
+                   request={"kind": "token", "shape": shape, "position": position,
+                            "tokens": tokens}, tokens=tokens,
+                   inputs=" ".join(f"{k}{v}" for k, v in zip("LCHTV", shape)))
+
+
+SETS = {"kernels": kernels, "step": steps, "decode": decoding}

@@ -1,0 +1,178 @@
+"""What is timed on a backend of ours: an op, the optimizer, a training step, the next token.
+
+Each has `calls(phase)`, an endless iterator of which each step is one call; `costs`, a Cost for
+each phase; and `filled`, the bytes that its calls go through before they come back to the same
+memory. Making one raises `Unable` where the backend cannot do it.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from minifm import backends, tensor
+from minifm.models import GPT, GPTConfig
+from minifm.rng import Rng
+from minifm.testing.peers import Unable
+from minifm.testing.recording import Cost, besides, costs, cotangents, since
+from minifm.training.optim import AdamW
+
+MOST_COPIES = 1000
+ADAMW_BYTES = 28        # a parameter: reads w, g, m and v, writes w, m and v
+
+
+class OpSubject:
+    """One op's example on one backend, in as many copies as fill `footprint` bytes."""
+
+    def __init__(self, made, backend, footprint, phases=("forward", "backward")):
+        self.example, self.backend = made, backend
+        self.costs, size = costs(made, backend, phases if phases == ("forward",) else
+                                 ("forward", "backward"))
+        if phases == ("both",):
+            forward, backward = self.costs["forward"], self.costs["backward"]
+            self.costs = {"both": Cost(
+                forward.flops and 3 * forward.flops,    # one product forward, two gradients
+                forward.bytes + backward.bytes, forward.on_numpy + backward.on_numpy,
+                forward.copied + backward.copied)}
+        copies = max(1, min(MOST_COPIES, math.ceil(footprint / max(size, 1))))
+        self.filled = copies * size
+        with backends.use(backend):
+            self.options = made.raw_options()
+            self.copies = [self._copy(phases) for _ in range(copies)]
+
+    def _copy(self, phases):
+        """(the op after its forward, its inputs, cotangents), in memory of their own."""
+        own = replace(self.example, inputs=tuple(
+            x.copy(order="K") if isinstance(x, np.ndarray) else x for x in self.example.inputs))
+        node, outputs = own.node()
+        return node, own.arrays(), () if phases == ("forward",) else cotangents(
+            self.backend, outputs)
+
+    def calls(self, phase):
+        held = [None] * len(self.copies)
+        for i in itertools.cycle(range(len(held))):
+            node, inputs, dys = self.copies[i]
+            if phase != "backward":
+                held[i] = node.forward(*inputs, **self.options)
+            if phase != "forward":
+                held[i] = held[i], node.backward(*dys)
+            self.backend.sync()
+            yield
+
+
+class OptimizerSubject:
+    """AdamW's update of parameters of the given shapes."""
+
+    filled = math.inf
+
+    def __init__(self, backend, shapes):
+        self.backend = backend
+        with backends.use(backend):
+            parameters = {str(i): tensor.Tensor(backend.from_numpy(numbers(shape)),
+                                                requires_grad=True)
+                          for i, shape in enumerate(shapes)}
+            for p in parameters.values():
+                p.grad = backend.copy(p.data)
+            self.optimizer = AdamW(parameters)
+        size = sum(map(math.prod, shapes))
+        self.costs = observed(backend, "update", self.calls, None, ADAMW_BYTES * size)
+
+    def calls(self, phase):
+        while True:
+            with backends.use(self.backend):
+                self.optimizer.update(1e-4)
+                self.backend.sync()
+            yield
+
+
+class StepSubject:
+    """A training step of a GPT: forward, backward, clipping, AdamW, and the loss as a number."""
+
+    filled = math.inf
+
+    def __init__(self, backend, shape):
+        L, C, H, T, B, V = shape
+        self.backend = backend
+        with backends.use(backend):
+            config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
+            self.model = GPT(config, Rng(0))
+            self.optimizer = AdamW(self.model.parameters())
+        ids = Rng(1).integers(0, V, (B, T + 1))
+        self.inputs, self.targets = ids[:, :-1], ids[:, 1:]
+        self.flops = B * T * config.flops_per_token(T, training=True)
+        self.costs = observed(backend, "step", self.calls, self.flops, 0)
+
+    def calls(self, phase):
+        while True:
+            with backends.use(self.backend):
+                loss = self.forward_backward()
+                self.update()
+                loss.item()
+            yield
+
+    def forward_backward(self):
+        loss = self.model.loss(self.inputs, self.targets)
+        loss.backward()
+        return loss
+
+    def update(self):
+        self.optimizer.update(1e-4, min(1.0, 1.0 / self.optimizer.gradient_norm()))
+        self.optimizer.zero_grad()
+
+
+class TokenSubject:
+    """The logits after `tokens` more tokens of one sequence, with `position` in the cache."""
+
+    filled = math.inf
+
+    def __init__(self, backend, shape, position, tokens):
+        L, C, H, T, V = shape
+        self.backend, self.position = backend, position
+        ids = Rng(1).integers(0, V, (1, position + tokens))
+        self.ids = ids[:, position:]
+        with backends.use(backend):
+            config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
+            self.model = GPT(config, Rng(0))
+            self.cache = self.model.cache(1)
+            if position:
+                self.following(ids[:, :position])
+        last = position + tokens
+        flops = (tokens * (config.flops_per_token(0) - 2 * V * C) + 2 * V * C   # one row of logits
+                 + 2 * L * C * (last * (last + 1) - position * (position + 1)))
+        weights = 4 * (config.parameters - (T - tokens) * C)    # of the positions, these alone
+        self.costs = observed(backend, "logits", self.calls, flops,
+                              weights + 4 * 2 * L * C * last)
+
+    def following(self, ids):
+        with tensor.no_grad():
+            x = self.model.features(ids, cache=self.cache)
+            return self.model.logits(x[:, -1]).numpy()
+
+    def calls(self, phase):
+        while True:
+            with backends.use(self.backend):
+                self.cache.lengths = np.array([self.position])
+                self.following(self.ids)
+            yield
+
+
+def observed(backend, phase, calls, flops, size):
+    """{phase: Cost} with the verbs that a first call leaves to NumPy, or copies operands for."""
+    before = besides(backend)
+    next(calls(phase))
+    return {phase: Cost(flops, size, *since(before, backend))}
+
+
+def numbers(shape):
+    """N(0, 1) numbers, float32; a million different ones."""
+    return np.resize(np.random.default_rng(0).standard_normal(min(math.prod(shape), 1 << 20),
+                                                              np.float32), shape)
+
+
+def checked(make):
+    """What make() gives; `Unable` where memory does not suffice."""
+    try:
+        return make()
+    except MemoryError:
+        raise Unable("there is not enough memory") from None
