@@ -54,10 +54,9 @@ typedef struct {
     float (*max)(const float *x, int64_t n);    /* of those that are not NaN; -inf without any */
     /* y = e^(x - shift), returns the sum of y. */
     float (*exp_sum)(float *y, const float *x, int64_t n, float shift);
-    /* y = x * scale;  y = (x + shift) * scale;  y += x * scale. */
+    /* y = x * scale;  y = (x + shift) * scale. */
     void (*shift_scale)(float *y, const float *x, int64_t n, float shift, float scale);
     void (*scale)(float *y, const float *x, int64_t n, float scale);
-    void (*add_scaled)(float *y, const float *x, int64_t n, float scale);
     void (*layernorm)(float *y, float *mean, float *rstd, const float *x, const float *gamma,
                       const float *beta, int64_t n, float eps);
     void (*layernorm_backward)(float *dx, float *dgamma, float *dbeta, const float *dy,

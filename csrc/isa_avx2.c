@@ -47,6 +47,11 @@ INLINE vm vless(vf x, vf y) { return _mm256_cmp_ps(x, y, _CMP_LT_OQ); }
 INLINE vf vselect(vm m, vf x, vf y) { return _mm256_blendv_ps(y, x, m); }
 INLINE vf vround(vf x) { return _mm256_round_ps(x, 0x08); } /* to nearest even, quietly */
 
+INLINE vf vexponent(vf x)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
+}
+
 INLINE vf power_of_two(__m256i n)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));

@@ -41,6 +41,10 @@ INLINE vm vless(vf x, vf y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
 INLINE vf vselect(vm m, vf x, vf y) { return _mm512_mask_blend_ps(m, y, x); }
 INLINE vf vround(vf x) { return _mm512_roundscale_ps(x, 0x08); } /* to nearest even, quietly */
 INLINE vf vscale(vf x, vf n) { return _mm512_scalef_ps(x, n); }  /* x * 2^n */
+INLINE vf vexponent(vf x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
+}
 INLINE float vsum(vf x) { return _mm512_reduce_add_ps(x); }
 INLINE float vlargest(vf x) { return _mm512_reduce_max_ps(x); }
 

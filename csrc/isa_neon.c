@@ -45,6 +45,11 @@ INLINE vm vless(vf x, vf y) { return vcltq_f32(x, y); }
 INLINE vf vselect(vm m, vf x, vf y) { return vbslq_f32(m, x, y); }
 INLINE vf vround(vf x) { return vrndnq_f32(x); }
 
+INLINE vf vexponent(vf x)
+{
+    return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), 23));
+}
+
 INLINE vf power_of_two(int32x4_t n)
 {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));

@@ -71,8 +71,11 @@ INLINE double vwide_total(vwide sum)
 /* Adding 1.5 * 2^23 pushes the fraction out of a float's 24 bits: round to nearest even. */
 INLINE vf vround(vf x) { return (x + 12582912.0f) - 12582912.0f; }
 
-/* 2^n for integral n in -126 ... 127: its sum with 1.5 * 2^23 carries n in its lowest bits. */
-INLINE vf power_of_two(vf n) { return (vf)(((vm)(n + 12582912.0f) + 127) << 23); }
+INLINE vf vexponent(vf x) { return (vf)((vm)x << 23); }
+
+/* 2^n for integral n in -126 ... 127: its sum with 1.5 * 2^23 and a float's bias, 127, has the
+ * exponent in its lowest bits. */
+INLINE vf power_of_two(vf n) { return vexponent(n + (12582912.0f + 127)); }
 
 /* x * 2^n for integral n in -160 ... 130, in two steps so that neither factor overflows. */
 INLINE vf vscale(vf x, vf n)

@@ -4,6 +4,7 @@
  *   vadd vsub vmul vdiv vsqrt vabs vcopysign vround     vfma(x, y, z) = x y + z,  vfnma = z - x y
  *   vmax(x, y) = x > y ? x : y, vmin likewise: y where either is NaN
  *   vscale(x, n) = x 2^n      vless, vselect(m, x, y) = m ? x : y      vsum, vlargest over lanes
+ *   vexponent(x): the float whose sign and exponent are the lowest 9 bits of x, its fraction 0
  *
  * The last, partial vector of a row runs the same instructions on padded lanes, so that a value
  * never depends on where in a row, or in which tail, its element lies.
@@ -18,6 +19,18 @@ INLINE vf vget(const float *p, int64_t left, float fill)
     return left >= VL ? vload(p) : vload_part(p, left, fill);
 }
 
+/* The same, and ask for what lies `ahead` numbers further on. A row that takes several passes
+ * leaves the memory idle in all but the first; rows follow one another, so the others ask for the
+ * next row, where both are so short that the first-level cache holds them. */
+INLINE vf vget_ahead(const float *p, int64_t left, float fill, int64_t ahead)
+{
+    __builtin_prefetch(p + ahead);
+    return vget(p, left, fill);
+}
+
+enum { SHORT_ROW = 2048 };
+INLINE int64_t next_row(int64_t n) { return n <= SHORT_ROW ? n : 0; }
+
 INLINE void vput(float *p, vf x, int64_t left)
 {
     if (left >= VL)
@@ -29,32 +42,70 @@ INLINE void vput(float *p, vf x, int64_t left)
 /* for each vector of a row of n, with `left` numbers to go at i */
 #define EACH_VECTOR for (int64_t i = 0, left = n; i < n; i += VL, left -= VL)
 
+/* `result` = `start` carried through a row by t = `next`, an expression in t, i and left. Four
+ * carry at once, because each would wait for its own last step; `join` then makes them one. */
+#define CARRY(result, start, join, next)                              \
+    {                                                                 \
+        vf part[4] = {start, start, start, start};                    \
+        int64_t i = 0, left = n;                                      \
+        while (left >= 4 * VL) {                                      \
+            CARRY_ON(0, next) CARRY_ON(1, next) CARRY_ON(2, next)     \
+            CARRY_ON(3, next)                                         \
+        }                                                             \
+        while (left > 0)                                              \
+            CARRY_ON(0, next)                                         \
+        result = join(join(part[0], part[1]), join(part[2], part[3])); \
+    }
+#define CARRY_ON(k, next)     \
+    {                         \
+        vf t = part[k];       \
+        part[k] = next;       \
+        i += VL, left -= VL;  \
+    }
+
 /* -- functions of one variable ---------------------------------------------------------------- */
 
-/* e^x: x = n log 2 + r with |r| <= log 2 / 2, and e^r = 1 + r + r^2 P(r), P a minimax polynomial
- * (relative error 3e-9). log 2 is split so that n * HIGH is exact. Beyond the clamp the result is
- * 0 or infinity; NaN passes through. */
+/* e^r - 1, r = x - n log 2 in +- log 2 / 2: r + r^2 P(r), P a minimax polynomial (relative error
+ * 3e-9) whose pairs of terms need not wait for each other. log 2 is split so that n * HIGH is
+ * exact. */
+INLINE vf exp_rest(vf x, vf n)
+{
+    vf r = vfnma(n, vset(0.693359375f), x);
+    r = vfnma(n, vset(-2.12194440e-4f), r);
+    vf square = vmul(r, r);
+    vf low = vfma(vset(1.666651964e-1f), r, vset(4.999999404e-1f));
+    vf high = vfma(vset(8.368780836e-3f), r, vset(4.166839272e-2f));
+    high = vfma(vset(1.381446724e-3f), square, high);
+    return vfma(vfma(high, square, low), square, r);
+}
+
+/* e^x, x = n log 2 + r. Beyond the clamp the result is 0 or infinity; NaN passes through. */
 INLINE vf vexp(vf x)
 {
     x = vmax(vset(-104.0f), vmin(vset(89.0f), x));
     vf n = vround(vmul(x, vset(1.44269504f)));
-    vf r = vfnma(n, vset(0.693359375f), x);
-    r = vfnma(n, vset(-2.12194440e-4f), r);
-    vf p = vset(1.381446724e-3f);
-    p = vfma(p, r, vset(8.368780836e-3f));
-    p = vfma(p, r, vset(4.166839272e-2f));
-    p = vfma(p, r, vset(1.666651964e-1f));
-    p = vfma(p, r, vset(4.999999404e-1f));
-    p = vfma(vmul(r, r), p, r);
-    return vscale(vadd(p, vset(1)), n);
+    return vscale(vadd(exp_rest(x, n), vset(1)), n);
 }
 
-/* 1 / (1 + e^-x), from e^-|x| so that neither tail overflows. */
+/* 2^k e^x at little more than half the cost: below 2^-126 it is 0, and from 2^127 on it grows no
+ * more. Adding 1.5 * 2^23 rounds to the integer n; with a float's bias, 127, and k more, the sum's
+ * lowest bits are the exponent of 2^(n + k). */
+INLINE vf vexp_scaled(vf x, const int k)
+{
+    const float log_2 = 0.693147181f, magic = 12582912.0f + 127 + (float)k;
+    x = vmax(vset(-log_2 * (float)(127 + k)), vmin(vset(log_2 * (float)(127 - k)), x));
+    vf biased = vfma(x, vset(1.44269504f), vset(magic)), power = vexponent(biased);
+    return vfma(exp_rest(x, vsub(biased, vset(magic))), power, power);
+}
+
+/* For what is added to larger numbers. */
+INLINE vf vexp_flushed(vf x) { return vexp_scaled(x, 0); }
+
+/* e^x / (1 + e^x), both scaled so that the smallest quotients, too, are rounded but once. */
 INLINE vf vsigmoid(vf x)
 {
-    vf small = vexp(vsub(vset(0), vabs(x)));
-    vf top = vselect(vless(x, vset(0)), small, vset(1));
-    return vdiv(top, vadd(vset(1), small));
+    vf e = vexp_scaled(x, 24);
+    return vdiv(e, vadd(vset(0x1p24f), e));
 }
 
 /* Odd minimax polynomial below 0.65 (relative error 7e-9), 1 - 2 / (e^2|x| + 1) beyond. */
@@ -67,7 +118,7 @@ INLINE vf vtanh(vf x)
     p = vfma(p, s, vset(1.333083063e-1f));
     p = vfma(p, s, vset(-3.333325982e-1f));
     vf small = vfma(vmul(p, s), x, x);
-    vf e = vexp(vadd(t, t));
+    vf e = vexp_flushed(vadd(t, t));
     vf large = vsub(vset(1), vdiv(vset(2), vadd(e, vset(1))));
     return vselect(vless(vset(0.65f), t), vcopysign(large, x), small);
 }
@@ -92,7 +143,7 @@ INLINE vf verf(vf x)
     q = vfma(q, t, vset(-6.368780732e-1f));
     q = vfma(q, t, vset(-1.127854466f));
     q = vfma(q, t, vset(-1.528231660e-4f));
-    vf large = vsub(vset(1), vexp(q));
+    vf large = vsub(vset(1), vexp_flushed(q));
     return vselect(vless(vset(0.9f), t), vcopysign(large, x), small);
 }
 
@@ -100,13 +151,28 @@ INLINE vf vrelu(vf x) { return vmax(vset(0), x); }
 INLINE vf vsilu(vf x) { return vmul(x, vsigmoid(x)); }
 INLINE vf vnegative(vf x) { return vsub(vset(-0.0f), x); }
 
-/* Phi(x) = (1 + erf(x / sqrt 2)) / 2, the normal distribution function. */
-INLINE vf vnormal(vf x)
+/* Phi, the normal distribution function, and *density = e^(-x^2 / 2), with which its tail ends:
+ * Phi(-|x|) = density * k P(k), k = 1 / (1 + 0.32 |x|), after Hastings (1955), who has it as
+ * Abramowitz & Stegun's 26.2.17; P is the minimax polynomial (absolute error of Phi 3e-9). */
+INLINE vf vnormal(vf x, vf *density)
 {
-    return vmul(vset(0.5f), vadd(vset(1), verf(vmul(x, vset(0.70710678f)))));
+    vf t = vabs(x), k = vdiv(vset(1), vfma(vset(0.32f), t, vset(1)));
+    vf square = vmul(k, k), even = vset(4.443805e-2f), odd = vset(-2.3444752e-1f);
+    even = vfma(even, square, vset(3.957135e-1f));
+    odd = vfma(odd, square, vset(-1.5299756e-1f));
+    even = vfma(even, square, vset(2.1062789e-1f));
+    odd = vfma(odd, square, vset(1.0718647e-1f));
+    even = vfma(even, square, vset(1.2947916e-1f));
+    *density = vexp_flushed(vmul(vmul(vset(-0.5f), x), x));
+    vf tail = vmul(*density, vmul(k, vfma(odd, k, even)));
+    return vselect(vless(x, vset(0)), tail, vsub(vset(1), tail));
 }
 
-INLINE vf vgelu(vf x) { return vmul(x, vnormal(x)); }
+INLINE vf vgelu(vf x)
+{
+    vf density;
+    return vmul(x, vnormal(x, &density));
+}
 
 /* (1 + tanh u) / 2 = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): one exp, one division. */
 INLINE vf vgelu_gate(vf x)
@@ -135,13 +201,15 @@ INLINE vf vgelu_quick_slope(vf x) { return vgated_slope(x, 1.702f); }
 /* Phi(x) + x phi(x) */
 INLINE vf vgelu_slope(vf x)
 {
-    vf density = vmul(vset(0.39894228f), vexp(vmul(vmul(vset(-0.5f), x), x)));
-    return vfma(x, density, vnormal(x));
+    vf density, below = vnormal(x, &density);
+    return vfma(vmul(vset(0.39894228f), x), density, below);
 }
 
-/* s + x s (1 - s) 2 u', the sigmoid s = (1 + tanh u) / 2 reused. */
+/* s + x s (1 - s) 2 u', the sigmoid s = (1 + tanh u) / 2 reused. The clamp: far out s (1 - s) is
+ * 0, and x^2 must not become the infinity that makes NaN of it. */
 INLINE vf vgelu_tanh_slope(vf x)
 {
+    x = vmax(vset(-1e18f), vmin(vset(1e18f), x));
     vf s = vgelu_gate(x);
     vf twice_du = vmul(vset(1.59576912f), vfma(vmul(x, x), vset(0.134145f), vset(1)));
     return vfma(vmul(x, vmul(s, vsub(vset(1), s))), twice_du, s);
@@ -230,21 +298,12 @@ static TARGET void row_shift_scale(float *y, const float *x, int64_t n, float sh
     EACH_VECTOR vput(y + i, vmul(vadd(vget(x + i, left, 0), vset(shift)), vset(scale)), left);
 }
 
-static TARGET void row_add_scaled(float *y, const float *x, int64_t n, float scale)
-{
-    EACH_VECTOR
-    {
-        vf sum = vfma(vget(x + i, left, 0), vset(scale), vget(y + i, left, 0));
-        vput(y + i, sum, left);
-    }
-}
-
-/* -- reductions of a row: lane l takes elements l, l + VL, ..., then the lanes are added -------- */
+/* -- reductions of a row: in an order that depends on its length alone -------------------------- */
 
 static TARGET float row_sum(const float *x, int64_t n)
 {
-    vf total = vset(0);
-    EACH_VECTOR total = vadd(total, vget(x + i, left, 0));
+    vf total;
+    CARRY(total, vset(0), vadd, vadd(t, vget(x + i, left, 0)))
     return vsum(total);
 }
 
@@ -257,15 +316,15 @@ static TARGET double row_sum_of_squares(const float *x, int64_t n)
 
 static TARGET float row_dot(const float *x, const float *y, int64_t n)
 {
-    vf total = vset(0);
-    EACH_VECTOR total = vfma(vget(x + i, left, 0), vget(y + i, left, 0), total);
+    vf total;
+    CARRY(total, vset(0), vadd, vfma(vget(x + i, left, 0), vget(y + i, left, 0), t))
     return vsum(total);
 }
 
 static TARGET float row_max(const float *x, int64_t n)
 {
-    vf top = vset(-INFINITY);
-    EACH_VECTOR top = vmax(vget(x + i, left, -INFINITY), top);
+    vf top;
+    CARRY(top, vset(-INFINITY), vmax, vmax(vget(x + i, left, -INFINITY), t))
     return vlargest(top);
 }
 
@@ -274,7 +333,7 @@ static TARGET float row_exp_sum(float *y, const float *x, int64_t n, float shift
     vf total = vset(0);
     EACH_VECTOR
     {
-        vf e = vexp(vsub(vget(x + i, left, -INFINITY), vset(shift)));
+        vf e = vexp_flushed(vsub(vget_ahead(x + i, left, -INFINITY, next_row(n)), vset(shift)));
         vput(y + i, e, left);
         total = vadd(total, e);
     }
@@ -296,26 +355,39 @@ static TARGET void row_softmax(float *y, const float *x, int64_t n)
     row_scale(y, y, n, total == 0 ? 1 : 1 / total); /* a row of -inf: all zeros */
 }
 
-/* The sum of e^(x - shift), nothing kept. */
-INLINE float exp_sum_only(const float *x, int64_t n, float shift)
+/* Sum_j e^(x_j - *shift), *shift the maximum. A long row is read once, in pieces that the cache
+ * holds while their own maximum is sought; where that is a new one, the sum so far is scaled. */
+static TARGET float shifted_sum(const float *row, int64_t length, float *shift)
 {
-    vf total = vset(0);
-    EACH_VECTOR total = vadd(total, vexp(vsub(vget(x + i, left, -INFINITY), vset(shift))));
-    return vsum(total);
+    float top = -INFINITY, total = 0;
+    for (int64_t begin = 0; begin < length; begin += SHORT_ROW) {
+        const float *x = row + begin;
+        const int64_t n = length - begin < SHORT_ROW ? length - begin : SHORT_ROW;
+        const float before = top, own = row_max(x, n);
+        top = own > top ? own : top;
+        *shift = top == -INFINITY ? 0 : top;
+        if (top != before)
+            total *= expf(before - top);
+        vf sum, minus = vset(*shift);
+        CARRY(sum, vset(0), vadd,
+              vadd(t, vexp_flushed(vsub(vget_ahead(x + i, left, -INFINITY, n), minus))))
+        total += vsum(sum);
+    }
+    return total;
 }
 
 static TARGET float row_logsumexp(const float *x, int64_t n)
 {
-    float shift = row_shift(x, n);
-    return shift + logf(exp_sum_only(x, n, shift));
+    float shift = 0, total = shifted_sum(x, n, &shift);
+    return shift + logf(total);
 }
 
 static TARGET void row_log_softmax(float *y, const float *x, int64_t n)
 {
-    float shift = row_shift(x, n), log_total = logf(exp_sum_only(x, n, shift));
+    float shift = 0, log_total = logf(shifted_sum(x, n, &shift));
     EACH_VECTOR
     {
-        vf shifted = vsub(vget(x + i, left, 0), vset(shift));
+        vf shifted = vsub(vget_ahead(x + i, left, 0, next_row(n)), vset(shift));
         vput(y + i, vsub(shifted, vset(log_total)), left);
     }
 }
@@ -342,28 +414,27 @@ static TARGET void row_log_softmax_backward(float *dx, const float *dy, const fl
     vf total = vset(row_sum(dy, n));
     EACH_VECTOR
     {
-        vf p = vexp(vget(y + i, left, 0));
+        vf p = vexp_flushed(vget(y + i, left, 0));
         vput(dx + i, vfnma(p, total, vget(dy + i, left, 0)), left);
     }
 }
 
 /* -- normalisation ---------------------------------------------------------------------------- */
 
+INLINE vf square_added(vf x, vf sum) { return vfma(x, x, sum); }
+
 static TARGET void row_layernorm(float *y, float *mean, float *rstd, const float *x,
                                  const float *gamma, const float *beta, int64_t n, float eps)
 {
     *mean = row_sum(x, n) / (float)n;
-    vf m = vset(*mean), squares = vset(0);
-    EACH_VECTOR
-    {
-        vf d = vsub(vget(x + i, left, *mean), m); /* padding by the mean adds nothing */
-        squares = vfma(d, d, squares);
-    }
+    vf m = vset(*mean), squares;
+    /* padding by the mean adds nothing */
+    CARRY(squares, vset(0), vadd, square_added(vsub(vget(x + i, left, *mean), m), t))
     *rstd = 1 / sqrtf(vsum(squares) / (float)n + eps);
     vf r = vset(*rstd);
     EACH_VECTOR
     {
-        vf normalised = vmul(vsub(vget(x + i, left, 0), m), r);
+        vf normalised = vmul(vsub(vget_ahead(x + i, left, 0, next_row(n)), m), r);
         vput(y + i, vfma(normalised, vget(gamma + i, left, 0), vget(beta + i, left, 0)), left);
     }
 }
@@ -523,7 +594,7 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \
     .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \
     .sum = row_sum, .sum_of_squares = row_sum_of_squares, .dot = row_dot, .max = row_max,   \
-    .exp_sum = row_exp_sum, .scale = row_scale, .add_scaled = row_add_scaled,               \
+    .exp_sum = row_exp_sum, .scale = row_scale,                                              \
     .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \

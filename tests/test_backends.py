@@ -55,6 +55,15 @@ def test_the_reference_maps_special_values_as_numpy_does(name):
     assert np.array_equal(found, wanted, equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["relu", "silu", "gelu", "gelu_tanh", "gelu_quick"])
+def test_the_slope_of_an_activation_far_out_is_0_or_1(backend, name):
+    x = np.array([20, 3e19, 1e38, -200, -3e19, -1e38], np.float32)
+    with np.errstate(over="ignore"):
+        slope = getattr(backend, name + "_backward")(backend.from_numpy(np.ones_like(x)),
+                                                     backend.from_numpy(x))
+    np.testing.assert_array_equal(backend.to_numpy(slope), [1, 1, 1, 0, 0, 0])
+
+
 WIDE = {"exp": (-80, 80), "tanh": (-12, 12), "erf": (-6, 6), "sigmoid": (-80, 80),
         "sin": (-1e3, 1e3), "cos": (-1e3, 1e3), "log": (1e-30, 1e30)}
 

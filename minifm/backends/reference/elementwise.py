@@ -138,6 +138,7 @@ class Elementwise:
         return 0.5 * x * (1 + np.tanh(u))
 
     def gelu_tanh_backward(self, dy, x):
+        x = np.clip(x, -1e18, 1e18)     # the slope is 0 or 1 there; x² would be infinite soon
         t = np.tanh(SQRT_2_OVER_PI * x * (1 + GELU_CUBIC * x * x))
         du = SQRT_2_OVER_PI * (1 + 3 * GELU_CUBIC * x * x)
         return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)
