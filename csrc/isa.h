@@ -30,6 +30,11 @@ typedef struct {
     /* One sliver of `width` (MR or NR) rows, transposed, zeros beyond the last:
      * out[p * width + r] = in[r * stride + p], p < k. */
     void (*transpose)(float *out, const float *in, int64_t stride, int64_t k, int rows, int width);
+    /* out[p * ld ...] = row p < k of a matrix of windows: the runs in[rows[p] + first ... + length]
+     * one after the other, for `count` runs (first, length). Less than a vector beyond the last of
+     * them is overwritten. */
+    void (*gather)(float *out, const float *in, const int64_t *rows, const int64_t *runs,
+                   int64_t ld, int64_t k, int64_t count);
 
     /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
     void (*map)(float *y, const float *x, int64_t n, int function);

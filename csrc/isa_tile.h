@@ -127,5 +127,28 @@ static TARGET void transpose(float *out, const float *in, int64_t stride, int64_
         pack_transposed(out, in, stride, k, rows, MR);
 }
 
+/* A run reaches a little beyond its end, where the next one begins. */
+static TARGET void gather(float *out, const float *in, const int64_t *rows, const int64_t *runs,
+                          int64_t ld, int64_t k, int64_t count)
+{
+    if (count == 1 && runs[1] == NR) {
+        for (int64_t p = 0; p < k; p++, out += ld)
+#pragma GCC unroll 4
+            for (int j = 0; j < NR; j += VL)
+                vstore(out + j, vload(in + rows[p] + runs[0] + j));
+        return;
+    }
+    for (int64_t p = 0; p < k; p++, out += ld) {
+        float *y = out;
+        for (int64_t run = 0; run < count; run++) {
+            const float *x = in + rows[p] + runs[2 * run];
+            const int64_t n = runs[2 * run + 1];
+            EACH_VECTOR vstore(y + i, vget(x + i, left, 0));
+            y += n;
+        }
+    }
+}
+
 #define TILE_KERNELS                                                                        \
-    .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose
+    .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose, \
+    .gather = gather

@@ -94,6 +94,24 @@ void minifm_rmsnorm(float *y, float *rstd, const float *x, const float *gamma, i
 int minifm_rmsnorm_backward(float *dx, float *dgamma, const float *dy, const float *x,
                             const float *gamma, const float *rstd, int64_t rows, int64_t n);
 
+/* -- convolution.c ------------------------------------------------------------------------------- */
+
+/* Sizes: images [batch, groups inputs, image], weights [groups outputs, inputs, window], results
+ * [batch, groups outputs, result]; image, window, result, stride and padding are (height, width). */
+typedef struct {
+    int64_t batch, groups, inputs, outputs;     /* inputs and outputs: channels of one group */
+    int64_t image[2], window[2], result[2], stride[2], padding[2];
+} minifm_convolution;
+
+/* y = the convolution of x with w, plus bias [groups outputs], which may be NULL. */
+int minifm_convolve(float *y, const float *x, const float *w, const float *bias,
+                    const minifm_convolution *sizes);
+/* dx = its adjoint applied to dy, plus bias [groups inputs], which may be NULL. */
+int minifm_convolve_image_adjoint(float *dx, const float *dy, const float *w, const float *bias,
+                                  const minifm_convolution *sizes);
+int minifm_convolve_weight_adjoint(float *dw, const float *dy, const float *x,
+                                   const minifm_convolution *sizes);
+
 /* -- attention.c --------------------------------------------------------------------------------- */
 
 /* Sizes and the strides of batch, head and position; the last dimension is contiguous. A bias has

@@ -23,6 +23,7 @@ import minifm as mf
 from minifm import backends
 from minifm.backends.reference import Reference
 from minifm.backends.reference.arrays import Arrays
+from minifm.backends.reference.convolution import _columns
 from minifm.errors import ConfigError, FallbackError
 from minifm.generation.generate import tokens
 from minifm.generation.sampling import Sampling
@@ -162,6 +163,111 @@ def test_a_product_can_be_added_to_what_is_there(every_isa, m, n, k):
     assert (np.abs(out) <= bound).all()
 
 
+# -- convolutions: every path, every edge ----------------------------------------------------------
+
+# groups, inputs and outputs of one, image, window, stride, padding: one window, one pixel, rows as
+# wide as a tile and wider, windows that leave pixels out or reach far beyond the image, more than
+# 384 elements, strides larger than windows, depthwise.
+CONVOLUTIONS = [
+    (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)), (1, 3, 7, (5, 16), (3, 3), (1, 1), (1, 1)),
+    (1, 50, 13, (7, 33), (3, 3), (1, 1), (1, 1)), (1, 45, 20, (9, 8), (3, 3), (2, 2), (1, 1)),
+    (2, 400, 5, (3, 11), (1, 1), (1, 1), (0, 0)), (3, 2, 4, (12, 9), (2, 4), (1, 2), (3, 5)),
+    (1, 2, 3, (20, 21), (2, 3), (3, 5), (0, 2)), (17, 1, 1, (6, 40), (3, 3), (1, 1), (1, 1)),
+    (1, 5, 100, (17, 19), (5, 1), (1, 1), (0, 0)), (2, 3, 33, (13, 1), (7, 1), (2, 1), (3, 0)),
+    (1, 4, 6, (15, 15), (1, 1), (2, 2), (0, 0)), (1, 64, 12, (65, 3), (3, 3), (1, 1), (0, 0)),
+]
+GEOMETRIES = pytest.mark.parametrize("geometry", CONVOLUTIONS, ids=str)
+
+
+def convolution(geometry, batch=3):
+    """x, w, dy, and what else the verbs take."""
+    groups, I, O, image, window, stride, padding = geometry
+    x, w = normal(batch, groups * I, *image), normal(groups * O, I, *window, seed=1)
+    result = ((n + 2 * p - k) // s + 1
+              for n, k, s, p in zip(image, window, stride, padding))
+    return x, w, normal(batch, groups * O, *result, seed=2), (stride, padding, groups)
+
+
+def within(found, terms, verb, *operands):
+    """Whether `found` is off by no more than sums of so many terms may be: γ_n Σ|x||w|."""
+    wide, size = (verb(*(f(x.astype(float)) if isinstance(x, np.ndarray) else x
+                         for x in operands)) for f in (np.copy, np.abs))
+    return (np.abs(found - wide) <= terms * parity.U / (1 - terms * parity.U) * size).all()
+
+
+@GEOMETRIES
+def test_a_convolution_and_its_adjoints_are_within_their_bounds(every_isa, geometry):
+    c, reference, (x, w, dy, options) = every_isa, Reference(), convolution(geometry)
+    (O, I, R, S), size = w.shape, x.shape[2:]
+    groups = options[2]
+    assert within(c.convolve(x, w, *options), I * R * S, reference.convolve, x, w, *options)
+    found = c.convolve_image_adjoint(dy, w, size, *options)
+    assert within(found, O // groups * R * S, reference.convolve_image_adjoint, dy, w, size,
+                  *options)
+    found = c.convolve_weight_adjoint(dy, x, (R, S), *options)
+    assert within(found, dy[:, 0].size, reference.convolve_weight_adjoint, dy, x, (R, S), *options)
+
+
+@GEOMETRIES
+def test_a_convolution_is_the_product_with_its_windows_bitwise(every_isa, geometry):
+    """And so does not depend on the batch, or on where in an image a window lies."""
+    c, (x, w, dy, options) = every_isa, convolution(geometry)
+    stride, padding, groups = options
+    columns, _ = _columns(x, w.shape[2:], stride, padding, groups)      # [G, C/G R S, B P Q]
+    product = c.matmul(w.reshape(groups, len(w) // groups, -1), columns)
+    y = c.convolve(x, w, *options)
+    assert same(y.swapaxes(0, 1).reshape(product.shape), product)
+    dx = c.convolve_image_adjoint(dy, w, x.shape[2:], *options)
+    for i in range(len(x)):
+        assert same(c.convolve(x[i : i + 1], w, *options), y[i : i + 1])
+        one = c.convolve_image_adjoint(dy[i : i + 1], w, x.shape[2:], *options)
+        assert same(one, dx[i : i + 1])
+
+
+@GEOMETRIES
+def test_a_bias_is_added_last(every_isa, geometry):
+    c, (x, w, dy, options) = every_isa, convolution(geometry)
+    b, back = normal(len(w)), normal(x.shape[1])
+    y, dx = c.convolve(x, w, *options), c.convolve_image_adjoint(dy, w, x.shape[2:], *options)
+    assert same(c.conv2d(x, w, b, *options), y + b[:, None, None])
+    found = c.conv_transpose2d(dy, w, back, x.shape[2:], *options)
+    assert same(found, dx + back[:, None, None])
+
+
+def test_a_convolution_of_nothing(every_isa):
+    c, options = every_isa, ((1, 1), (1, 1), 1)
+    for B, I, O in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
+        x, w, dy, b = normal(B, I, 5, 6), normal(O, I, 3, 3), normal(B, O, 5, 6), normal(O)
+        y = c.conv2d(x, w, b, *options)
+        assert y.shape == dy.shape and (I or same(y, np.zeros_like(y) + b[:, None, None]))
+        dx = c.convolve_image_adjoint(dy, w, (5, 6), *options)
+        dw = c.convolve_weight_adjoint(dy, x, (3, 3), *options)
+        assert dx.shape == x.shape and dw.shape == w.shape
+        assert (O or not dx.any()) and (B or not dw.any())
+
+
+@pytest.mark.parametrize("call", [
+    "c.convolve(x, w, (1, 1), (1, 1), 1)",
+    "c.convolve_image_adjoint(x, w.transpose(1, 0, 2, 3), (64, 64), (1, 1), (1, 1), 1)",
+    "c.convolve_weight_adjoint(y, x, (3, 3), (1, 1), (1, 1), 1)"])
+def test_a_convolution_without_memory_is_a_memory_error(call):
+    """An image of 64 MB is laid out anew; the process may have 32 MB more."""
+    assert python(f"""
+import numpy as np, resource, minifm
+c = minifm.backend()
+x, y = np.ones((1, 4096, 64, 64), np.float32), np.ones((1, 1, 64, 64), np.float32)
+w = np.ones((1, 4096, 3, 3), np.float32)
+used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if "VmSize" in line)
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), -1))
+try:
+    {call}
+except MemoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+c.convolve(x, w, (1, 1), (1, 1), 1)
+""", MINIFM_BACKEND="c", MINIFM_THREADS="1").startswith("a kernel of the C backend found no memory")
+
+
 # -- any number of threads -------------------------------------------------------------------------
 
 
@@ -175,6 +281,20 @@ def cases():
     targets = np.where(np.arange(260) % 7, np.arange(260) % 130, -100)
     mask = np.random.default_rng(4).random((2, 130)) < 0.8
     many = normal(5000, 7)
+    photos, filters = normal(5, 12, 23, 37), normal(40, 12, 3, 3, seed=1)
+    maps, narrow = normal(5, 40, 23, 37, seed=2), normal(40, 4, 3, 2, seed=3)
+
+    def convolutions(c):
+        return (c.conv2d(photos, filters, filters[:, 0, 0, 0], (1, 1), (1, 1), 1),
+                c.conv2d(photos, narrow[:39], None, (2, 3), (0, 1), 3),
+                c.convolve(maps, normal(70, 40, 1, 1), (1, 1), (0, 0), 1))
+
+    def adjoints(c):
+        small = normal(5, 39, 11, 13, seed=4)
+        return (c.convolve_image_adjoint(maps, filters, (23, 37), (1, 1), (1, 1), 1),
+                c.convolve_weight_adjoint(maps, photos, (3, 3), (1, 1), (1, 1), 1),
+                c.convolve_image_adjoint(small, narrow[:39], (23, 37), (2, 3), (0, 1), 3),
+                c.convolve_weight_adjoint(small, photos, (3, 2), (2, 3), (0, 1), 3))
 
     def attend(c, bias, key_mask, causal):
         y, lse = c.attention(q, k[:, :2], v[:, :2], bias, key_mask, causal, 0.2)
@@ -217,6 +337,8 @@ def cases():
         "embedding_backward": lambda c: c.embedding_backward(rows, ids, 50, None),
         "elementwise": lambda c: (c.add(flat, flat), c.multiply(x, gain), c.divide(x, x[:, :1]),
                                   c.gelu_tanh(flat), c.gelu_backward(flat, flat), c.exp(flat)),
+        "convolution": convolutions,
+        "adjoints of a convolution": adjoints,
         "adamw and ema": in_place,
         "noise": lambda c: (c.random_bits((1, 2), 50_001), c.uniform((1, 2), (50_001,), F32),
                             c.normal((1, 2), (50_001,), F32), c.dropout(flat, 0.3, (1, 2))),

@@ -7,6 +7,7 @@ family, as in the reference; read `operands.py` first.
 
 from minifm.backends.c.arrays import Arrays
 from minifm.backends.c.attention import Attention
+from minifm.backends.c.convolution import Convolution
 from minifm.backends.c.elementwise import Elementwise
 from minifm.backends.c.embedding import Embedding
 from minifm.backends.c.loss import Loss
@@ -24,7 +25,7 @@ from minifm.backends.reference.fallback import count_fallbacks
 
 class CBackend(
     Native, Arrays, Elementwise, Reduction, Product, Softmax, Norm, Attention, Loss, Embedding,
-    Noise, Optimizer,
+    Convolution, Noise, Optimizer,
 ):
     """The verbs of the reference on C kernels. Settings: see `Native`."""
 
