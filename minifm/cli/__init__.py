@@ -12,7 +12,7 @@ VERBS = {
     "pretrain": "train a language model on unlabelled text",
     "generate": "write with a trained model",
     "demo": "train a small GPT on Python's own source and look at the result",
-    "bench": "time every op on every backend against the machine's limits",
+    "bench": "time kernels and models beside other libraries and the machine's limits",
     "env": "show versions, backends and threads, and why something is missing",
 }
 

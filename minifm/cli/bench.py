@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from minifm.cli.generate import show
@@ -116,12 +117,15 @@ def measured(args):
 
 
 def merged(args):
-    """The reports of --from as one, shown: of a row in several the last counts. Ceilings and
-    machine are those of the first."""
+    """The reports of --from as one, shown: of a row in several the last counts, beside whatever
+    any of them was compared with. Ceilings and machine are those of the first."""
     from minifm.testing.benchmark import Row
-    reports = [load_report(path) for path in args.saved]
-    rows = list({(row.set, row.title, row.phase, row.backend, row.mode): row for row in (
-        Row(**row) for report in reports for row in report["rows"])}.values())
+    reports, rows = [load_report(path) for path in args.saved], {}
+    for row in (Row(**row) for report in reports for row in report["rows"]):
+        key = row.set, row.title, row.phase, row.backend, row.mode
+        before = rows[key].versus if key in rows else {}
+        rows[key] = replace(row, versus=before | row.versus)
+    rows = sorted(rows.values(), key=_place(rows.values()))
     whole = reports[0] | {"rows": [vars(row) for row in rows], "peers": {
         name: text for report in reports for name, text in report["peers"].items()}}
     show("\n".join(heading(whole, named=any(row.set != "ops" for row in rows))) + "\n")
@@ -130,6 +134,16 @@ def merged(args):
         show("\n".join(lines_of(list(found), group_now != group)) + "\n")
         group = group_now
     return whole
+
+
+def _place(rows):
+    """A key that sorts rows by set and group, each where it came first, and so by case."""
+    first = {}
+    for row in rows:
+        for key in ((row.set, row.group), (row.set, row.title), (row.set, row.title, row.phase)):
+            first.setdefault(key, len(first))
+    return lambda row: (first[row.set, row.group], first[row.set, row.title],
+                        first[row.set, row.title, row.phase])
 
 
 def load_report(path):

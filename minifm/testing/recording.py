@@ -66,8 +66,9 @@ class Cost:
     copied: tuple           # verbs for which it copied an operand first
 
 
-def costs(example, backend, phases=("forward", "backward")):
-    """{phase: Cost} of an Example on a backend, and the bytes of its inputs and outputs."""
+def costs(example, backend, gradients=True):
+    """{"forward": Cost} of an Example on a backend, and with `gradients` {"backward": Cost} too;
+    and the bytes of its inputs and outputs."""
     recorder, found = Recorder(backend), {}
     flops = example.op.flops(*example.inputs, **example.options)
     with use(recorder):
@@ -75,7 +76,7 @@ def costs(example, backend, phases=("forward", "backward")):
         node, outputs = example.node()
         found["forward"] = Cost(flops, traffic(recorder.calls, arrays_in(example.inputs), outputs),
                                 *since(before, backend))
-        if "backward" not in phases:
+        if not gradients:
             return found, _bytes(example, outputs)
         kept, dys = arrays_in(tuple(vars(node).values())), cotangents(recorder, outputs)
         recorder.calls.clear()

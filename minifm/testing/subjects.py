@@ -2,7 +2,7 @@
 
 Each has `calls(phase)`, an endless iterator of which each step is one call; `costs`, a Cost for
 each phase; and `filled`, the bytes that its calls go through before they come back to the same
-memory. Making one raises `Unable` where the backend cannot do it.
+memory.
 """
 
 import itertools
@@ -14,7 +14,6 @@ import numpy as np
 from minifm import backends, tensor
 from minifm.models import GPT, GPTConfig
 from minifm.rng import Rng
-from minifm.testing.peers import Unable
 from minifm.testing.recording import Cost, besides, costs, cotangents, since
 from minifm.training.optim import AdamW
 
@@ -23,31 +22,27 @@ ADAMW_BYTES = 28        # a parameter: reads w, g, m and v, writes w, m and v
 
 
 class OpSubject:
-    """One op's example on one backend, in as many copies as fill `footprint` bytes."""
+    """One op's example on one backend, in as many copies as fill `footprint` bytes. Its phases
+    are "forward" and "backward", "forward" alone, or "both" in one call."""
 
     def __init__(self, made, backend, footprint, phases=("forward", "backward")):
         self.example, self.backend = made, backend
-        self.costs, size = costs(made, backend, phases if phases == ("forward",) else
-                                 ("forward", "backward"))
+        self.gradients = phases != ("forward",)
+        self.costs, size = costs(made, backend, gradients=self.gradients)
         if phases == ("both",):
-            forward, backward = self.costs["forward"], self.costs["backward"]
-            self.costs = {"both": Cost(
-                forward.flops and 3 * forward.flops,    # one product forward, two gradients
-                forward.bytes + backward.bytes, forward.on_numpy + backward.on_numpy,
-                forward.copied + backward.copied)}
+            self.costs = {"both": together(*self.costs.values())}
         copies = max(1, min(MOST_COPIES, math.ceil(footprint / max(size, 1))))
         self.filled = copies * size
         with backends.use(backend):
             self.options = made.raw_options()
-            self.copies = [self._copy(phases) for _ in range(copies)]
+            self.copies = [self._copy() for _ in range(copies)]
 
-    def _copy(self, phases):
+    def _copy(self):
         """(the op after its forward, its inputs, cotangents), in memory of their own."""
         own = replace(self.example, inputs=tuple(
             x.copy(order="K") if isinstance(x, np.ndarray) else x for x in self.example.inputs))
         node, outputs = own.node()
-        return node, own.arrays(), () if phases == ("forward",) else cotangents(
-            self.backend, outputs)
+        return node, own.arrays(), cotangents(self.backend, outputs) if self.gradients else ()
 
     def calls(self, phase):
         held = [None] * len(self.copies)
@@ -59,6 +54,12 @@ class OpSubject:
                 held[i] = held[i], node.backward(*dys)
             self.backend.sync()
             yield
+
+
+def together(forward, backward):
+    """The Cost of both phases; the gradients of a product are two products, however computed."""
+    return Cost(forward.flops and 3 * forward.flops, forward.bytes + backward.bytes,
+                forward.on_numpy + backward.on_numpy, forward.copied + backward.copied)
 
 
 class OptimizerSubject:
@@ -168,11 +169,3 @@ def numbers(shape):
     """N(0, 1) numbers, float32; a million different ones."""
     return np.resize(np.random.default_rng(0).standard_normal(min(math.prod(shape), 1 << 20),
                                                               np.float32), shape)
-
-
-def checked(make):
-    """What make() gives; `Unable` where memory does not suffice."""
-    try:
-        return make()
-    except MemoryError:
-        raise Unable("there is not enough memory") from None
