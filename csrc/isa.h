@@ -8,6 +8,8 @@
 #ifndef MINIFM_ISA_H
 #define MINIFM_ISA_H
 
+#include "packed.h"
+
 #include <stdint.h>
 
 typedef struct {
@@ -77,6 +79,19 @@ typedef struct {
     void (*ema)(float *average, const float *param, int64_t n, float rate);
     /* ds = p * (dp - delta): the gradient of a softmax row, p given. */
     void (*softmax_gradient)(float *ds, const float *p, const float *dp, int64_t n, float delta);
+
+    /* Weights in low precision (packed.c has the layouts): y[r, 16] = row r of x times one panel,
+     * r < rows <= 4; of x as it is, or rounded, from its row `row` on. */
+    void (*panel_fp32)(float *y, const float *x, const void *panel, int64_t ldy, int64_t k,
+                       int64_t ldx, int rows);
+    void (*panel_bf16)(float *y, const float *x, const void *panel, int64_t ldy, int64_t k,
+                       int64_t ldx, int rows);
+    void (*panel_int8)(float *y, const Rounded *x, int64_t row, const uint8_t *codes,
+                       const uint16_t *scales, int64_t ldy, int rows);
+    void (*panel_int4)(float *y, const Rounded *x, int64_t row, const uint8_t *codes,
+                       const uint16_t *scales, int64_t ldy, int rows);
+    /* q[32] = x[32] / scale to nearest, of -127 ... 127; returns the scale, NaN if x has any. */
+    float (*round_group)(int8_t *q, const float *x);
 
     /* For ceilings.c: `rounds` of multiply-adds that touch no memory, in enough independent chains
      * to keep the processor busy. Returns how many floating-point operations that was; *result

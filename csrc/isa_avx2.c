@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 
 #include <immintrin.h>
+#include <string.h>
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -93,6 +94,45 @@ INLINE double vwide_total(vwide sum)
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
+/* Packed weights: see isa_packed.h. */
+typedef __m256i vi;
+typedef __m256i vb;
+typedef __m256i vn;     /* 16 bits a sum, two to a column: 8 * 2 * 15 * 127 is below 2^15 */
+INLINE vf vload_bf16(const uint16_t *p)
+{
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+INLINE vi vi_zero(void) { return _mm256_setzero_si256(); }
+INLINE vf vfloat(vi x) { return _mm256_cvtepi32_ps(x); }
+INLINE vi vi_minus(vi x, int32_t n) { return _mm256_sub_epi32(x, _mm256_set1_epi32(n)); }
+INLINE vb vbytes(const void *p) { return _mm256_loadu_si256(p); }
+INLINE vb vquad(const int8_t *p)
+{
+    int32_t quad;
+    memcpy(&quad, p, sizeof quad);
+    return _mm256_set1_epi32(quad);
+}
+INLINE vi add_pairs(vi pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+INLINE vi vdot(vi sum, vb w, vb x)
+{
+    /* |w| times x with the sign of w: two products fit 16 bits, and there is no |-128|. */
+    vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_add_epi32(sum, add_pairs(pairs));
+}
+INLINE vb vlow(vb x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE vb vhigh(vb x) { return vlow(_mm256_srli_epi16(x, 4)); }
+INLINE vn vn_zero(void) { return _mm256_setzero_si256(); }
+INLINE vn vn_add(vn sum, vb c, vb x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(c, x)); }
+INLINE vi vn_total(vn sum) { return add_pairs(sum); }
+INLINE void vstore_bytes(int8_t *p, vf x)
+{
+    __m256i whole = _mm256_cvtps_epi32(x);
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole),
+                                    _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
+}
+
 /* Transpose 8 x 8 in registers: pairs, quads, then 128-bit halves. */
 INLINE void transpose_square(vf x[8])
 {
@@ -121,6 +161,7 @@ INLINE void transpose_square(vf x[8])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_packed.h"
 
 static int supported(void)
 {
@@ -128,7 +169,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx2 = {
-    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS,
+    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
 };
 
 #endif

@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 
 #include <immintrin.h>
+#include <string.h>
 
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -59,6 +60,43 @@ INLINE vwide vwide_square(vwide sum, vf x)
 }
 INLINE double vwide_total(vwide sum) { return _mm512_reduce_add_pd(_mm512_add_pd(sum.low, sum.high)); }
 
+/* Packed weights: see isa_packed.h. */
+typedef __m512i vi;
+typedef __m512i vb;
+typedef __m512i vn;     /* 16 bits a sum, two to a column: 8 * 2 * 15 * 127 is below 2^15 */
+INLINE vf vload_bf16(const uint16_t *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
+INLINE vf vfloat(vi x) { return _mm512_cvtepi32_ps(x); }
+INLINE vi vi_minus(vi x, int32_t n) { return _mm512_sub_epi32(x, _mm512_set1_epi32(n)); }
+INLINE vb vbytes(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vb vquad(const int8_t *p)
+{
+    int32_t quad;
+    memcpy(&quad, p, sizeof quad);
+    return _mm512_set1_epi32(quad);
+}
+INLINE vi add_pairs(vi pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
+INLINE vi vdot(vi sum, vb w, vb x)
+{
+    /* |w| times x with the sign of w: two products fit 16 bits, and there is no |-128|. */
+    __mmask64 negative = _mm512_movepi8_mask(w);
+    vb turned = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
+    return _mm512_add_epi32(sum, add_pairs(_mm512_maddubs_epi16(_mm512_abs_epi8(w), turned)));
+}
+INLINE vb vlow(vb x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE vb vhigh(vb x) { return vlow(_mm512_srli_epi16(x, 4)); }
+INLINE vn vn_zero(void) { return _mm512_setzero_si512(); }
+INLINE vn vn_add(vn sum, vb c, vb x) { return _mm512_add_epi16(sum, _mm512_maddubs_epi16(c, x)); }
+INLINE vi vn_total(vn sum) { return add_pairs(sum); }
+INLINE void vstore_bytes(int8_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
 /* Transpose 16 x 16 in registers: pairs, quads, then 128-bit lanes twice. */
 INLINE void transpose_square(vf x[16])
 {
@@ -93,6 +131,7 @@ INLINE void transpose_square(vf x[16])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_packed.h"
 
 static int supported(void)
 {
@@ -102,7 +141,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx512 = {
-    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS,
+    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
 };
 
 #endif

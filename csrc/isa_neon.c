@@ -4,6 +4,7 @@
 #if defined(__aarch64__)
 
 #include <arm_neon.h>
+#include <string.h>
 
 #define TARGET
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -75,6 +76,38 @@ INLINE vwide vwide_square(vwide sum, vf x)
 }
 INLINE double vwide_total(vwide sum) { return vaddvq_f64(vaddq_f64(sum.low, sum.high)); }
 
+/* Packed weights: see isa_packed.h. */
+typedef int32x4_t vi;
+typedef int8x16_t vb;
+typedef int32x4_t vn;
+INLINE vf vload_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+INLINE vi vi_zero(void) { return vdupq_n_s32(0); }
+INLINE vf vfloat(vi x) { return vcvtq_f32_s32(x); }
+INLINE vi vi_minus(vi x, int32_t n) { return vsubq_s32(x, vdupq_n_s32(n)); }
+INLINE vb vbytes(const void *p) { return vld1q_s8(p); }
+INLINE vb vquad(const int8_t *p)
+{
+    int32_t quad;
+    memcpy(&quad, p, sizeof quad);
+    return vreinterpretq_s8_s32(vdupq_n_s32(quad));
+}
+INLINE vi vdot(vi sum, vb w, vb x)
+{
+    int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return vpadalq_s16(sum, vpaddq_s16(low, high)); /* two products fit 16 bits */
+}
+INLINE vb vlow(vb x) { return vandq_s8(x, vdupq_n_s8(15)); }
+INLINE vb vhigh(vb x) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x), 4)); }
+INLINE vn vn_zero(void) { return vi_zero(); }
+INLINE vn vn_add(vn sum, vb c, vb x) { return vdot(sum, c, x); }
+INLINE vi vn_total(vn sum) { return sum; }
+INLINE void vstore_bytes(int8_t *p, vf x)
+{
+    int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(x));
+    int32_t four = vget_lane_s32(vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(words, words))), 0);
+    memcpy(p, &four, sizeof four);
+}
+
 /* Transpose 4 x 4 in registers: pairs, then halves. */
 INLINE void transpose_square(vf x[4])
 {
@@ -87,11 +120,12 @@ INLINE void transpose_square(vf x[4])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_packed.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_neon = {
-    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS,
+    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
 };
 
 #endif

@@ -84,6 +84,57 @@ INLINE vf vscale(vf x, vf n)
     return x * power_of_two(half) * power_of_two(n - half);
 }
 
+/* Packed weights: see isa_packed.h. */
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef struct { int8_t at[4 * VL]; } vb;
+typedef vi vn;
+INLINE vf vload_bf16(const uint16_t *p)
+{
+    return (vf)((vm){p[0], p[1], p[2], p[3]} << 16);
+}
+INLINE vi vi_zero(void) { return (vi){0, 0, 0, 0}; }
+INLINE vf vfloat(vi x) { return __builtin_convertvector(x, vf); }
+INLINE vi vi_minus(vi x, int32_t n) { return x - n; }
+INLINE vb vbytes(const void *p)
+{
+    vb x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE vb vquad(const int8_t *p)
+{
+    vb x;
+    for (int i = 0; i < 4 * VL; i++)
+        x.at[i] = p[i % 4];
+    return x;
+}
+INLINE vi vdot(vi sum, vb w, vb x)
+{
+    for (int i = 0; i < 4 * VL; i++)
+        sum[i / 4] += w.at[i] * x.at[i];
+    return sum;
+}
+INLINE vb vlow(vb x)
+{
+    for (int i = 0; i < 4 * VL; i++)
+        x.at[i] &= 15;
+    return x;
+}
+INLINE vb vhigh(vb x)
+{
+    for (int i = 0; i < 4 * VL; i++)
+        x.at[i] = x.at[i] >> 4 & 15;
+    return x;
+}
+INLINE vn vn_zero(void) { return vi_zero(); }
+INLINE vn vn_add(vn sum, vb c, vb x) { return vdot(sum, c, x); }
+INLINE vi vn_total(vn sum) { return sum; }
+INLINE void vstore_bytes(int8_t *p, vf x)
+{
+    for (int i = 0; i < VL; i++)
+        p[i] = (int8_t)x[i];
+}
+
 INLINE void transpose_square(vf x[4])
 {
     vf a = x[0], b = x[1], c = x[2], d = x[3];
@@ -95,9 +146,10 @@ INLINE void transpose_square(vf x[4])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_packed.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_portable = {
-    .name = "portable", .supported = supported, TILE_KERNELS, ROW_KERNELS,
+    .name = "portable", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
 };

@@ -49,6 +49,22 @@ int minifm_linear(float *y, float *z, const float *x, const float *w, const floa
                   const float *residual, int64_t m, int64_t n, int64_t k, int64_t x_row,
                   int64_t x_k, int64_t w_k, int64_t w_col, int function);
 
+/* -- weights in low precision: packed.c; the layouts are described there ------------------------ */
+
+enum { MINIFM_FP32, MINIFM_BF16, MINIFM_INT8, MINIFM_INT4 };
+
+/* codes and scales of w[n, k], which lies by strides. The int4 scale is the best of largest weight /
+ * (-8 candidates[tried]). Weights are finite where the format is an int one. */
+void minifm_pack(void *codes, uint16_t *scales, const float *w, const float *candidates,
+                 int64_t n, int64_t k, int64_t w_n, int64_t w_k, int tried, int format);
+/* z = x w + bias; y = f(z) + residual, as minifm_linear; x [m, k] is contiguous. */
+int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
+                         const uint16_t *scales, const float *bias, const float *residual,
+                         int64_t m, int64_t n, int64_t k, int format, int function);
+/* y[n, k] = rows ids[n] of the `rows` that are packed. Returns 0, or -1 where an id is outside. */
+int minifm_packed_rows(float *y, const void *codes, const uint16_t *scales, const int64_t *ids,
+                       int64_t n, int64_t rows, int64_t k, int format);
+
 /* -- rows: rows.c ---------------------------------------------------------------------------- */
 
 /* y[rows, n] = softmax(x[rows, n]) of each row, its logarithm, and their gradients. */

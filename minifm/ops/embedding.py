@@ -3,6 +3,7 @@
 
 from minifm.errors import ConfigError, ShapeError
 from minifm.op import Op, check_integers, explain
+from minifm.ops.packed import refuse_gradient
 from minifm.tensor import apply, leaf_grad
 
 
@@ -13,6 +14,8 @@ class Embedding(Op):
     fresh = True
 
     def forward(self, weight, ids):
+        if self.needs[0]:
+            refuse_gradient(weight)
         self.ids, self.rows = ids, weight.shape[0]
         return self.backend.embedding(weight, ids)
 
@@ -76,7 +79,7 @@ class Dropout(Op):
 
 
 def embedding(weight, ids):
-    """weight [V, C], integer ids [*B] -> [*B, C]."""
+    """weight [V, C], plain or packed (ops/packed.py), integer ids [*B] -> [*B, C]."""
     return apply(Embedding, weight, ids)
 
 

@@ -10,6 +10,7 @@ import math
 from minifm.errors import ConfigError
 from minifm.op import Op, check_integers
 from minifm.ops.elementwise import multiply
+from minifm.ops.packed import refuse_gradient
 from minifm.ops.reduce import sum
 from minifm.tensor import apply, leaf_grad
 
@@ -55,6 +56,8 @@ class LinearCrossEntropy(Op):
     fresh = True
 
     def forward(self, x, weight, targets, ignore_index=IGNORE, smoothing=0.0):
+        if self.needs[1]:
+            refuse_gradient(weight)
         b = self.backend
         self.options = ignore_index, smoothing
         self.shape, self.weight = x.shape, weight

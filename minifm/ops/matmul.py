@@ -8,6 +8,7 @@ from minifm.errors import ShapeError
 from minifm.op import Op, check_arithmetic, explain
 from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
 from minifm.ops.elementwise import unbroadcast
+from minifm.ops.packed import refuse_gradient
 from minifm.tensor import apply, leaf_grad
 
 # What `linear` can fuse: the activation's function -> its verb.
@@ -64,6 +65,8 @@ class Linear(Op):
     fresh = True
 
     def forward(self, x, weight, bias, residual, activation=None):
+        if self.needs[1]:
+            refuse_gradient(weight)
         self.x, self.weight, self.activation = x, weight, activation
         y, self.z = self.backend.linear(x, weight, bias, activation, residual)
         return y
@@ -105,8 +108,8 @@ def matmul(x, y):
 def linear(x, weight, bias=None, activation=None, residual=None):
     """activation(x @ weight + bias) + residual, in one pass where the backend can.
 
-    x [*B, K]; weight [K, N] (stored in, out); bias [N]; residual [*B, N]; `activation` one of
-    the functions relu, silu, gelu, gelu_tanh, gelu_quick.
+    x [*B, K]; weight [K, N] (stored in, out), plain or packed (ops/packed.py); bias [N];
+    residual [*B, N]; `activation` one of the functions relu, silu, gelu, gelu_tanh, gelu_quick.
     """
     if activation is not None and activation not in ACTIVATIONS:
         known = ", ".join(f.__name__ for f in ACTIVATIONS)

@@ -15,6 +15,7 @@ from minifm.backends.c.noise import Noise
 from minifm.backends.c.norm import Norm
 from minifm.backends.c.operands import Operands
 from minifm.backends.c.optimizer import Optimizer
+from minifm.backends.c.packed import Packing
 from minifm.backends.c.product import Product
 from minifm.backends.c.reduction import Reduction
 from minifm.backends.c.softmax import Softmax
@@ -25,7 +26,7 @@ from minifm.backends.reference.fallback import count_fallbacks
 
 class CBackend(
     Native, Arrays, Elementwise, Reduction, Product, Softmax, Norm, Attention, Loss, Embedding,
-    Convolution, Noise, Optimizer,
+    Convolution, Noise, Optimizer, Packing,
 ):
     """The verbs of the reference on C kernels. Settings: see `Native`."""
 

@@ -5,10 +5,13 @@ import numpy as np
 from minifm.backends.c.operands import F32, INTEGERS, Operands, from_buffer, indices_of, pointer
 from minifm.backends.native import lib
 from minifm.backends.reference.embedding import check_ids
+from minifm.backends.reference.packed import Packed
 
 
 class Embedding(Operands):
     def embedding(self, w, ids):
+        if isinstance(w, Packed):
+            return self.embedding_packed(w, ids)
         if w.dtype != F32:
             return self._on_numpy("embedding", w, ids)
         w, indices = self._contiguous(w, "embedding"), indices_of(ids)

@@ -17,6 +17,7 @@ from minifm.backends.c.operands import (
 )
 from minifm.backends.native import ffi, lib
 from minifm.backends.reference import Reference
+from minifm.backends.reference.packed import Packed
 
 
 class Product(Operands):
@@ -47,6 +48,8 @@ class Product(Operands):
                                NULL, NULL, *x_steps, *y_steps, 1))
 
     def linear(self, x, w, b, activation, residual):
+        if isinstance(w, Packed):
+            return self._linear_packed(x, w, b, activation, residual)
         if not x.dtype == w.dtype == F32:
             return Reference.linear(self, x, w, b, activation, residual)
         K, N = w.shape

@@ -22,6 +22,7 @@ from minifm.backends.reference.loss import Loss
 from minifm.backends.reference.noise import Noise
 from minifm.backends.reference.norm import Norm
 from minifm.backends.reference.optimizer import Optimizer
+from minifm.backends.reference.packed import Packing
 from minifm.backends.reference.product import Product
 from minifm.backends.reference.reduction import Reduction
 from minifm.backends.reference.softmax import Softmax
@@ -29,7 +30,7 @@ from minifm.backends.reference.softmax import Softmax
 
 class Reference(
     Arrays, Elementwise, Reduction, Product, Softmax, Norm, Attention, Loss, Embedding,
-    Convolution, Noise, Optimizer,
+    Convolution, Noise, Optimizer, Packing,
 ):
     """All verbs, in NumPy. Arrays are `np.ndarray`."""
 

@@ -19,7 +19,7 @@ class Arrays:
 
     def to_numpy(self, array):
         """A NumPy array of the backend's; shares memory where it can."""
-        return array
+        return self.unpacked(array)
 
     def sync(self):
         """Wait until every verb called so far has finished. On the host they all have."""

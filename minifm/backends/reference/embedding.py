@@ -3,6 +3,7 @@
 import numpy as np
 
 from minifm.backends.reference.fallback import composed
+from minifm.backends.reference.packed import Packed
 from minifm.errors import ShapeError
 
 
@@ -10,6 +11,8 @@ class Embedding:
     def embedding(self, w, ids):
         """w [V, C], ids [*B] -> [*B, C]. An id outside 0 … V - 1 raises."""
         check_ids(ids, w.shape[0], "embedding")
+        if isinstance(w, Packed):
+            return self.embedding_packed(w, ids)
         return w[ids]
 
     def embedding_backward(self, dy, ids, rows, weight_grad):

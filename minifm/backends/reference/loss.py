@@ -44,7 +44,7 @@ class Loss:
         """
         classes = self.transpose(w, (1, 0))                                 # [C, V]
         parts = [
-            self.cross_entropy(self.matmul(self.getitem(x, rows), classes),
+            self.cross_entropy(self.linear(self.getitem(x, rows), classes, None, None, None)[0],
                                self.getitem(targets, rows), ignore_index, smoothing)
             for rows in _chunks(x.shape[0])
         ]
@@ -58,13 +58,14 @@ class Loss:
         """dx [N, C] and dw [V, C], each None where `needs` says so. Logits are computed again,
         a chunk of tokens at a time."""
         classes, dx, dw = self.transpose(w, (1, 0)), [], weight_grad
+        table = self.unpacked(w) if needs[0] else None
         for rows in _chunks(x.shape[0]):
             part = self.getitem(x, rows)
             d = self.cross_entropy_backward(
-                self.getitem(dlosses, rows), self.matmul(part, classes),
+                self.getitem(dlosses, rows), self.linear(part, classes, None, None, None)[0],
                 self.getitem(targets, rows), self.getitem(lse, rows), ignore_index, smoothing)
             if needs[0]:
-                dx.append(self.matmul(d, w))                                # [n, C]
+                dx.append(self.matmul(d, table))                            # [n, C]
             if needs[1]:
                 dw = self.accumulate_product(self.transpose(d, (1, 0)), part, dw)
         return (self.concatenate(dx, 0) if needs[0] else None), (dw if needs[1] else None)

@@ -1,8 +1,11 @@
 """Matrix products: the plain one, and `linear`, the fused one that every layer uses."""
 
+import math
+
 import numpy as np
 
 from minifm.backends.reference.fallback import composed
+from minifm.backends.reference.packed import Packed
 
 
 class Product:
@@ -18,12 +21,13 @@ class Product:
     def linear(self, x, w, b, activation, residual):
         """y = act(x @ w + b) + residual.
 
-        x [*B, K], w [K, N], b [N] or None, residual [*B, N] or None; `activation` names a verb
-        ("gelu_tanh", …) or is None. Returns y [*B, N] and z = x @ w + b, or None for z where
-        there is no activation, because then no backward needs it.
+        x [*B, K], w [K, N], plain or Packed (packed.py), b [N] or None, residual [*B, N] or None;
+        `activation` names a verb ("gelu_tanh", …) or is None. Returns y [*B, N] and z = x @ w + b,
+        or None for z where there is no activation, because then no backward needs it.
         """
         *batch, K = x.shape
-        z = self.matmul(self.reshape(x, (-1, K)) if len(batch) != 1 else x, w)
+        product = self.matmul_packed if isinstance(w, Packed) else self.matmul
+        z = product(self.reshape(x, (math.prod(batch), K)) if len(batch) != 1 else x, w)
         z = self.reshape(z, (*batch, w.shape[1]))
         if b is not None:
             z = self.add(z, b)
@@ -44,6 +48,7 @@ class Product:
         rows = self.reshape(dy, (-1, N))                                    # [M, N]
         dx = dw = db = None
         if needs[0]:
+            w = self.unpacked(w)
             dx = self.reshape(self.matmul(rows, self.transpose(w, (1, 0))), x.shape)
         if needs[1]:
             columns = self.transpose(self.reshape(x, (-1, K)), (1, 0))      # [K, M]
