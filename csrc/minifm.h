@@ -31,8 +31,20 @@ enum {
 /* Functions of two. */
 enum { MINIFM_ADD, MINIFM_SUBTRACT, MINIFM_MULTIPLY, MINIFM_DIVIDE };
 
-/* Keep large blocks of freed memory for the next step, for the whole process. */
-void minifm_keep_memory(void);
+/* -- memory: pool.c ---------------------------------------------------------------------------- */
+
+/* NumPy's PyDataMem_Handler of the pool, and the name that its capsule must have. */
+void *minifm_pool_handler(void);
+const char *minifm_pool_capsule_name(void);
+
+/* Blocks handed out from memory that was there (hits) or fresh from the system (misses) since the
+ * process began; bytes in use and idle; the most in use at once since memory was released. */
+typedef struct {
+    int64_t hits, misses, used, idle, peak;
+} minifm_pool_state;
+minifm_pool_state minifm_pool_statistics(void);
+/* Give idle memory back to the system; returns how many bytes. */
+int64_t minifm_release_memory(void);
 
 /* -- products: gemm.c ------------------------------------------------------------------------ */
 

@@ -21,9 +21,12 @@ _numbers = itertools.count(1)
 
 
 class _Recording(threading.local):
-    """Whether this thread records graphs."""
+    """Whether this thread records graphs. Made anew in each thread, by its first op."""
 
-    on = True
+    def __init__(self):
+        self.on = True
+        if backends._active is not None:    # else `use` is still to come, and does it
+            backends._active.enter_thread()
 
 
 _recording = _Recording()

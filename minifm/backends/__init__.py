@@ -34,6 +34,7 @@ def use(backend):
         raise BackendUnavailable(f"use: expected a backend or one of {', '.join(NAMES)}, got "
                                  f"{backend!r}")
     _active = get(backend) if isinstance(backend, str) else backend
+    _active.enter_thread()
     return Switch(_active, previous)
 
 

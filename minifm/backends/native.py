@@ -19,11 +19,14 @@ except ImportError as error:
         f"backend 'c': the compiled extension is not there ({error}); {REMEDY}") from error
 
 
+from minifm.backends import pool  # noqa: E402 (it needs the extension too)
+
+
 class Native:
     """What CBackend knows about its machine; the settings hold for the whole process."""
 
     def __init__(self):
-        lib.minifm_keep_memory()
+        self.unpooled = pool.install()      # None, or why NumPy cannot use the pool
         self.blas_follows = None        # until someone asks for a number of threads
         wanted = os.environ.get("MINIFM_THREADS", "")
         if wanted:
@@ -55,6 +58,16 @@ class Native:
         """Use so many threads, here and in NumPy's BLAS. Results do not depend on it."""
         lib.minifm_set_threads(_thread_count(threads, "threads"))
         self.blas_follows = limit_blas(threads)
+
+    def enter_thread(self):
+        pool.install()
+
+    def memory(self):
+        """What the pool of arrays has done and holds: a PoolState."""
+        return pool.statistics()
+
+    def release_memory(self):
+        return pool.release()
 
     def describe(self):
         """One line for a benchmark: instruction set, threads, compiler."""

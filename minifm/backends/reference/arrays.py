@@ -24,6 +24,13 @@ class Arrays:
     def sync(self):
         """Wait until every verb called so far has finished. On the host they all have."""
 
+    def enter_thread(self):
+        """Called in each thread that computes, before its first op and when it switches here."""
+
+    def release_memory(self):
+        """Give memory that is kept for later arrays back to the system; returns how many bytes."""
+        return 0
+
     # -- new arrays ------------------------------------------------------------------------
 
     def empty(self, shape, dtype):
