@@ -264,7 +264,7 @@ def test_each_case_has_its_proper_limit(tiny):
 
 def test_a_step_of_decoding_is_held_against_weights_and_cache(tiny):
     L, C, H, T, V = shape = 2, 8, 2, 1024, 11
-    after_1, after_512, after_1023, prefill = cases.decoding(shape)
+    after_1, after_512, after_1023, prefill, *packed = cases.decoding(shape)
     block = 12 * C * C + 13 * C
     weights = L * block + V * C + 2 * C + C         # and one position
     for case, position in ((after_1, 1), (after_512, 512), (after_1023, 1023)):
@@ -274,6 +274,13 @@ def test_a_step_of_decoding_is_held_against_weights_and_cache(tiny):
     limit, found = amount(prefill, tiny)
     products = 512 * L * 24 * C * C + 2 * V * C     # logits after the last token alone
     assert limit == "FMA" and found == pytest.approx(products + 2 * L * C * 512 * 513)
+    matrices, others = L * 12 * C * C + V * C, L * 13 * C + 3 * C
+    for case, bytes_each in zip(packed[::4], (2, None, None)):      # int formats: see below
+        found = amount(case, tiny)[1]
+        if bytes_each:
+            assert found == pytest.approx(bytes_each * matrices + 4 * (others + 2 * L * C * 2))
+        else:
+            assert found < 4 * (weights + 2 * L * C * 2)
 
 
 def test_the_named_sets_are_those_that_are_promised():
@@ -284,8 +291,8 @@ def test_the_named_sets_are_those_that_are_promised():
                         "gelu 4096×3072", "linear+cross-entropy 4096·768→50257",
                         "adamw GPT-2 124M", "conv2d 7×7 stem 224²"),
             "step": ("step L4", "step L6", "step gpt2"),
-            "decode": ("decode after 1", "decode after 512", "decode after 1023",
-                       "prefill 512 tokens")}.items():
+            "decode": ("decode fp32 after 1", "decode bf16 after 512", "decode int8 after 1023",
+                       "decode int4 after 1", "prefill fp32 512 tokens")}.items():
         assert set(wanted) <= set(names[set_])
         assert len(set(names[set_])) == len(names[set_])
     assert all(any(case.quick for case in make()) for make in cases.SETS.values())
@@ -381,7 +388,7 @@ def test_a_peers_script_compiles_and_needs_no_minifm(library):
 
 def test_a_saved_report_is_shown_and_drawn_without_measuring(monkeypatch, quick, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(cases, "SETS", {"kernels": lambda: LITTLE[:-5], "decode": lambda: []})
+    monkeypatch.setattr(cases, "SETS", {"kernels": lambda: LITTLE[:-17], "decode": lambda: []})
     data, picture = tmp_path / "a.json", tmp_path / "a.png"
     assert main(["bench", "--set", "kernels", "--json", str(data), "--plot", str(picture)]) == 0
     measured = capsys.readouterr().out

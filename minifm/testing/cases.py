@@ -37,7 +37,7 @@ LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50257))      
 EAGER = {"PyTorch": ("eager",)}
 COMPILED = {"PyTorch": ("eager", "compile")}
 TRAINED = {"PyTorch": ("eager", "compile", "bf16", "bf16+compile")}
-DECODED = {"PyTorch": ("eager", "bf16"), "llama.cpp": ("F32",)}
+FORMATS = {None: "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}     # and llama.cpp's
 
 
 @dataclass(frozen=True)
@@ -219,16 +219,19 @@ def steps(shapes=STEPS):
 
 
 def decoding(shape=GPT2):
-    """The next token after few and many, then a prompt at once."""
-    for position, tokens in ((1, 1), (512, 1), (1023, 1), (0, 512)):
-        yield Case("decode", "prefill" if tokens > 1 else "decode",
-                   f"{tokens} tokens" if tokens > 1 else f"after {position}", ("logits",),
-                   lambda backend, footprint, p=position, n=tokens:
-                   TokenSubject(backend, shape, p, n),
-                   limit="FMA" if tokens > 1 else "read", quick=position == 512, modes=DECODED,
-                   request={"kind": "token", "shape": shape, "position": position,
-                            "tokens": tokens}, tokens=tokens,
-                   inputs=" ".join(f"{k}{v}" for k, v in zip("LCHTV", shape)))
+    """The next token after few and many, and a prompt at once, with the weights in each format."""
+    for format, like in FORMATS.items():
+        for position, tokens in ((1, 1), (512, 1), (1023, 1), (0, 512)):
+            prompt = tokens > 1
+            yield Case(
+                "decode", "prefill" if prompt else "decode",
+                f"{format or 'fp32'} {f'{tokens} tokens' if prompt else f'after {position}'}",
+                ("logits",), lambda backend, footprint, p=position, n=tokens, f=format:
+                TokenSubject(backend, shape, p, n, f),
+                limit="FMA" if prompt else "read", quick=position == 512, tokens=tokens,
+                request={"kind": "token", "shape": shape, "position": position, "tokens": tokens},
+                modes={"PyTorch": ("eager", "bf16"), "llama.cpp": (like,)},
+                inputs=" ".join(f"{k}{v}" for k, v in zip("LCHTV", shape)))
 
 
 SETS = {"kernels": kernels, "step": steps, "decode": decoding}

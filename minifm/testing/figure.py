@@ -17,6 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 OTHERS = {"numpy": ("#8C8C8C", "o", "NumPy"), "PyTorch": ("#D55E00", "D", "PyTorch"),
           "llama.cpp": ("#7F3C8D", "^", "llama.cpp")}
 INK, FAINT = "#222222", "#C8C8C8"
+FIRST_WORDS = ("gemm", "decode", "prefill")     # whose cases' first words are kinds: NN, int8
 BAR = 0.30              # inches that a bar takes
 LABELS = 44             # that a roofline has room for
 
@@ -67,12 +68,14 @@ def shown(rows):
 
 
 def kind_of(row):
-    """"gemm NN", "softmax backward", "decode": what a case shares a bar with."""
-    layout = row["name"].split()[0] if row["group"] == "gemm" else ""
-    layout += ", few rows" if layout and row["limit"] == "read" else ""
-    phase = row["phase"] if row["phase"] in ("forward", "backward") and row["group"] != "gemm" \
-        else ""
-    return " ".join(part for part in (row["group"], layout, phase) if part)
+    """"gemm NN", "softmax backward", "decode int8": what a case shares a bar with."""
+    kind = [row["group"]]
+    if row["group"] in FIRST_WORDS:
+        kind.append(row["name"].partition(" ")[0])
+    elif row["phase"] in ("forward", "backward"):
+        kind.append(row["phase"])
+    few = row["group"] == "gemm" and row["limit"] == "read"
+    return " ".join(kind) + (", few rows" if few else "")
 
 
 def by_kind(rows):
@@ -86,10 +89,9 @@ def by_kind(rows):
 def _described(kind, rows):
     if len(rows) > 1:
         return f"{kind} ({len(rows)})"
-    group, _, rest = kind.partition(" ")
-    name = rows[0]["name"] if rows[0]["group"] != "gemm" else rows[0]["name"].partition(" ")[2]
-    return " ".join(part for part in (group, rest if rows[0]["group"] == "gemm" else "", name,
-                                      rest if rows[0]["group"] != "gemm" else "") if part)
+    row, phase = rows[0], rows[0]["phase"]
+    title = f"{row['group']} {row['name']}"
+    return f"{title} {phase}" if phase in ("forward", "backward") and phase in kind else title
 
 
 def title(report, row):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minifm import backends, tensor
+from minifm import backends, ops, tensor
 from minifm.models import GPT, GPTConfig
 from minifm.rng import Rng
 from minifm.testing.recording import Cost, besides, costs, cotangents, since
@@ -123,11 +123,12 @@ class StepSubject:
 
 
 class TokenSubject:
-    """The logits after `tokens` more tokens of one sequence, with `position` in the cache."""
+    """The logits after `tokens` more tokens of one sequence, with `position` in the cache, and the
+    weights of all products in `format` (ops/packed.py); None: as they are trained."""
 
     filled = math.inf
 
-    def __init__(self, backend, shape, position, tokens):
+    def __init__(self, backend, shape, position, tokens, format=None):
         L, C, H, T, V = shape
         self.backend, self.position = backend, position
         ids = Rng(1).integers(0, V, (1, position + tokens))
@@ -135,13 +136,15 @@ class TokenSubject:
         with backends.use(backend):
             config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
             self.model = GPT(config, Rng(0))
+            weights = 4 * (config.parameters - (T - tokens) * C)    # of the positions, these alone
+            if format:
+                weights += pack_weights(self.model, format)
             self.cache = self.model.cache(1)
             if position:
                 self.following(ids[:, :position])
         last = position + tokens
         flops = (tokens * (config.flops_per_token(0) - 2 * V * C) + 2 * V * C   # one row of logits
                  + 2 * L * C * (last * (last + 1) - position * (position + 1)))
-        weights = 4 * (config.parameters - (T - tokens) * C)    # of the positions, these alone
         self.costs = observed(backend, "logits", self.calls, flops,
                               weights + 4 * 2 * L * C * last)
 
@@ -156,6 +159,21 @@ class TokenSubject:
                 self.cache.lengths = np.array([self.position])
                 self.following(self.ids)
             yield
+
+
+def pack_weights(model, format):
+    """Put packed weights in the place of a GPT's matrices; by how many bytes it is larger now."""
+    layers = [(model.token_embedding, 1)]               # its table serves as the head, transposed
+    for block in model.blocks:
+        layers += [(layer, 0) for layer in (
+            block.attention.project, block.attention.output, block.perceptron.expand,
+            block.perceptron.output)]
+    grown = 0
+    for layer, inner in layers:
+        packed = ops.pack(layer.weight, format, inner)
+        grown += packed.data.nbytes - layer.weight.data.nbytes
+        layer.weight = packed
+    return grown
 
 
 def observed(backend, phase, calls, flops, size):
