@@ -9,7 +9,7 @@
  * a block of the larger one by ticket, packs it for itself and multiplies it by the whole panel
  * (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). `thin`:
  * few or small rows, or many small products; a ticket packs its own sliver of B and reads A in
- * place. `streamed`: up to four rows times a large B, as in decoding; B is read once, row by row.
+ * place. `streamed`: few rows times a large B, as in decoding; B is read once, row by row.
  */
 #include "gemm.h"
 #include "isa.h"
@@ -25,8 +25,9 @@ enum {
     PACKED_TOGETHER = 8,    /* slivers: rows of this length are read in one go */
     FINISHED_TOGETHER = 4,  /* slivers to which the epilogue comes while L2 holds them */
     THIN_COLS = 8,          /* slivers of a ticket (thin) */
-    STREAMED_ROWS = 4,
-    STREAMED_COLS = 1024,
+    STREAMED_ROWS = 16,
+    STREAMED_SUMS = 4096,   /* running sums that stay in L1 */
+    STREAMED_LEAST = 256,   /* columns of a ticket, at least */
 };
 
 /* Below this many multiply-adds, waking the pool costs more than it brings. */
@@ -44,13 +45,14 @@ typedef struct {
     float *y;               /* epilogue: y = f(c + bias) + residual; NULL for none */
     const float *bias, *residual;
     int function;
-    float *packed;          /* blocked: the panel, and what a ticket takes of the other operand */
+    float *packed;          /* blocked: the panel; streamed: the sums of each block */
     int64_t panel_count, panel_depth, block;
     int panel_is_a;
     int64_t group;          /* columns of a ticket (thin, streamed) */
 } Product;
 
 static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+static int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 /* -- pieces ----------------------------------------------------------------------------------- */
@@ -250,39 +252,79 @@ static void thin(void *context, int thread, int threads)
     }
 }
 
-/* -- streamed: a few rows ------------------------------------------------------------------------ */
+/* -- streamed: few rows -------------------------------------------------------------------------- */
 
-static void stream_columns(const Product *p, const float *a, const float *b, float *c, int64_t j,
-                           int64_t width)
+/* sums[m, n by its rows] of block `k` of the law, columns j ... of one product. They run in a room
+ * of their own, and so do the rows of A: rows that lie a power of two apart would push each other
+ * out of L1. */
+static void stream_columns(const Product *p, int64_t item, float *sums, int64_t k, int64_t j,
+                           int64_t j_end)
 {
-    float sums[STREAMED_ROWS * STREAMED_COLS];
-    for (int64_t k = 0; k < p->k; k += KC) {
-        memset(sums, 0, (size_t)(p->m * width) * sizeof *sums);
-        kernels->stream(sums, a + k * p->a_k, b + k * p->b_k + j, width, smaller(KC, p->k - k),
-                        p->a_row, p->a_k, p->b_k, (int)p->m, width);
-        for (int64_t r = 0; r < p->m; r++) {
-            float *out = c + r * p->n + j, *sum = sums + r * width;
-            if (p->accumulate || k > 0)
-                for (int64_t i = 0; i < width; i++)
-                    out[i] += sum[i];
-            else
-                memcpy(out, sum, (size_t)width * sizeof *out);
-        }
+    const float *a = p->a + (p->a_offsets ? p->a_offsets[item] : 0) + k * p->a_k;
+    const float *b = p->b + (p->b_offsets ? p->b_offsets[item] : 0) + k * p->b_k;
+    const int64_t at_once = STREAMED_SUMS / p->m / 16 * 16, stride = at_once + 16;
+    const int64_t depth = smaller(KC, p->k - k);
+    int64_t a_row = p->a_row;
+    float room[STREAMED_SUMS + 16 * STREAMED_ROWS], rows[STREAMED_ROWS * (KC + 16)];
+    if (p->a_k == 1 && p->m > 1) {
+        for (int64_t r = 0; r < p->m; r++)
+            memcpy(rows + r * (KC + 16), a + r * a_row, (size_t)depth * sizeof *rows);
+        a = rows;
+        a_row = KC + 16;
+    }
+    for (int64_t width; j < j_end; j += width) {
+        width = smaller(at_once, j_end - j);
+        memset(room, 0, (size_t)(p->m * stride) * sizeof *room);
+        kernels->stream(room, a, b + j, stride, depth, a_row, p->a_k, p->b_k, (int)p->m, width);
+        for (int64_t r = 0; r < p->m; r++)
+            memcpy(sums + r * p->n + j, room + r * stride, (size_t)width * sizeof *sums);
     }
 }
 
+/* c[n] = or += the sums of all blocks, in their order. */
+static void add_blocks(const Product *p, float *c, const float *sums, int64_t stride, int64_t n)
+{
+    int64_t first = 0;
+    if (!p->accumulate) {
+        memcpy(c, sums, (size_t)n * sizeof *c);
+        first = 1;
+    }
+    for (int64_t block = first; block < ceil_div(p->k, KC); block++)
+        kernels->binary(c, c, sums + block * stride, n, 1, 1, MINIFM_ADD);
+}
+
+/* Whole blocks of k are a ticket's, so that it reads rows of B that are long, one after the other;
+ * the law adds their sums at the end. */
 static void streamed(void *context, int thread, int threads)
 {
     const Product *p = context;
-    const int64_t across = ceil_div(p->n, p->group);
-    for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
-        int64_t item = t / across, j0 = t % across * p->group;
-        int64_t j1 = smaller(p->n, j0 + p->group);
-        const float *a = p->a + (p->a_offsets ? p->a_offsets[item] : 0);
-        const float *b = p->b + (p->b_offsets ? p->b_offsets[item] : 0);
-        stream_columns(p, a, b, p->c + item * p->m * p->n, j0, j1 - j0);
-        epilogue(p, 0, p->m, j0, j1);
+    const int64_t across = ceil_div(p->n, p->group), blocks = ceil_div(p->k, KC);
+    const int64_t size = p->m * p->n;
+    for (int64_t t; (t = pool_ticket()) < p->batch * blocks * across;) {
+        int64_t item = t / across / blocks, block = t / across % blocks, j = t % across * p->group;
+        stream_columns(p, item, p->packed + (item * blocks + block) * size, block * KC, j,
+                       smaller(p->n, j + p->group));
     }
+    pool_barrier(threads);
+    for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
+        int64_t item = t / across, j = t % across * p->group, width = smaller(p->group, p->n - j);
+        for (int64_t r = 0; r < p->m; r++)
+            add_blocks(p, p->c + item * size + r * p->n + j,
+                       p->packed + item * blocks * size + r * p->n + j, size, width);
+        epilogue(p, 0, p->m, j, j + width);
+    }
+}
+
+static int run_streamed(Product *p, int threads)
+{
+    const int64_t blocks = ceil_div(p->k, KC), tickets = p->batch * blocks;
+    p->packed = scratch(SHARED, (size_t)(tickets * p->m * p->n) * sizeof(float));
+    p->group = larger(STREAMED_LEAST, ceil_div(p->n, ceil_div(threads, tickets)));
+    p->group = ceil_div(p->group, 64) * 64;
+    if (!p->packed)
+        return -1;
+    pool_run(streamed, p, threads);
+    return 0;
 }
 
 /* -- which path ------------------------------------------------------------------------------------ */
@@ -325,8 +367,7 @@ static int run(Product *p)
     const int threads = work * (double)p->batch < WORTH_THREADS ? 1 : pool_threads();
     int status = 0;
     if (p->m <= STREAMED_ROWS && p->b_col == 1) {
-        p->group = columns_per_ticket(p, 64, STREAMED_COLS, threads);
-        pool_run(streamed, p, threads);
+        status = run_streamed(p, threads);
     } else if (p->m > 3 * MR && work > WORTH_PACKING) {
         status = run_blocked(p);
     } else {

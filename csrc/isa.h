@@ -22,7 +22,7 @@ typedef struct {
     void (*tile)(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
                  int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate);
     /* sums[r, j] += sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, into running sums
-     * for any n; rows <= 4. Streams through rows of b: for products with few rows. */
+     * for any n. Streams through rows of b: for products with few rows. */
     void (*stream)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
                    int64_t a_row, int64_t a_k, int64_t b_k, int rows, int64_t n);
     /* Slivers of `width` (MR or NR) columns, sliver s at out + s * sliver, zeros beyond the last:

@@ -526,45 +526,57 @@ static TARGET void row_ema(float *average, const float *param, int64_t n, float 
 
 /* -- few rows times a large matrix: rows of b stream by, four at a time --------------------------- */
 
-INLINE void stream_rows(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
-                        int64_t a_row, int64_t a_k, int64_t b_k, const int rows, int64_t n)
+enum { STREAMED = 4, AHEAD = 8 }; /* rows of b at a time; how many rows ahead they are fetched */
+
+/* V vectors of each of `rows` running sums take in `depth` rows of b. */
+INLINE void stream_block(float *sums, const float *a, const float *b, int64_t lds, int64_t a_row,
+                         int64_t a_k, int64_t b_k, int rows, const int depth, const int V,
+                         int64_t left)
 {
-    int64_t p = 0;
-    for (; p + 4 <= k; p += 4, a += 4 * a_k, b += 4 * b_k)
-        EACH_VECTOR
-        {
-            vf b0 = vget(b + i, left, 0), b1 = vget(b + b_k + i, left, 0);
-            vf b2 = vget(b + 2 * b_k + i, left, 0), b3 = vget(b + 3 * b_k + i, left, 0);
-            for (int r = 0; r < rows; r++) {
-                const float *x = a + r * a_row;
-                vf s = vget(sums + r * lds + i, left, 0);
-                s = vfma(vset(x[0]), b0, s);
-                s = vfma(vset(x[a_k]), b1, s);
-                s = vfma(vset(x[2 * a_k]), b2, s);
-                s = vfma(vset(x[3 * a_k]), b3, s);
-                vput(sums + r * lds + i, s, left);
-            }
+    vf row[STREAMED][2], sum[2];
+#pragma GCC unroll 4
+    for (int p = 0; p < depth; p++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++)
+            row[p][v] = vget(b + p * b_k + v * VL, left - v * VL, 0);
+    for (int r = 0; r < rows; r++, a += a_row, sums += lds) {
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++)
+            sum[v] = vget(sums + v * VL, left - v * VL, 0);
+#pragma GCC unroll 4
+        for (int p = 0; p < depth; p++) {
+            vf x = vset(a[p * a_k]);
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++)
+                sum[v] = vfma(x, row[p][v], sum[v]);
         }
-    for (; p < k; p++, a += a_k, b += b_k)
-        EACH_VECTOR
-        {
-            vf b0 = vget(b + i, left, 0);
-            for (int r = 0; r < rows; r++) {
-                vf s = vfma(vset(a[r * a_row]), b0, vget(sums + r * lds + i, left, 0));
-                vput(sums + r * lds + i, s, left);
-            }
-        }
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++)
+            vput(sums + v * VL, sum[v], left - v * VL);
+    }
+}
+
+INLINE void stream_rows(float *sums, const float *a, const float *b, int64_t lds, int64_t a_row,
+                        int64_t a_k, int64_t b_k, int rows, const int depth, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 2 * VL <= n; i += 2 * VL) {
+#pragma GCC unroll 4
+        for (int p = 0; p < depth; p++)
+            __builtin_prefetch(b + (p + AHEAD) * b_k + i, 0, 2); /* to L2: L1 is full */
+        stream_block(sums + i, a, b + i, lds, a_row, a_k, b_k, rows, depth, 2, 2 * VL);
+    }
+    for (; i < n; i += VL)
+        stream_block(sums + i, a, b + i, lds, a_row, a_k, b_k, rows, depth, 1, n - i);
 }
 
 static TARGET void stream(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
                           int64_t a_row, int64_t a_k, int64_t b_k, int rows, int64_t n)
 {
-    switch (rows) {
-    case 1: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 1, n); break;
-    case 2: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 2, n); break;
-    case 3: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 3, n); break;
-    case 4: stream_rows(sums, a, b, lds, k, a_row, a_k, b_k, 4, n); break;
-    }
+    for (; k >= STREAMED; k -= STREAMED, a += STREAMED * a_k, b += STREAMED * b_k)
+        stream_rows(sums, a, b, lds, a_row, a_k, b_k, rows, STREAMED, n);
+    for (; k > 0; k--, a += a_k, b += b_k)
+        stream_rows(sums, a, b, lds, a_row, a_k, b_k, rows, 1, n);
 }
 
 /* -- the ceiling of arithmetic -------------------------------------------------------------------- */
