@@ -526,7 +526,7 @@ static TARGET void row_ema(float *average, const float *param, int64_t n, float 
 
 /* -- few rows times a large matrix: rows of b stream by, four at a time --------------------------- */
 
-enum { STREAMED = 4, AHEAD = 8 }; /* rows of b at a time; how many rows ahead they are fetched */
+enum { STREAMED = 4, ROWS_AHEAD = 8 }; /* rows of b at a time; how far ahead they are fetched */
 
 /* V vectors of each of `rows` running sums take in `depth` rows of b. */
 INLINE void stream_block(float *sums, const float *a, const float *b, int64_t lds, int64_t a_row,
@@ -563,7 +563,7 @@ INLINE void stream_rows(float *sums, const float *a, const float *b, int64_t lds
     for (; i + 2 * VL <= n; i += 2 * VL) {
 #pragma GCC unroll 4
         for (int p = 0; p < depth; p++)
-            __builtin_prefetch(b + (p + AHEAD) * b_k + i, 0, 2); /* to L2: L1 is full */
+            __builtin_prefetch(b + (p + ROWS_AHEAD) * b_k + i, 0, 2); /* to L2: L1 is full */
         stream_block(sums + i, a, b + i, lds, a_row, a_k, b_k, rows, depth, 2, 2 * VL);
     }
     for (; i < n; i += VL)
