@@ -1,15 +1,17 @@
-/* Scaled dot-product attention, forward and backward, a block of queries at a time.
+/* Scaled dot-product attention, forward and backward, a block of queries and keys at a time.
  *
- * The scores of a block of queries against all the keys they see fit in the cache; they are
- * computed, turned into weights and multiplied with the values there, and never stored beyond
- * that. The backward pass computes them again from the log-sum-exp of the forward pass (Dao et
- * al. 2022). Under the causal mask, tiles without a visible key are skipped.
+ * Scores are kept with the keys down and the queries across, so that each lane of a vector is a
+ * query: maxima, weights and sums need no step across lanes, and keys and values are read as they
+ * lie. A block of scores becomes weights and is multiplied with the values while the cache holds
+ * it; what is kept of a query is a running maximum, sum and result (online softmax, Milakov &
+ * Gimelshein 2018). The backward pass computes the weights again from the log-sum-exp (Dao et al.
+ * 2022). Keys that the causal mask hides from a whole tile are skipped.
  *
- * A query's result depends on the keys it sees and on nothing else: dot products run over d, and
- * sums over keys run over j, in one order, and a hidden key adds an exact zero. So the last row of
- * a long sequence and a single query against its cache agree bitwise.
+ * A query's result depends on the keys it sees and on nothing else: dot products run over d and
+ * sums run over keys, in order, the keys in blocks that begin at multiples of KEYS, and a hidden
+ * key adds an exact zero. So the last row of a long sequence and a single query against its cache
+ * agree bitwise.
  */
-#include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
 #include "threads.h"
@@ -17,29 +19,46 @@
 #include <math.h>
 #include <string.h>
 
-enum { BLOCK_TILES = 4 }; /* row tiles of a block of queries */
+enum {
+    KEYS = 96,              /* of a block: part of every result. A multiple of every tile_rows */
+    QUERIES = 48,           /* of a block, at least */
+};
 
 typedef minifm_attention_shape Shape;
 
 typedef struct {
     const Shape *s;
     float *y, *lse_out, *dq, *dk, *dv, *dbias;
-    const float *q, *k, *v, *bias, *dy, *lse;
+    const float *q, *k, *v, *bias, *dy, *y_in, *lse;
     const uint8_t *key_mask;
-    int64_t splits, blocks;         /* tickets of a head, blocks of queries of a ticket */
-    int64_t key_slivers, d_slivers, e_slivers;
+    int64_t rows;           /* queries of a block */
+    int64_t d_padded, e_padded;     /* widths, in whole tiles */
+    int64_t blocks;         /* of the queries of a head */
+    int64_t splits, units;  /* tickets of a key head for y or dq, blocks of queries of each */
+    int64_t key_splits, key_units;  /* for dk, dv (and dq without splits), and blocks of keys */
 } Attention;
+
+/* What a ticket works on: some of the blocks of queries of all heads that look at key head g,
+ * numbered from head to head, and, backward, some keys. */
+typedef struct {
+    int64_t b, g, u0, u1, j0, j1;
+    int want_q, want_kv;    /* backward: which gradients */
+} Part;
 
 /* A thread's scratch, cut into named pieces. */
 typedef struct {
-    float *keys_t;      /* scale k, transposed: slivers [D, NR] of keys */
-    float *keys;        /* scale k: slivers [S, NR] of D */
-    float *values_t;    /* v transposed: slivers [E, NR] of keys */
-    float *values;      /* v: slivers [S, NR] of E */
-    float *rows_t;      /* tiles [D or E, MR] of q, or of dy */
-    float *queries;     /* scale q of the block: slivers [rows, NR] of D */
-    float *dys;         /* dy of the block: slivers [rows, NR] of E */
-    float *p, *ds;      /* weights and score gradients of the block [rows, keys] */
+    float *keys;            /* k: [S, D] */
+    float *values;          /* forward: v in slivers [S, NR] of E; backward: [S, E] */
+    float *key_slivers;     /* k in slivers [S, NR] of D */
+    float *queries_t;       /* scale q of the block, transposed: slivers [D, NR] of queries */
+    float *dys_t;           /* dy likewise */
+    float *queries, *dys;   /* scale q, dy of the block: slivers [queries, NR] of D, E */
+    float *p, *ds;          /* scores, then weights, and score gradients [KEYS, queries] */
+    float *sums;            /* of the block: y or dq [queries, E or D] */
+    float *dk, *dv;         /* [S, D], [S, E] */
+    float *top, *total, *decay;     /* of each query; backward: lse and delta in the first two */
+    float *bias;            /* of a sliver of queries [KEYS, NR] */
+    float *y_t;             /* y of a sliver, transposed [E, NR] */
 } Room;
 
 static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -84,264 +103,427 @@ static void pack_transposed(float *out, const float *x, int64_t stride, int64_t 
     }
 }
 
-/* Slivers [rows, NR] of the columns of x[rows, width], scaled, zeros beyond the last column. */
-static void pack_rows(float *out, const float *x, int64_t stride, int64_t rows, int64_t width,
-                      float scale)
+/* Slivers [ld, NR] of the columns of x[rows, width]. */
+static void pack_rows(float *out, int64_t ld, const float *x, int64_t stride, int64_t rows,
+                      int64_t width)
 {
     const int64_t NR = kernels->tile_cols;
-    for (int64_t j = 0; j < width; j += NR)
-        for (int64_t i = 0; i < rows; i++, out += NR) {
-            int64_t columns = smaller(NR, width - j);
-            kernels->scale(out, x + i * stride + j, columns, scale);
-            if (columns < NR)
-                memset(out + columns, 0, (size_t)(NR - columns) * sizeof *out);
+    kernels->pack(out, ld * NR, x, stride, rows, width, (int)NR);
+}
+
+static void copy_rows(float *out, int64_t out_stride, const float *x, int64_t stride,
+                      int64_t rows, int64_t width)
+{
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(out + i * out_stride, x + i * stride, (size_t)width * sizeof *x);
+}
+
+/* -- products ------------------------------------------------------------------------------------ */
+
+/* How many of the block's n keys from j0 on at least one of `count` queries from i on sees. */
+static int64_t seen_by(const Shape *s, int64_t i, int64_t count, int64_t j0, int64_t n)
+{
+    return larger(0, smaller(n, visible(s, smaller(i + count, s->queries) - 1) - j0));
+}
+
+/* scores[keys, queries] of n rows of x (keys or values) and the slivers of a block of queries
+ * (or dys), but for tiles that nobody sees. */
+static void multiply_scores(float *scores, const Attention *a, const float *x, int64_t width,
+                            const float *slivers, int64_t i0, int64_t rows, int64_t j0, int64_t n)
+{
+    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
+    for (int64_t c = 0; c < rows; c += NR) {
+        int64_t seen = seen_by(a->s, i0 + c, NR, j0, n);
+        for (int64_t j = 0; j < seen; j += MR)
+            kernels->tile(scores + j * a->rows + c, x + j * width, slivers + c * width, a->rows,
+                          width, width, 1, NR, (int)MR, 0);
+    }
+}
+
+/* sums[queries, width] += the weights, transposed, times slivers [ld, NR] of the keys' rows. */
+static void multiply_rows(float *sums, const Attention *a, const float *weights,
+                          const float *slivers, int64_t ld, int64_t padded, int64_t i0,
+                          int64_t rows, int64_t j0, int64_t n)
+{
+    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
+    for (int64_t c = 0; c < padded; c += NR)
+        for (int64_t r = 0; r < rows; r += MR)
+            kernels->tile(sums + r * padded + c, weights + r, slivers + c * ld, padded,
+                          seen_by(a->s, i0 + r, MR, j0, n), 1, a->rows, NR,
+                          (int)smaller(MR, rows - r), 1);
+}
+
+/* sums[keys, width] += the weights times slivers [queries, NR] of the queries' rows. */
+static void multiply_keys(float *sums, const Attention *a, const float *weights,
+                          const float *slivers, int64_t padded, int64_t i0, int64_t rows,
+                          int64_t j0, int64_t n)
+{
+    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
+    const Shape *s = a->s;
+    for (int64_t c = 0; c < padded; c += NR)
+        for (int64_t j = 0; j < n; j += MR) {
+            /* the first query of the block that sees the key */
+            int64_t first = s->causal ? larger(0, j0 + j - (s->keys - s->queries) - i0) : 0;
+            kernels->tile(sums + j * padded + c, weights + j * a->rows + first,
+                          slivers + c * a->rows + first * NR, padded, rows - first, a->rows, 1, NR,
+                          (int)smaller(MR, n - j), 1);
         }
 }
 
-/* c[rows, width] = (or +=) a[rows, k] times the slivers of b, each [ldb, NR], of which `b` is
- * the first row that counts. */
-static void multiply(float *c, int64_t ldc, const float *a, int64_t a_row, int64_t a_k,
-                     const float *b, int64_t ldb, int64_t k, int64_t rows, int64_t width,
-                     int accumulate)
+/* -- masks and bias ------------------------------------------------------------------------------ */
+
+static void fill(float *x, int64_t n, float value)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = value;
+}
+
+/* Add the bias to scores [n, NR] of `rows` queries from i on. */
+static void add_bias(const Attention *a, Room *room, float *scores, int64_t b, int64_t h,
+                     int64_t i, int64_t rows, int64_t j0, int64_t n)
+{
+    const int64_t NR = kernels->tile_cols, *strides = a->s->bias_strides;
+    const float *bias = at(a->bias, strides, b, h, i) + j0 * strides[3];
+    if (strides[3])
+        kernels->transpose(room->bias, bias, strides[2], n, (int)rows, (int)NR);
+    else
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t r = 0; r < NR; r++)
+                room->bias[j * NR + r] = r < rows ? bias[r * strides[2]] : 0;
+    for (int64_t j = 0; j < n; j++)
+        kernels->binary(scores + j * a->rows, scores + j * a->rows, room->bias + j * NR, NR, 1, 1,
+                        MINIFM_ADD);
+}
+
+/* Bias and masks on scores [n, NR] of `rows` queries from i on: -inf where a key is hidden. */
+static void bias_and_mask(const Attention *a, Room *room, float *scores, int64_t b, int64_t h,
+                          int64_t i, int64_t rows, int64_t j0, int64_t n)
 {
     const int64_t NR = kernels->tile_cols;
-    for (int64_t j = 0; j < width; j += NR, b += ldb * NR) {
-        int64_t k0 = 0;
-        do { /* also once for k = 0, to write zeros */
-            one_tile(c + j, a + k0 * a_k, b + k0 * NR, ldc, smaller(KC, k - k0), a_row, a_k, NR,
-                     rows, width - j, accumulate || k0 > 0);
-            k0 += KC;
-        } while (k0 < k);
-    }
-}
-
-/* scores[rows, n] of `rows` rows of x (queries, or dys) against the slivers of packed keys. */
-static void multiply_tiles(float *scores, int64_t ld, Room *room, const float *x, int64_t stride,
-                           const float *packed, int64_t width, int64_t i0, int64_t rows,
-                           const Shape *s)
-{
-    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
-    for (int64_t r = 0; r < rows; r += MR) {
-        int64_t height = smaller(MR, rows - r), n = visible(s, i0 + r + height - 1);
-        kernels->transpose(room->rows_t, x + r * stride, stride, width, (int)height, (int)MR);
-        for (int64_t j = 0; j < n; j += NR)
-            kernels->tile(scores + r * ld + j, room->rows_t, packed + j * width, ld, width, 1, MR,
-                          NR, (int)height, 0);
-    }
-}
-
-/* Add the bias of query i to its scores[n], and -inf where a key is hidden. */
-static void bias_and_mask(const Attention *a, float *scores, int64_t b, int64_t h, int64_t i,
-                          int64_t n)
-{
-    const int64_t *strides = a->s->bias_strides;
     if (a->bias)
-        kernels->binary(scores, scores, at(a->bias, strides, b, h, i), n, 1, (int)strides[3],
-                        MINIFM_ADD);
-    const uint8_t *mask = a->key_mask ? a->key_mask + b * a->s->keys : NULL;
-    for (int64_t j = 0; mask && j < n; j++)
-        if (!mask[j])
-            scores[j] = -INFINITY;
+        add_bias(a, room, scores, b, h, i, rows, j0, n);
+    if (a->key_mask) {
+        const uint8_t *mask = a->key_mask + b * a->s->keys + j0;
+        for (int64_t j = 0; j < n; j++)
+            if (!mask[j])
+                fill(scores + j * a->rows, NR, -INFINITY);
+    }
+    if (a->s->causal) {
+        /* query i + r sees keys 0 ... first + r - 1 of the block */
+        const int64_t first = i + a->s->keys - a->s->queries + 1 - j0;
+        for (int64_t j = larger(0, first); j < n; j++)
+            fill(scores + j * a->rows, smaller(NR, j - first + 1), -INFINITY);
+    }
 }
 
 /* -- forward -------------------------------------------------------------------------------------- */
 
-/* scores[n] to e^(score - max), zeros up to `width`; returns 1 / sum and sets the log-sum-exp. */
-static float weigh(float *scores, int64_t n, int64_t width, float *lse)
+/* The block's scores to weights, in place; sums of a query whose maximum rises are scaled down. */
+static void weigh_block(const Attention *a, Room *room, int64_t b, int64_t h, int64_t i0,
+                        int64_t rows, int64_t j0, int64_t n)
 {
-    float top = kernels->max(scores, n), shift = top == -INFINITY ? 0 : top;
-    float total = kernels->exp_sum(scores, scores, n, shift);
-    memset(scores + n, 0, (size_t)(width - n) * sizeof *scores);
-    *lse = shift + logf(total);
-    return total == 0 ? 0 : 1 / total; /* nothing to look at: zeros */
+    const int64_t NR = kernels->tile_cols;
+    for (int64_t c = 0; c < rows; c += NR) {
+        int64_t seen = seen_by(a->s, i0 + c, NR, j0, n), width = smaller(NR, rows - c);
+        bias_and_mask(a, room, room->p + c, b, h, i0 + c, width, j0, seen);
+        kernels->weigh(room->p + c, room->top + c, room->total + c, room->decay + c, a->rows,
+                       seen);
+        for (int64_t j = seen; j < n; j++)
+            fill(room->p + j * a->rows + c, NR, 0);
+    }
+    for (int64_t r = 0; r < rows && j0 > 0; r++)
+        if (room->decay[r] != 1)
+            kernels->scale(room->sums + r * a->e_padded, room->sums + r * a->e_padded, a->e_padded,
+                           room->decay[r]);
 }
 
-static void forward_block(const Attention *a, Room *room, int64_t b, int64_t h, int64_t i0,
+static void forward_block(const Attention *a, Room *room, const Part *part, int64_t h, int64_t i0,
                           int64_t rows)
 {
     const Shape *s = a->s;
-    const int64_t MR = kernels->tile_rows, ld = a->key_slivers * kernels->tile_cols;
-    multiply_tiles(room->p, ld, room, at(a->q, s->q_strides, b, h, i0), s->q_strides[2],
-                   room->keys_t, s->width, i0, rows, s);
-    for (int64_t r = 0; r < rows; r += MR) {
-        int64_t height = smaller(MR, rows - r), n = visible(s, i0 + r + height - 1);
-        float *y = at_out(a->y, s->y_strides, b, h, i0 + r), inverse[64];
-        for (int64_t t = 0; t < height; t++) {
-            int64_t i = i0 + r + t, seen = visible(s, i);
-            float *scores = room->p + (r + t) * ld;
-            bias_and_mask(a, scores, b, h, i, seen);
-            inverse[t] = weigh(scores, seen, n, a->lse_out + row_of(s, b, h, i));
-        }
-        multiply(y, s->y_strides[2], room->p + r * ld, ld, 1, room->values, s->keys, n, height,
-                 s->value_width, 0);
-        for (int64_t t = 0; t < height; t++)
-            kernels->scale(y + t * s->y_strides[2], y + t * s->y_strides[2], s->value_width,
-                           inverse[t]);
+    const int64_t n = visible(s, i0 + rows - 1);
+    pack_transposed(room->queries_t, at(a->q, s->q_strides, part->b, h, i0), s->q_strides[2], rows,
+                    s->width, s->scale);
+    memset(room->sums, 0, (size_t)(rows * a->e_padded) * sizeof *room->sums);
+    fill(room->top, a->rows, -INFINITY);
+    fill(room->total, a->rows, 0);
+    for (int64_t j = 0; j < n; j += KEYS) {
+        int64_t keys = smaller(KEYS, n - j);
+        multiply_scores(room->p, a, room->keys + j * s->width, s->width, room->queries_t, i0, rows,
+                        j, keys);
+        weigh_block(a, room, part->b, h, i0, rows, j, keys);
+        multiply_rows(room->sums, a, room->p, room->values + j * kernels->tile_cols, s->keys,
+                      a->e_padded, i0, rows, j, keys);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        float total = room->total[r], shift = room->top[r] == -INFINITY ? 0 : room->top[r];
+        kernels->scale(at_out(a->y, s->y_strides, part->b, h, i0 + r),
+                       room->sums + r * a->e_padded, s->value_width,
+                       total == 0 ? 0 : 1 / total); /* nothing to look at: zeros */
+        a->lse_out[row_of(s, part->b, h, i0 + r)] = shift + logf(total);
+    }
+}
+
+/* The block of queries that is number u of the heads that look at key head g. */
+static void locate(const Attention *a, const Part *part, int64_t u, int64_t *h, int64_t *i0,
+                   int64_t *rows)
+{
+    *h = part->g * (a->s->heads / a->s->key_heads) + u / a->blocks;
+    *i0 = u % a->blocks * a->rows;
+    *rows = smaller(a->rows, a->s->queries - *i0);
+}
+
+static void forward_part(const Attention *a, Room *room, const Part *part)
+{
+    const Shape *s = a->s;
+    copy_rows(room->keys, s->width, at(a->k, s->k_strides, part->b, part->g, 0), s->k_strides[2],
+              part->j1, s->width);
+    pack_rows(room->values, s->keys, at(a->v, s->v_strides, part->b, part->g, 0), s->v_strides[2],
+              part->j1, s->value_width);
+    for (int64_t u = part->u0, h, i0, rows; u < part->u1; u++) {
+        locate(a, part, u, &h, &i0, &rows);
+        forward_block(a, room, part, h, i0, rows);
     }
 }
 
 /* -- backward ------------------------------------------------------------------------------------- */
 
-/* p = e^(score - lse) and, from dp, ds = p (dp - delta), zeros up to `width`. delta is p . dp, not
- * dy . y, the same number by another sum: where one key has all the weight, ds is exactly 0. */
-static void score_gradient(const Attention *a, float *p, float *ds, int64_t b, int64_t h,
-                           int64_t i, int64_t width)
+/* The log-sum-exp of each query and delta = dy . y, by the same sum over e as dp = dy . v: where one
+ * key has all the weight, so that y is its v, dp - delta is exactly 0. */
+static void row_statistics(const Attention *a, Room *room, int64_t b, int64_t h, int64_t i0,
+                           int64_t rows)
 {
     const Shape *s = a->s;
-    const float lse = a->lse[row_of(s, b, h, i)];
-    int64_t n = lse == -INFINITY ? 0 : visible(s, i);
-    bias_and_mask(a, p, b, h, i, n);
-    kernels->exp_sum(p, p, n, lse);
-    kernels->softmax_gradient(ds, p, ds, n, kernels->dot(p, ds, n));
-    memset(p + n, 0, (size_t)(width - n) * sizeof *p);
-    memset(ds + n, 0, (size_t)(width - n) * sizeof *ds);
-    if (a->dbias) {
-        float *row = a->dbias + row_of(s, b, h, i) * s->keys;
-        memcpy(row, ds, (size_t)n * sizeof *row);
-        memset(row + n, 0, (size_t)(s->keys - n) * sizeof *row);
-    }
-}
-
-/* dk and dv of the keys that the block sees += dsT q and pT dy. */
-static void key_gradients(const Attention *a, Room *room, int64_t b, int64_t g, int64_t i0,
-                          int64_t rows, int64_t n)
-{
-    const Shape *s = a->s;
-    const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols, ld = a->key_slivers * NR;
-    for (int64_t j = 0; j < n; j += MR) {
-        /* the first query of the block that sees key j */
-        int64_t first = s->causal ? larger(0, j - (s->keys - s->queries) - i0) : 0;
-        int64_t height = smaller(MR, n - j), k = rows - first;
-        multiply(at_out(a->dv, s->dv_strides, b, g, j), s->dv_strides[2],
-                 room->p + first * ld + j, 1, ld, room->dys + first * NR, rows, k, height,
-                 s->value_width, 1);
-        multiply(at_out(a->dk, s->dk_strides, b, g, j), s->dk_strides[2],
-                 room->ds + first * ld + j, 1, ld, room->queries + first * NR, rows, k, height,
-                 s->width, 1);
-    }
-}
-
-static void backward_block(const Attention *a, Room *room, int64_t b, int64_t h, int64_t g,
-                           int64_t i0, int64_t rows)
-{
-    const Shape *s = a->s;
-    const int64_t MR = kernels->tile_rows, ld = a->key_slivers * kernels->tile_cols;
-    const int64_t n = visible(s, i0 + rows - 1);
-    const float *q = at(a->q, s->q_strides, b, h, i0), *dy = at(a->dy, s->dy_strides, b, h, i0);
-    multiply_tiles(room->p, ld, room, q, s->q_strides[2], room->keys_t, s->width, i0, rows, s);
-    multiply_tiles(room->ds, ld, room, dy, s->dy_strides[2], room->values_t, s->value_width, i0,
-                   rows, s);
+    const int64_t NR = kernels->tile_cols, E = s->value_width;
+    const float *y = at(a->y_in, s->y_strides, b, h, i0), *lse = a->lse + row_of(s, b, h, i0);
+    fill(room->top, a->rows, 0);
     for (int64_t r = 0; r < rows; r++)
-        score_gradient(a, room->p + r * ld, room->ds + r * ld, b, h, i0 + r, n);
-    pack_rows(room->queries, q, s->q_strides[2], rows, s->width, s->scale);
-    pack_rows(room->dys, dy, s->dy_strides[2], rows, s->value_width, 1);
-    key_gradients(a, room, b, g, i0, rows, n);
-    for (int64_t r = 0; r < rows; r += MR) {
-        int64_t height = smaller(MR, rows - r);
-        multiply(at_out(a->dq, s->dq_strides, b, h, i0 + r), s->dq_strides[2], room->ds + r * ld,
-                 ld, 1, room->keys, s->keys, visible(s, i0 + r + height - 1), height, s->width, 0);
+        room->top[r] = lse[r] == -INFINITY ? 0 : lse[r];
+    for (int64_t c = 0; c < rows; c += NR) {
+        kernels->transpose(room->y_t, y + c * s->y_strides[2], s->y_strides[2], E,
+                           (int)smaller(NR, rows - c), (int)NR);
+        kernels->dot_columns(room->total + c, room->dys_t + c * E, room->y_t, E);
+    }
+}
+
+/* Scores and dp to weights p = e^(score - lse) and score gradients ds = p (dp - delta). */
+static void weigh_again(const Attention *a, Room *room, int64_t b, int64_t h, int64_t i0,
+                              int64_t rows, int64_t j0, int64_t n)
+{
+    const int64_t NR = kernels->tile_cols;
+    for (int64_t c = 0; c < rows; c += NR) {
+        int64_t seen = seen_by(a->s, i0 + c, NR, j0, n), width = smaller(NR, rows - c);
+        bias_and_mask(a, room, room->p + c, b, h, i0 + c, width, j0, seen);
+        kernels->weigh_again(room->p + c, room->ds + c, room->top + c, room->total + c, a->rows,
+                                seen);
+        for (int64_t j = seen; j < n; j++) {
+            fill(room->p + j * a->rows + c, NR, 0);
+            fill(room->ds + j * a->rows + c, NR, 0);
+        }
+    }
+}
+
+/* dbias[queries, S] = ds of the block, transposed; zeros for keys that no query of it sees. */
+static void write_dbias(const Attention *a, const Room *room, int64_t b, int64_t h, int64_t i0,
+                        int64_t rows, int64_t j0, int64_t n)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        float *out = a->dbias + row_of(a->s, b, h, i0 + r) * a->s->keys + j0;
+        for (int64_t j = 0; j < n; j++)
+            out[j] = room->ds[j * a->rows + r];
+    }
+}
+
+static void backward_block(const Attention *a, Room *room, const Part *part, int64_t h, int64_t i0,
+                           int64_t rows)
+{
+    const Shape *s = a->s;
+    const int64_t b = part->b, D = s->width, E = s->value_width, NR = kernels->tile_cols;
+    const int64_t end = smaller(part->j1, visible(s, i0 + rows - 1));
+    const float *q = at(a->q, s->q_strides, b, h, i0), *dy = at(a->dy, s->dy_strides, b, h, i0);
+    pack_transposed(room->queries_t, q, s->q_strides[2], rows, D, s->scale);
+    pack_transposed(room->dys_t, dy, s->dy_strides[2], rows, E, 1);
+    pack_rows(room->queries, a->rows, q, s->q_strides[2], rows, D);
+    kernels->scale(room->queries, room->queries, a->rows * a->d_padded, s->scale);
+    pack_rows(room->dys, a->rows, dy, s->dy_strides[2], rows, E);
+    row_statistics(a, room, b, h, i0, rows);
+    memset(room->sums, 0, (size_t)(rows * a->d_padded) * sizeof *room->sums);
+    for (int64_t j = part->j0; j < end; j += KEYS) {
+        const int64_t n = smaller(KEYS, end - j), at_j = j - part->j0;
+        multiply_scores(room->p, a, room->keys + at_j * D, D, room->queries_t, i0, rows, j, n);
+        multiply_scores(room->ds, a, room->values + at_j * E, E, room->dys_t, i0, rows, j, n);
+        weigh_again(a, room, b, h, i0, rows, j, n);
+        if (part->want_kv) {
+            multiply_keys(room->dv + at_j * a->e_padded, a, room->p, room->dys, a->e_padded, i0,
+                          rows, j, n);
+            multiply_keys(room->dk + at_j * a->d_padded, a, room->ds, room->queries, a->d_padded,
+                          i0, rows, j, n);
+        }
+        if (part->want_q)
+            multiply_rows(room->sums, a, room->ds, room->key_slivers + at_j * NR,
+                          part->j1 - part->j0, a->d_padded, i0, rows, j, n);
+        if (part->want_q && a->dbias)
+            write_dbias(a, room, b, h, i0, rows, j, n);
+    }
+    for (int64_t r = 0; r < rows && part->want_q; r++) {
+        kernels->scale(at_out(a->dq, s->dq_strides, b, h, i0 + r), room->sums + r * a->d_padded, D,
+                       s->scale);
+        if (a->dbias)
+            fill(a->dbias + row_of(s, b, h, i0 + r) * s->keys + end, s->keys - end, 0);
+    }
+}
+
+static void backward_part(const Attention *a, Room *room, const Part *part)
+{
+    const Shape *s = a->s;
+    const int64_t n = part->j1 - part->j0;
+    const float *k = at(a->k, s->k_strides, part->b, part->g, part->j0);
+    const float *v = at(a->v, s->v_strides, part->b, part->g, part->j0);
+    copy_rows(room->keys, s->width, k, s->k_strides[2], n, s->width);
+    copy_rows(room->values, s->value_width, v, s->v_strides[2], n, s->value_width);
+    pack_rows(room->key_slivers, n, k, s->k_strides[2], n, s->width);
+    memset(room->dk, 0, (size_t)(n * a->d_padded) * sizeof(float));
+    memset(room->dv, 0, (size_t)(n * a->e_padded) * sizeof(float));
+    for (int64_t u = part->u0, h, i0, rows; u < part->u1; u++) {
+        locate(a, part, u, &h, &i0, &rows);
+        backward_block(a, room, part, h, i0, rows);
+    }
+    if (part->want_kv) {
+        copy_rows(at_out(a->dk, s->dk_strides, part->b, part->g, part->j0), s->dk_strides[2],
+                  room->dk, a->d_padded, n, s->width);
+        copy_rows(at_out(a->dv, s->dv_strides, part->b, part->g, part->j0), s->dv_strides[2],
+                  room->dv, a->e_padded, n, s->value_width);
     }
 }
 
 /* -- tickets --------------------------------------------------------------------------------------- */
 
-static int64_t block_rows(void) { return BLOCK_TILES * kernels->tile_rows; }
-
 /* The pieces of a thread's scratch, laid out from `base`; returns the floats they take. */
 static int64_t lay_out(Room *room, float *base, const Attention *a, int backward)
 {
     const Shape *s = a->s;
-    const int64_t NR = kernels->tile_cols, rows = block_rows();
-    const int64_t padded_keys = a->key_slivers * NR, tile = larger(s->width, s->value_width);
-    const int64_t sizes[] = {
-        padded_keys * s->width, backward ? s->keys * a->d_slivers * NR : 0,
-        backward ? padded_keys * s->value_width : 0, backward ? 0 : s->keys * a->e_slivers * NR,
-        tile * kernels->tile_rows, backward ? rows * a->d_slivers * NR : 0,
-        backward ? rows * a->e_slivers * NR : 0, rows * padded_keys,
-        backward ? rows * padded_keys : 0,
+    const int64_t NR = kernels->tile_cols, D = s->width, E = s->value_width, S = s->keys;
+    const int64_t padded_keys = S + kernels->tile_rows;
+    const struct { float **piece; int64_t size; } pieces[] = {
+        {&room->keys, padded_keys * D},
+        {&room->values, backward ? padded_keys * E : S * a->e_padded},
+        {&room->key_slivers, backward ? S * a->d_padded : 0},
+        {&room->queries_t, a->rows * D},
+        {&room->dys_t, backward ? a->rows * E : 0},
+        {&room->queries, backward ? a->rows * a->d_padded : 0},
+        {&room->dys, backward ? a->rows * a->e_padded : 0},
+        {&room->p, KEYS * a->rows},
+        {&room->ds, backward ? KEYS * a->rows : 0},
+        {&room->sums, a->rows * (backward ? a->d_padded : a->e_padded)},
+        {&room->dk, backward ? S * a->d_padded : 0},
+        {&room->dv, backward ? S * a->e_padded : 0},
+        {&room->top, a->rows},
+        {&room->total, a->rows},
+        {&room->decay, a->rows},
+        {&room->bias, a->bias ? KEYS * NR : 0},
+        {&room->y_t, backward ? E * NR : 0},
     };
-    float **const pieces[] = {&room->keys_t, &room->keys, &room->values_t, &room->values,
-                              &room->rows_t, &room->queries, &room->dys, &room->p, &room->ds};
     int64_t total = 0;
-    for (int i = 0; i < 9; i++) {
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
         if (base)
-            *pieces[i] = base + total;
-        total += ceil_div(sizes[i], 16) * 16;
+            *pieces[i].piece = base + total;
+        total += ceil_div(pieces[i].size, 16) * 16;
     }
     return total;
+}
+
+/* Part number `split` of the queries of key head number `head` of the batch; the last, which under
+ * the causal mask have most to do, come first. */
+static Part query_part(const Attention *a, int64_t head, int64_t split)
+{
+    const Shape *s = a->s;
+    const int64_t all = a->blocks * (s->heads / s->key_heads);
+    Part part = {.b = head / s->key_heads, .g = head % s->key_heads, .want_q = 1};
+    part.u0 = (a->splits - 1 - split) * a->units;
+    part.u1 = smaller(all, part.u0 + a->units);
+    /* in one head only, the last query sees most keys */
+    int64_t last = part.u0 / a->blocks == (part.u1 - 1) / a->blocks
+                       ? (part.u1 - 1) % a->blocks * a->rows + a->rows - 1 : s->queries - 1;
+    part.j1 = visible(s, smaller(last, s->queries - 1));
+    return part;
 }
 
 static void forward(void *context, int thread, int threads)
 {
     const Attention *a = context;
-    const Shape *s = a->s;
-    const int64_t group = s->heads / s->key_heads, rows = block_rows();
+    const int64_t heads = a->s->batch * a->s->key_heads;
     Room room;
     lay_out(&room, scratch(PRIVATE + thread, 0), a, 0);
-    for (int64_t t; (t = pool_ticket()) < s->batch * s->heads * a->splits;) {
-        int64_t b = t / a->splits / s->heads, h = t / a->splits % s->heads;
-        int64_t begin = t % a->splits * a->blocks * rows;
-        int64_t end = smaller(s->queries, begin + a->blocks * rows);
-        if (begin >= end)
-            continue;
-        int64_t n = visible(s, end - 1), g = h / group;
-        pack_transposed(room.keys_t, at(a->k, s->k_strides, b, g, 0), s->k_strides[2], n,
-                        s->width, s->scale);
-        /* each sliver is s->keys rows long, of which only n are needed */
-        for (int64_t j = 0; j < a->e_slivers; j++) {
-            int64_t column = j * kernels->tile_cols;
-            pack_rows(room.values + column * s->keys,
-                      at(a->v, s->v_strides, b, g, 0) + column, s->v_strides[2], n,
-                      smaller(kernels->tile_cols, s->value_width - column), 1);
-        }
-        for (int64_t i = begin; i < end; i += rows)
-            forward_block(a, &room, b, h, i, smaller(rows, end - i));
+    for (int64_t t; (t = pool_ticket()) < heads * a->splits;) {
+        Part part = query_part(a, t % heads, t / heads);
+        forward_part(a, &room, &part);
     }
 }
 
-static void clear_rows(float *x, int64_t stride, int64_t rows, int64_t width)
-{
-    for (int64_t i = 0; i < rows; i++)
-        memset(x + i * stride, 0, (size_t)width * sizeof *x);
-}
-
+/* All gradients of a key head at once take five products. Where there are too few heads for the
+ * threads, dq is computed query by query and dk, dv key by key: that takes seven, and gives the same
+ * numbers, because either way a query's sums run over the keys in order, and a key's over the
+ * queries. */
 static void backward(void *context, int thread, int threads)
 {
     const Attention *a = context;
     const Shape *s = a->s;
-    const int64_t group = s->heads / s->key_heads, rows = block_rows();
+    const int64_t heads = s->batch * s->key_heads, all = a->blocks * (s->heads / s->key_heads);
     Room room;
     lay_out(&room, scratch(PRIVATE + thread, 0), a, 1);
-    for (int64_t t; (t = pool_ticket()) < s->batch * s->key_heads;) {
-        int64_t b = t / s->key_heads, g = t % s->key_heads;
-        const float *k = at(a->k, s->k_strides, b, g, 0), *v = at(a->v, s->v_strides, b, g, 0);
-        pack_transposed(room.keys_t, k, s->k_strides[2], s->keys, s->width, s->scale);
-        pack_rows(room.keys, k, s->k_strides[2], s->keys, s->width, s->scale);
-        pack_transposed(room.values_t, v, s->v_strides[2], s->keys, s->value_width, 1);
-        clear_rows(at_out(a->dk, s->dk_strides, b, g, 0), s->dk_strides[2], s->keys, s->width);
-        clear_rows(at_out(a->dv, s->dv_strides, b, g, 0), s->dv_strides[2], s->keys,
-                   s->value_width);
-        for (int64_t h = g * group; h < (g + 1) * group; h++)
-            for (int64_t i = 0; i < s->queries; i += rows)
-                backward_block(a, &room, b, h, g, i, smaller(rows, s->queries - i));
+    for (int64_t t; (t = pool_ticket()) < heads * (a->splits + a->key_splits);) {
+        Part part;
+        if (t < heads * a->splits) {
+            part = query_part(a, t % heads, t / heads);
+        } else {
+            int64_t u = t - heads * a->splits;
+            part = (Part){.b = u % heads / s->key_heads, .g = u % heads % s->key_heads, .u1 = all,
+                          .want_q = a->splits == 0, .want_kv = 1};
+            part.j0 = smaller(s->keys, u / heads * a->key_units * KEYS);
+            part.j1 = smaller(s->keys, part.j0 + a->key_units * KEYS);
+        }
+        backward_part(a, &room, &part);
     }
+}
+
+/* How a head's blocks, `all` of them, are shared out: *units to each of *splits tickets, four
+ * tickets for each thread over all heads, but of at least `least` blocks. */
+static void share(int64_t *units, int64_t *splits, int64_t all, int64_t heads, int threads,
+                  int64_t least)
+{
+    int64_t wanted = ceil_div(4 * threads, larger(1, heads));
+    *units = larger(larger(1, smaller(all, least)), ceil_div(all, wanted));
+    *splits = ceil_div(all, *units);
+}
+
+static int64_t block_rows(void)
+{
+    int64_t rows = kernels->tile_cols;
+    while (rows % kernels->tile_rows)
+        rows += kernels->tile_cols;
+    return ceil_div(QUERIES, rows) * rows;
 }
 
 static int run(Attention *a, Task task, int is_backward)
 {
     const Shape *s = a->s;
-    const int64_t NR = kernels->tile_cols;
-    a->key_slivers = larger(1, ceil_div(s->keys, NR));
-    a->d_slivers = ceil_div(s->width, NR);
-    a->e_slivers = ceil_div(s->value_width, NR);
+    const int64_t NR = kernels->tile_cols, heads = s->batch * s->key_heads;
+    a->d_padded = ceil_div(s->width, NR) * NR;
+    a->e_padded = ceil_div(s->value_width, NR) * NR;
+    a->rows = block_rows();
+    a->blocks = ceil_div(s->queries, a->rows);
     const double work = (double)s->batch * (double)s->heads * (double)s->queries *
                         (double)s->keys * (double)s->width;
     pool_enter();
     const int threads = work < 1e5 ? 1 : pool_threads();
-    const int64_t heads = larger(1, s->batch * s->heads);
-    const int64_t blocks = ceil_div(s->queries, block_rows());
-    a->blocks = larger(larger(1, smaller(blocks, 4)), ceil_div(blocks, ceil_div(4 * threads, heads)));
-    a->splits = ceil_div(blocks, a->blocks);
+    share(&a->units, &a->splits, a->blocks * (s->heads / larger(1, s->key_heads)), heads, threads,
+          4);
+    a->key_splits = 1;
+    a->key_units = ceil_div(s->keys, KEYS);
+    if (is_backward && 7 * heads < 5 * threads * ceil_div(heads, threads))
+        share(&a->key_units, &a->key_splits, ceil_div(s->keys, KEYS), heads, threads, 2);
+    else if (is_backward)
+        a->splits = 0;
     Room unused;
     size_t bytes = (size_t)lay_out(&unused, NULL, a, is_backward) * sizeof(float);
     int status = scratch_for_threads(threads, bytes);
@@ -362,10 +544,10 @@ int minifm_attention(float *y, float *lse, const float *q, const float *k, const
 
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
                               const float *q, const float *k, const float *v, const float *bias,
-                              const uint8_t *key_mask, const float *lse,
+                              const uint8_t *key_mask, const float *y, const float *lse,
                               const minifm_attention_shape *shape)
 {
     Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dbias = dbias, .dy = dy, .q = q,
-                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .lse = lse};
+                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .y_in = y, .lse = lse};
     return run(&a, backward, 1);
 }

@@ -77,8 +77,15 @@ typedef struct {
                   const float *constants);
     /* average += rate * (param - average) */
     void (*ema)(float *average, const float *param, int64_t n, float rate);
-    /* ds = p * (dp - delta): the gradient of a softmax row, p given. */
-    void (*softmax_gradient)(float *ds, const float *p, const float *dp, int64_t n, float delta);
+    /* Attention: scores p [keys, NR] of tile_cols queries, one a column, rows ld apart. Each column's
+     * top becomes the maximum of itself and the column, decay = e^(old - new top), p = e^(p - top)
+     * and total = total * decay + the sum of p, in order. Below 2^-126, e^x is 0. */
+    void (*weigh)(float *p, float *top, float *total, float *decay, int64_t ld, int64_t keys);
+    /* The same columns again: p = e^(p - lse), ds = p * (ds - delta). */
+    void (*weigh_again)(float *p, float *ds, const float *lse, const float *delta, int64_t ld,
+                        int64_t keys);
+    /* sums[j] = sum_k x[k, j] * y[k, j] for tile_cols columns j, k ascending, one fma each. */
+    void (*dot_columns)(float *sums, const float *x, const float *y, int64_t k);
 
     /* Weights in low precision (packed.c has the layouts): y[r, 16] = row r of x times one panel,
      * r < rows <= 4; of x as it is, or rounded, from its row `row` on. */

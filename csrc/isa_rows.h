@@ -524,6 +524,65 @@ static TARGET void row_ema(float *average, const float *param, int64_t n, float 
     }
 }
 
+/* -- attention: NR queries side by side, the keys down ------------------------------------------- */
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define EACH_COLUMN UNROLL for (int c = 0; c < NR / VL; c++)
+
+/* The online softmax of Milakov & Gimelshein (2018). A column of -inf: top stays -inf, and 0 takes
+ * its place, because -inf - -inf would make NaN. */
+static TARGET void weigh(float *p, float *top, float *total, float *decay, int64_t ld,
+                         int64_t keys)
+{
+    vf shift[NR / VL], sum[NR / VL];
+    EACH_COLUMN shift[c] = vload(top + c * VL);
+    for (int64_t j = 0; j < keys; j++)
+        EACH_COLUMN shift[c] = vmax(vload(p + j * ld + c * VL), shift[c]);
+    EACH_COLUMN
+    {
+        vf old = vload(top + c * VL);
+        vstore(top + c * VL, shift[c]);
+        shift[c] = vselect(vless(vset(-INFINITY), shift[c]), shift[c], vset(0));
+        vstore(decay + c * VL, vexp_flushed(vsub(old, shift[c])));
+        sum[c] = vset(0);
+    }
+    for (int64_t j = 0; j < keys; j++)
+        EACH_COLUMN
+        {
+            float *at = p + j * ld + c * VL;
+            vf weight = vexp_flushed(vsub(vload(at), shift[c]));
+            vstore(at, weight);
+            sum[c] = vadd(sum[c], weight);
+        }
+    EACH_COLUMN
+    {
+        float *at = total + c * VL;
+        vstore(at, vfma(vload(at), vload(decay + c * VL), sum[c]));
+    }
+}
+
+static TARGET void weigh_again(float *p, float *ds, const float *lse, const float *delta,
+                               int64_t ld, int64_t keys)
+{
+    for (int64_t j = 0; j < keys; j++, p += ld, ds += ld)
+        EACH_COLUMN
+        {
+            vf weight = vexp_flushed(vsub(vload(p + c * VL), vload(lse + c * VL)));
+            vf slope = vsub(vload(ds + c * VL), vload(delta + c * VL));
+            vstore(p + c * VL, weight);
+            vstore(ds + c * VL, vmul(weight, slope));
+        }
+}
+
+static TARGET void dot_columns(float *sums, const float *x, const float *y, int64_t k)
+{
+    vf sum[NR / VL];
+    EACH_COLUMN sum[c] = vset(0);
+    for (int64_t i = 0; i < k; i++, x += NR, y += NR)
+        EACH_COLUMN sum[c] = vfma(vload(x + c * VL), vload(y + c * VL), sum[c]);
+    EACH_COLUMN vstore(sums + c * VL, sum[c]);
+}
+
 /* -- few rows times a large matrix: rows of b stream by, four at a time --------------------------- */
 
 enum { STREAMED = 4, ROWS_AHEAD = 8 }; /* rows of b at a time; how far ahead they are fetched */
@@ -582,8 +641,6 @@ static TARGET void stream(float *sums, const float *a, const float *b, int64_t l
 /* -- the ceiling of arithmetic -------------------------------------------------------------------- */
 
 /* CHAINS vectors that stay in registers, each multiplied and added to in every round. */
-#define UNROLL _Pragma("GCC unroll 16")
-
 static TARGET int64_t multiply_add(float *result, int64_t rounds)
 {
     vf chain[CHAINS], factor = vset(0.5f), term = vset(result[0] + 1);
@@ -610,4 +667,5 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
-    .softmax_gradient = row_softmax_gradient, .multiply_add = multiply_add
+    .weigh = weigh, .weigh_again = weigh_again, .dot_columns = dot_columns,                 \
+    .multiply_add = multiply_add

@@ -161,7 +161,7 @@ int minifm_attention(float *y, float *lse, const float *q, const float *k, const
                      const minifm_attention_shape *shape);
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
                               const float *q, const float *k, const float *v, const float *bias,
-                              const uint8_t *key_mask, const float *lse,
+                              const uint8_t *key_mask, const float *y, const float *lse,
                               const minifm_attention_shape *shape);
 
 /* -- loss.c -------------------------------------------------------------------------------------- */

@@ -330,6 +330,9 @@ def cases():
                           c.sum(normal(5, 700, 33), 1)),
         "sum_of_squares": lambda c: c.sum_of_squares(flat),
         "attention": lambda c: attend(c, None, None, True),
+        "attention of one head": lambda c: c.attention_backward(
+            *(x[:1, :1] for x in (g, q, k, v)), None, None, True, 0.2,
+            *c.attention(*(x[:1, :1] for x in (q, k, v)), None, None, True, 0.2), False)[:3],
         "attention with masks": lambda c: attend(c, normal(4, 130, 130), mask, False),
         "cross_entropy": lambda c: loss(c, 0.0),
         "cross_entropy smoothed": lambda c: loss(c, 0.1),

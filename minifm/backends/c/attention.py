@@ -40,16 +40,17 @@ class Attention(Operands):
         if not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
             return Reference.attention_backward(self, dy, q, k, v, bias, key_mask, causal, scale,
                                                 y, lse, needs_bias)
-        dy, q, k, v = (self._heads(x, "attention_backward") for x in (dy, q, k, v))
+        dy, q, k, v, y = (self._heads(x, "attention_backward") for x in (dy, q, k, v, y))
         dq, dk, dv = _packed_like(q, k, v)
         shape = _attention_shape(q, k, v, causal, scale)
-        _set_strides(shape, q=q, k=k, v=v, dy=dy, dq=dq, dk=dk, dv=dv)
+        _set_strides(shape, q=q, k=k, v=v, y=y, dy=dy, dq=dq, dk=dk, dv=dv)
         bias, bias_pointer = self._bias(bias, shape, "attention_backward")
         dbias = np.empty((*q.shape[:3], k.shape[2]), F32) if needs_bias else None
         mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
         done(lib.minifm_attention_backward(
             *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
-            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask, pointer(lse), shape))
+            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask, strided_pointer(y),
+            pointer(lse), shape))
         return dq, dk, dv, dbias
 
     def _heads(self, x, verb):
