@@ -41,7 +41,7 @@ typedef struct {
     int64_t batch, m, n, k;
     const int64_t *a_offsets, *b_offsets;
     int64_t a_row, a_k, b_k, b_col;
-    int accumulate;
+    int accumulate, bf16;
     float *y;               /* epilogue: y = f(c + bias) + residual; NULL for none */
     const float *bias, *residual;
     int function;
@@ -90,12 +90,13 @@ static void epilogue(const Product *p, int64_t i0, int64_t i1, int64_t j0, int64
 typedef struct {
     const float *x;
     int64_t count, step, k_step, width;
+    int bf16;
 } Side;
 
 static Side side_of(const Product *p, int is_a)
 {
-    return is_a ? (Side){p->a, p->m, p->a_row, p->a_k, kernels->tile_rows}
-                : (Side){p->b, p->n, p->b_col, p->b_k, kernels->tile_cols};
+    return is_a ? (Side){p->a, p->m, p->a_row, p->a_k, kernels->tile_rows, p->bf16}
+                : (Side){p->b, p->n, p->b_col, p->b_k, kernels->tile_cols, p->bf16};
 }
 
 /* Slivers of x[i ..., k0 ...], `depth` long, each after the other. */
@@ -109,6 +110,8 @@ static void pack(float *out, const Side *side, int64_t i, int64_t count, int64_t
         for (int64_t s = 0; s < count; s += width)
             kernels->transpose(out + s * depth, x + s * side->step, side->step, depth,
                                (int)smaller(width, count - s), (int)width);
+    if (side->bf16)
+        kernels->round_to_bf16(out, ceil_div(count, width) * width * depth);
 }
 
 /* The part of the shared operand that is packed just now: blocks of KC, each of slivers. */
@@ -223,7 +226,7 @@ static void thin_sliver(const Product *p, const float *a, const float *b, float 
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     const int64_t width = smaller(NR, p->n - j);
     const int in_place = p->b_col == 1 && width == NR && p->m <= 2 * MR;
-    const Side side = {b, p->n, p->b_col, p->b_k, NR};
+    const Side side = {b, p->n, p->b_col, p->b_k, NR, 0};
     for (int64_t k = 0; k < p->k; k += KC) {
         int64_t depth = smaller(KC, p->k - k);
         const float *sliver = in_place ? b + k * p->b_k + j : room;
@@ -366,7 +369,9 @@ static int run(Product *p)
     pool_enter();
     const int threads = work * (double)p->batch < WORTH_THREADS ? 1 : pool_threads();
     int status = 0;
-    if (p->m <= STREAMED_ROWS && p->b_col == 1) {
+    if (p->bf16) { /* operands are rounded where they are packed */
+        status = run_blocked(p);
+    } else if (p->m <= STREAMED_ROWS && p->b_col == 1) {
         status = run_streamed(p, threads);
     } else if (p->m > 3 * MR && work > WORTH_PACKING) {
         status = run_blocked(p);
@@ -382,21 +387,21 @@ static int run(Product *p)
 
 int minifm_matmul(float *c, const float *a, const float *b, int64_t batch, int64_t m, int64_t n,
                   int64_t k, const int64_t *a_offsets, const int64_t *b_offsets, int64_t a_row,
-                  int64_t a_k, int64_t b_k, int64_t b_col, int accumulate)
+                  int64_t a_k, int64_t b_k, int64_t b_col, int accumulate, int bf16)
 {
     Product p = {.c = c, .a = a, .b = b, .batch = batch, .m = m, .n = n, .k = k,
                  .a_offsets = a_offsets, .b_offsets = b_offsets, .a_row = a_row, .a_k = a_k,
-                 .b_k = b_k, .b_col = b_col, .accumulate = accumulate};
+                 .b_k = b_k, .b_col = b_col, .accumulate = accumulate, .bf16 = bf16};
     return run(&p);
 }
 
 int minifm_linear(float *y, float *z, const float *x, const float *w, const float *bias,
                   const float *residual, int64_t m, int64_t n, int64_t k, int64_t x_row,
-                  int64_t x_k, int64_t w_k, int64_t w_col, int function)
+                  int64_t x_k, int64_t w_k, int64_t w_col, int function, int bf16)
 {
     Product p = {.c = z, .a = x, .b = w, .batch = 1, .m = m, .n = n, .k = k, .a_row = x_row,
                  .a_k = x_k, .b_k = w_k, .b_col = w_col, .y = y, .bias = bias,
-                 .residual = residual, .function = function};
+                 .residual = residual, .function = function, .bf16 = bf16};
     if (!bias && !residual && function == MINIFM_IDENTITY)
         p.y = NULL;
     return run(&p);

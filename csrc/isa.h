@@ -38,6 +38,9 @@ typedef struct {
     void (*gather)(float *out, const float *in, const int64_t *rows, const int64_t *runs,
                    int64_t ld, int64_t k, int64_t count);
 
+    /* x[n] rounded to the nearest bf16, ties to even. */
+    void (*round_to_bf16)(float *x, int64_t n);
+
     /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
     void (*map)(float *y, const float *x, int64_t n, int function);
     void (*map_backward)(float *dx, const float *dy, const float *x, int64_t n, int function);

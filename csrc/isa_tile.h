@@ -6,6 +6,8 @@
  * rows or NR of B's columns. Its rows are as long as the register tile and not as long as vectors,
  * so the last vector of a row may reach into the next row, which is written after it.
  */
+#include <string.h>
+
 _Static_assert(NR % VL == 0 && (MR % VL == 0 || MR < VL), "rows of slivers overlap only in order");
 
 /* R rows of the tile, R a constant once inlined: R * NR / VL accumulators in registers. */
@@ -149,6 +151,19 @@ static TARGET void gather(float *out, const float *in, const int64_t *rows, cons
     }
 }
 
+/* The upper 16 bits, after adding half of what is cut off; NaN keeps its upper bits, made quiet. */
+static TARGET void round_to_bf16(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+        bits = ((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded) & 0xffff0000;
+        memcpy(x + i, &bits, sizeof bits);
+    }
+}
+
 #define TILE_KERNELS                                                                        \
-    .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose, \
+    .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose,   \
+    .round_to_bf16 = round_to_bf16,                                                         \
     .gather = gather

@@ -50,16 +50,16 @@ int64_t minifm_release_memory(void);
 
 /* c[i] = a[i] b[i], or c[i] += with accumulate, for i < batch; c [batch, m, n] is contiguous,
  * a[i] [m, k] begins at a + a_offsets[i] (NULL: a) with strides a_row, a_k of which one is 1, and
- * b[i] [k, n] likewise with b_k, b_col. */
+ * b[i] [k, n] likewise with b_k, b_col. With bf16, numbers of both are rounded to bf16 first. */
 int minifm_matmul(float *c, const float *a, const float *b, int64_t batch, int64_t m, int64_t n,
                   int64_t k, const int64_t *a_offsets, const int64_t *b_offsets, int64_t a_row,
-                  int64_t a_k, int64_t b_k, int64_t b_col, int accumulate);
+                  int64_t a_k, int64_t b_k, int64_t b_col, int accumulate, int bf16);
 
 /* z = x w + bias; y = f(z) + residual. x [m, k], w [k, n] by strides as above; bias [n] and
  * residual [m, n] may be NULL. With f the identity, z is not kept: pass z == y. */
 int minifm_linear(float *y, float *z, const float *x, const float *w, const float *bias,
                   const float *residual, int64_t m, int64_t n, int64_t k, int64_t x_row,
-                  int64_t x_k, int64_t w_k, int64_t w_col, int function);
+                  int64_t x_k, int64_t w_k, int64_t w_col, int function, int bf16);
 
 /* -- weights in low precision: packed.c; the layouts are described there ------------------------ */
 

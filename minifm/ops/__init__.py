@@ -14,6 +14,7 @@ from minifm.ops.loss import count_targets, cross_entropy, linear_cross_entropy, 
 from minifm.ops.matmul import linear, matmul
 from minifm.ops.norm import groupnorm, layernorm, rmsnorm
 from minifm.ops.packed import pack
+from minifm.ops.precision import precision
 from minifm.ops.reduce import argmax, max, mean, min, standard_deviation, sum, variance
 from minifm.ops.shape import (
     broadcast_to, concatenate, getitem, pad, reshape, scatter_add, split, stack, take_along,

@@ -11,6 +11,7 @@ from minifm.errors import ConfigError
 from minifm.op import Op, check_integers
 from minifm.ops.elementwise import multiply
 from minifm.ops.packed import refuse_gradient
+from minifm.ops.precision import active_precision
 from minifm.ops.reduce import sum
 from minifm.tensor import apply, leaf_grad
 
@@ -55,22 +56,24 @@ class LinearCrossEntropy(Op):
     signature = "x[*B, C], weight[V, C], targets[*B] -> [*B]"
     fresh = True
 
-    def forward(self, x, weight, targets, ignore_index=IGNORE, smoothing=0.0):
+    def forward(self, x, weight, targets, ignore_index=IGNORE, smoothing=0.0,
+                precision="fp32"):
         if self.needs[1]:
             refuse_gradient(weight)
         b = self.backend
-        self.options = ignore_index, smoothing
+        self.options, self.precision = (ignore_index, smoothing), precision
         self.shape, self.weight = x.shape, weight
         self.x = b.reshape(x, (math.prod(targets.shape), x.shape[-1]))      # [N, C]
         self.targets = b.reshape(targets, (-1,))                            # [N]
-        losses, self.lse = b.linear_cross_entropy(self.x, weight, self.targets, *self.options)
+        losses, self.lse = b.linear_cross_entropy(self.x, weight, self.targets, *self.options,
+                                                   precision)
         return b.reshape(losses, targets.shape)
 
     def backward(self, dy):
         b = self.backend
         dx, dw = b.linear_cross_entropy_backward(
             b.reshape(dy, (-1,)), self.x, self.weight, self.targets, self.lse, *self.options,
-            self.needs[:2], leaf_grad(self, 1) if self.needs[1] else None)
+            self.needs[:2], leaf_grad(self, 1) if self.needs[1] else None, self.precision)
         return None if dx is None else b.reshape(dx, self.shape), dw, None
 
     @classmethod
@@ -85,7 +88,7 @@ class LinearCrossEntropy(Op):
             {"smoothing": draw.choice([0.0, 0.1])}
 
     @classmethod
-    def flops(cls, x, weight, targets, ignore_index=IGNORE, smoothing=0.0):
+    def flops(cls, x, weight, targets, ignore_index=IGNORE, smoothing=0.0, precision="fp32"):
         return 2 * math.prod(x.shape) * weight.shape[0]
 
     def backward_products(self):
@@ -111,7 +114,7 @@ def linear_cross_entropy(x, weight, targets, ignore_index=IGNORE, smoothing=0.0,
                          denominator=None):
     """cross_entropy(x @ weightᵀ, targets): x [*B, C], weight [V, C], targets [*B]."""
     losses = apply(LinearCrossEntropy, x, weight, targets, ignore_index=ignore_index,
-                   smoothing=_checked(smoothing))
+                   smoothing=_checked(smoothing), precision=active_precision())
     return _average(losses, targets, ignore_index, denominator)
 
 

@@ -9,6 +9,7 @@ from minifm.op import Op, check_arithmetic, explain
 from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
 from minifm.ops.elementwise import unbroadcast
 from minifm.ops.packed import refuse_gradient
+from minifm.ops.precision import active_precision
 from minifm.tensor import apply, leaf_grad
 
 # What `linear` can fuse: the activation's function -> its verb.
@@ -21,14 +22,15 @@ class Matmul(Op):
 
     signature = "x[*X, M, K], y[*Y, K, N] -> [*XY, M, N]"
 
-    def forward(self, x, y):
-        self.x, self.y = x, y
-        return self.backend.matmul(x, y)
+    def forward(self, x, y, precision="fp32"):
+        self.x, self.y, self.precision = x, y, precision
+        return self.backend.matmul(x, y, precision)
 
     def backward(self, dy):
         b, x, y = self.backend, self.x, self.y
-        dx = b.matmul(dy, _swap(b, y)) if self.needs[0] else None       # dy yᵀ
-        dw = b.matmul(_swap(b, x), dy) if self.needs[1] else None       # xᵀ dy
+        mode = self.precision
+        dx = b.matmul(dy, _swap(b, y), mode) if self.needs[0] else None     # dy yᵀ
+        dw = b.matmul(_swap(b, x), dy, mode) if self.needs[1] else None     # xᵀ dy
         return (None if dx is None else unbroadcast(b, dx, x),
                 None if dw is None else unbroadcast(b, dw, y))
 
@@ -48,7 +50,7 @@ class Matmul(Op):
         return (draw.normal((*left, M, K)), draw.normal((*right, K, N))), {}
 
     @classmethod
-    def flops(cls, x, y):
+    def flops(cls, x, y, precision="fp32"):
         batch = math.prod(np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
         return 2 * batch * x.shape[-2] * x.shape[-1] * y.shape[-1]
 
@@ -64,17 +66,18 @@ class Linear(Op):
     signature = "x[*B, K], weight[K, N], bias[N], residual[*B, N] -> [*B, N]"
     fresh = True
 
-    def forward(self, x, weight, bias, residual, activation=None):
+    def forward(self, x, weight, bias, residual, activation=None, precision="fp32"):
         if self.needs[1]:
             refuse_gradient(weight)
         self.x, self.weight, self.activation = x, weight, activation
-        y, self.z = self.backend.linear(x, weight, bias, activation, residual)
+        self.precision = precision
+        y, self.z = self.backend.linear(x, weight, bias, activation, residual, precision)
         return y
 
     def backward(self, dy):
         dx, dw, db = self.backend.linear_backward(
             dy, self.x, self.weight, self.z, self.activation, self.needs[:3],
-            leaf_grad(self, 1) if self.needs[1] else None)
+            leaf_grad(self, 1) if self.needs[1] else None, self.precision)
         return dx, dw, db, (self.backend.copy(dy) if self.needs[3] else None)
 
     @classmethod
@@ -86,7 +89,7 @@ class Linear(Op):
             {"activation": draw.choice([None, "silu", "gelu", "gelu_tanh", "gelu_quick"])}
 
     @classmethod
-    def flops(cls, x, weight, bias, residual, activation=None):
+    def flops(cls, x, weight, bias, residual, activation=None, precision="fp32"):
         return 2 * math.prod(x.shape) * weight.shape[1]
 
 
@@ -102,7 +105,7 @@ def matmul(x, y):
         return matmul(x.reshape(1, -1), y).reshape(*y.shape[:-2], *columns)
     if len(y.shape) == 1:
         return matmul(x, y.reshape(-1, 1)).reshape(*x.shape[:-1])
-    return apply(Matmul, x, y)
+    return apply(Matmul, x, y, precision=active_precision())
 
 
 def linear(x, weight, bias=None, activation=None, residual=None):
@@ -115,4 +118,5 @@ def linear(x, weight, bias=None, activation=None, residual=None):
         known = ", ".join(f.__name__ for f in ACTIVATIONS)
         raise ShapeError(f"linear: activation must be one of the functions {known}")
     verb = None if activation is None else ACTIVATIONS[activation]
-    return apply(Linear, x, weight, bias, residual, activation=verb)
+    return apply(Linear, x, weight, bias, residual, activation=verb,
+                 precision=active_precision())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from minifm.config import check, setting
 from minifm.errors import ConfigError
+from minifm.ops.precision import PRECISIONS
 from minifm.training.lr import WarmupCosine, WarmupStableDecay
 
 
@@ -19,6 +20,9 @@ class TrainConfig:
     accumulate: int = setting(
         1, "pieces in which a step's batch is computed: more pieces need less memory and give the "
         "same result, up to rounding (but other noise, with dropout)", least=1)
+    precision: str = setting(
+        "fp32", "of matrix products in training: fp32, or bf16, which rounds their operands and "
+        "pays where the processor multiplies bf16 (evaluation stays in fp32)", choices=PRECISIONS)
     seed: int = setting(0, "of the initial weights, the order of the data, and dropout", least=0)
 
     learning_rate: float = setting(1e-3, "at its peak", least=0)

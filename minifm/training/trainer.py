@@ -15,6 +15,7 @@ import numpy as np
 from minifm.atomic import exclusive
 from minifm.errors import AnomalyError, ConfigError, UserError
 from minifm.observe import detect_anomaly
+from minifm.ops.precision import precision
 from minifm.rng import Rng
 from minifm.tensor import no_grad
 from minifm.training import checkpoint, memory
@@ -159,8 +160,9 @@ class Trainer:
         return list(zip(*(np.array_split(x, self.config.accumulate) for x in batch)))
 
     def _loss(self, piece, count, i):
-        return self.objective.loss(self.model, piece, denominator=max(count, 1),
-                                   rng=self.rng.child("step", self.step, "piece", i))
+        with precision(self.config.precision):
+            return self.objective.loss(self.model, piece, denominator=max(count, 1),
+                                       rng=self.rng.child("step", self.step, "piece", i))
 
     def _explain(self, pieces, count, loss, norm):
         """Which op went wrong: the same pieces with the same noise once more, watched."""

@@ -19,11 +19,14 @@ from minifm.backends.native import ffi, lib
 from minifm.backends.reference import Reference
 from minifm.backends.reference.packed import Packed
 
+# Whether the kernels round operands to bf16.
+PRECISIONS = {"fp32": 0, "bf16": 1}
+
 
 class Product(Operands):
-    def matmul(self, x, y):
+    def matmul(self, x, y, precision="fp32"):
         if not (x.dtype == F32 == y.dtype and x.ndim >= 2 and y.ndim >= 2):
-            return self._on_numpy("matmul", x, y)
+            return self._on_numpy("matmul", x, y, precision)
         x, x_steps = self._matrix(x, "matmul")
         y, y_steps = self._matrix(y, "matmul")
         (m, k), n = x.shape[-2:], y.shape[-1]
@@ -35,23 +38,23 @@ class Product(Operands):
         out = np.empty((*batch, m, n), F32)
         done(lib.minifm_matmul(pointer(out), strided_pointer(x), strided_pointer(y),
                                math.prod(batch), m, n, k, x_offsets, y_offsets, *x_steps,
-                               *y_steps, 0))
+                               *y_steps, 0, PRECISIONS[precision]))
         return out
 
-    def matmul_into(self, out, x, y):
+    def matmul_into(self, out, x, y, precision="fp32"):
         if not (x.dtype == F32 == y.dtype and out.dtype == F32 and out.flags.carray):
-            return self._on_numpy("matmul_into", out, x, y)
+            return self._on_numpy("matmul_into", out, x, y, precision)
         x, x_steps = self._matrix(x, "matmul_into")
         y, y_steps = self._matrix(y, "matmul_into")
         (m, k), n = x.shape, y.shape[1]
         done(lib.minifm_matmul(pointer(out), strided_pointer(x), strided_pointer(y), 1, m, n, k,
-                               NULL, NULL, *x_steps, *y_steps, 1))
+                               NULL, NULL, *x_steps, *y_steps, 1, PRECISIONS[precision]))
 
-    def linear(self, x, w, b, activation, residual):
+    def linear(self, x, w, b, activation, residual, precision="fp32"):
         if isinstance(w, Packed):
             return self._linear_packed(x, w, b, activation, residual)
         if not x.dtype == w.dtype == F32:
-            return Reference.linear(self, x, w, b, activation, residual)
+            return Reference.linear(self, x, w, b, activation, residual, precision)
         K, N = w.shape
         rows, x_steps = self._matrix(x if x.ndim == 2 else self._flat(x, K, "linear"), "linear")
         w, w_steps = self._matrix(w, "linear")
@@ -63,7 +66,7 @@ class Product(Operands):
         done(lib.minifm_linear(
             y_pointer, y_pointer if z is None else pointer(z), strided_pointer(rows),
             strided_pointer(w), pointer(b), pointer(residual), rows.shape[0], N, K, *x_steps,
-            *w_steps, FUNCTIONS[activation]))
+            *w_steps, FUNCTIONS[activation], PRECISIONS[precision]))
         return y, z
 
     def _flat(self, x, width, verb):

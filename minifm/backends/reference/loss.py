@@ -37,15 +37,16 @@ class Loss:
         return d * np.where(counts, dlosses, np.asarray(0, dlosses.dtype))[:, None]
 
     @composed
-    def linear_cross_entropy(self, x, w, targets, ignore_index, smoothing):
+    def linear_cross_entropy(self, x, w, targets, ignore_index, smoothing, precision="fp32"):
         """cross_entropy(x @ wᵀ, targets) without ever holding all the logits.
 
         x [N, C], w [V, C] (an embedding's layout), targets [N] -> losses [N], lse [N].
         """
         classes = self.transpose(w, (1, 0))                                 # [C, V]
         parts = [
-            self.cross_entropy(self.linear(self.getitem(x, rows), classes, None, None, None)[0],
-                               self.getitem(targets, rows), ignore_index, smoothing)
+            self.cross_entropy(
+                self.linear(self.getitem(x, rows), classes, None, None, None, precision)[0],
+                self.getitem(targets, rows), ignore_index, smoothing)
             for rows in _chunks(x.shape[0])
         ]
         losses, lse = zip(*parts)
@@ -53,7 +54,8 @@ class Loss:
 
     @composed
     def linear_cross_entropy_backward(
-        self, dlosses, x, w, targets, lse, ignore_index, smoothing, needs, weight_grad
+        self, dlosses, x, w, targets, lse, ignore_index, smoothing, needs, weight_grad,
+        precision="fp32",
     ):
         """dx [N, C] and dw [V, C], each None where `needs` says so. Logits are computed again,
         a chunk of tokens at a time."""
@@ -61,13 +63,14 @@ class Loss:
         table = self.unpacked(w) if needs[0] else None
         for rows in _chunks(x.shape[0]):
             part = self.getitem(x, rows)
+            logits, _ = self.linear(part, classes, None, None, None, precision)
             d = self.cross_entropy_backward(
-                self.getitem(dlosses, rows), self.linear(part, classes, None, None, None)[0],
-                self.getitem(targets, rows), self.getitem(lse, rows), ignore_index, smoothing)
+                self.getitem(dlosses, rows), logits, self.getitem(targets, rows),
+                self.getitem(lse, rows), ignore_index, smoothing)
             if needs[0]:
-                dx.append(self.matmul(d, table))                            # [n, C]
+                dx.append(self.matmul(d, table, precision))                 # [n, C]
             if needs[1]:
-                dw = self.accumulate_product(self.transpose(d, (1, 0)), part, dw)
+                dw = self.accumulate_product(self.transpose(d, (1, 0)), part, dw, precision)
         return (self.concatenate(dx, 0) if needs[0] else None), (dw if needs[1] else None)
 
 
