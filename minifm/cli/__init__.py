@@ -11,6 +11,7 @@ from pathlib import Path
 VERBS = {
     "pretrain": "train a language model on unlabelled text",
     "generate": "write with a trained model",
+    "quantize": "store a model in low precision, and say what that changes",
     "demo": "train a small GPT on Python's own source and look at the result",
     "bench": "time kernels and models beside other libraries and the machine's limits",
     "env": "show versions, backends and threads, and why something is missing",

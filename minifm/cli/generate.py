@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_config, add_fields, build, settings
 from minifm.generation.sampling import Sampling
 
@@ -24,6 +25,9 @@ def arguments(parser):
                         help=r"stop before this string; may be repeated; \n is a line feed")
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, metavar="INT",
                         help="the same seed writes the same text (default: 0)")
+    parser.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS,
+                        help="pack the weights when they are loaded; int8 and int4 change the text "
+                             "a little and are faster (default: as they are stored)")
     add_config(parser)
     add_fields(parser, Sampling, "sampling, in the order in which it acts")
 
@@ -32,12 +36,15 @@ def run(args):
     from minifm.generation import generate
     from minifm.generation.generate import check_prompts
     from minifm.hub import load_model, resolve
+    from minifm.models import pack_model, packed_format
     from minifm.text import Tokenizer
     said = settings(args, Sampling, also={
-        "max_tokens": int, "stop": tuple[str, ...], "seed": int})
+        "max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str})
     sampling = build(Sampling, said)
     directory = resolve(args.model)
     tokenizer, model = Tokenizer.load(directory), load_model(directory)
+    if "format" in said and said["format"] != packed_format(model):
+        pack_model(model, said["format"])
     # The words of the command line, byte for byte, even where they are not UTF-8.
     prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]

@@ -33,7 +33,8 @@ DTYPES = {name: np.dtype(code) for name, code in {
     "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8", "F32": "<f4", "U32": "<u4",
     "I32": "<i4", "BF16": "<u2", "F16": "<f2", "U16": "<u2", "I16": "<i2", "I8": "<i1",
     "U8": "<u1", "BOOL": "?"}.items()}
-NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
+BFLOAT16 = np.dtype([("bf16", "<u2")])      # how a caller says that these are the bits of bf16
+NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"} | {BFLOAT16: "BF16"}
 METADATA = "__metadata__"           # the one name in a header that is no array
 LONGEST_HEADER = 100_000_000        # the official library's limit
 MOST_DIMENSIONS = 64                # NumPy's limit

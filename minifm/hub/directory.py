@@ -5,6 +5,20 @@
     model.safetensors         the weights; a large model's lie in model-0000i-of-0000n.safetensors,
                               and model.safetensors.index.json says which is where
     tokenizer.json, tokenizer_config.json
+
+A model in low precision (`minifm quantize`) says so in config.json:
+
+    "quantization_config": {"quant_method": "minifm", "format": "int8", "group_size": 32}
+
+Then a weight W that products read is stored as W.codes and W.scales, both with a row for each of
+the product's outputs (for a look-up table: for each entry). With G groups of 32 weights to a row:
+
+    int8   W.codes I8 [N, G, 32]; a weight is code * scale
+    int4   W.codes U8 [N, G, 16]: byte i holds the codes of weights i and i + 16 of its group, in
+           its lower and its upper half; a weight is (code - 8) * scale
+           W.scales BF16 [N, G]; weights beyond the last of a row are zeros
+
+In bf16, W is stored under its own name and shape as BF16. Everything else is as ever.
 """
 
 import json
@@ -17,13 +31,25 @@ import numpy as np
 
 from minifm import backends
 from minifm.atomic import atomic_file
+from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
 from minifm.errors import ConfigError, FormatError, UserError
-from minifm.hub.arrays import opened, parse_json, read, read_header, save_arrays, shown
-from minifm.models import MODELS
+from minifm.hub.arrays import (
+    BFLOAT16,
+    opened,
+    parse_json,
+    read,
+    read_header,
+    save_arrays,
+    shown,
+)
+from minifm.models import MODELS, packed_format
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
 SHARD_BYTES = 5_000_000_000
+QUANTIZATION, CODES, SCALES = "quantization_config", ".codes", ".scales"
+STORED = ("bf16", "int8", "int4")       # the formats of packed weights that files know
+CODE_DTYPES = {"int8": ("I8", GROUP), "int4": ("U8", GROUP // 2)}
 FLOATING = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _WEIGHT_FILE = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
@@ -47,6 +73,7 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
         raise ConfigError(f"shard_bytes: expected a positive number, got {shard_bytes}")
     end_of_text = None if tokenizer is None else tokenizer.end_of_text
     config = model.config_to_hub(model.config, end_of_text=end_of_text)
+    config |= _quantization(packed_format(model))
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")
            if config.get(key) is not None}
     _write_json({"_from_model_config": True, **ids}, directory / GENERATION)
@@ -63,9 +90,30 @@ def _arrays_of(model):
     """{name in files: NumPy array} of a model's parameters."""
     names, arrays = model.stored_names(model.config), {}
     for ours, parameter in model.parameters().items():
-        array = backends.active().to_numpy(parameter.data)
-        arrays[names[ours].name] = array.T if names[ours].transposed else array
+        stored, data = names[ours], parameter.data
+        if isinstance(data, Packed) and data.format in STORED:
+            arrays |= _stored_packed(stored, data)
+        else:
+            array = backends.active().to_numpy(data)
+            arrays[stored.name] = array.T if stored.transposed else array
     return arrays
+
+
+def _quantization(format):
+    """What config.json says of weights in this format; fp32 is only another layout in memory."""
+    if format not in STORED:
+        return {}
+    group = {} if format == "bf16" else {"group_size": GROUP}
+    return {QUANTIZATION: {"quant_method": "minifm", "format": format} | group}
+
+
+def _stored_packed(stored, packed):
+    """{name: array} of one packed weight."""
+    codes, scales = backends.active().packed_parts(packed)
+    if scales is not None:
+        return {stored.name + CODES: codes, stored.name + SCALES: scales.view(BFLOAT16)}
+    as_shown = codes if packed.inner == 1 else codes.T
+    return {stored.name: (as_shown.T if stored.transposed else as_shown).view(BFLOAT16)}
 
 
 def _write_weights(arrays, directory, shard_bytes):
@@ -106,33 +154,61 @@ def _write_json(contents, file):
 
 
 def load_model(directory):
-    """The model in a directory, its weights as float32 on the active backend.
+    """The model in a directory, on the active backend: its weights as float32, or packed where
+    they are stored so.
 
     Raises FormatError for anything in the directory that is not as expected; weights that are
     missing, unknown or of another shape are all listed in one.
     """
     directory = Path(directory)
-    model_class, config = _read_config(directory / CONFIG)
+    model_class, config, format = _read_config(directory / CONFIG)
     file, entries = _find_weights(directory)
     _check_size(config, file, entries)
     model = model_class(config)
     names = model_class.stored_names(config)
-    slots = {names[ours].name: (parameter, names[ours].transposed)
-             for ours, parameter in model.parameters().items()}
+    packed = model_class.products(config) if format else {}
+    slots = {}
+    for ours, parameter in model.parameters().items():
+        slots |= _slots(names[ours], parameter.shape, format, packed.get(ours))
     found, unknown = _sort_out(entries, slots, model_class.accepted_name)
     wrong = unknown + _misfits(found, slots)
     if wrong:
         raise FormatError(file, None, f"does not fit {CONFIG}: " + "; ".join(wrong))
-    for name, same in found.items():
-        parameter, transposed = slots[name]
-        array = _float32_of(same)
-        array = np.ascontiguousarray(array.T) if transposed else array
-        parameter.data = backends.active().from_numpy(array)
+    for ours, parameter in model.parameters().items():
+        inner = packed.get(ours)
+        if inner is not None and format != "bf16":
+            parameter.data = _packed(names[ours].name, found, format, parameter.shape, inner)
+        else:
+            array = _float32_of(found[names[ours].name])
+            array = np.ascontiguousarray(array.T) if names[ours].transposed else array
+            parameter.data = backends.active().from_numpy(array)
+            if inner is not None:
+                parameter.data = backends.active().pack(parameter.data, format, inner)
+        parameter.requires_grad = inner is None
     return model
 
 
+def _slots(stored, shape, format, inner):
+    """{name in files: (shape there, dtypes)} of what holds one parameter; `inner` is None unless
+    it is stored packed in `format`."""
+    if inner is None or format == "bf16":
+        return {stored.name: (shape[::-1] if stored.transposed else shape, FLOATING)}
+    dtype, bytes_of_group = CODE_DTYPES[format]
+    groups = (shape[1 - inner], -(-shape[inner] // GROUP))
+    return {stored.name + CODES: ((*groups, bytes_of_group), (dtype,)),
+            stored.name + SCALES: (groups, ("BF16",))}
+
+
+def _packed(name, found, format, shape, inner):
+    """One weight from its codes and scales."""
+    codes, scales = (read(found[name + part][0]) for part in (CODES, SCALES))
+    return backends.active().packed_from_parts(format, shape, inner, codes,
+                                               rounded_to_bf16(scales))
+
+
 def _read_config(file):
-    """The model's class and its configuration; raises FormatError."""
+    """The model's class, its configuration, and the format of its packed weights or None; raises
+    FormatError."""
     with opened(file) as (stream, _):
         stored = parse_json(stream.read(), file)
     kind = stored.get("model_type")
@@ -140,11 +216,23 @@ def _read_config(file):
         raise FormatError(file, "model_type", f"expected one of {', '.join(MODELS)}, got "
                           f"{reprlib.repr(kind)}")
     try:
-        return MODELS[kind], MODELS[kind].config_from_hub(stored)
+        return MODELS[kind], MODELS[kind].config_from_hub(stored), _read_format(file, stored)
     except ConfigError as problem:
         raise FormatError(file, None, str(problem).removeprefix(f"{CONFIG}: ")) from problem
     except (TypeError, ValueError, OverflowError) as problem:
         raise FormatError(file, None, f"a value is not of its type: {problem}") from problem
+
+
+def _read_format(file, stored):
+    """The format that `_quantization` has written, or None."""
+    said = stored.get(QUANTIZATION)
+    if said is None:
+        return None
+    for format in STORED:
+        if {QUANTIZATION: said} == _quantization(format):
+            return format
+    raise FormatError(file, QUANTIZATION, "expected quant_method minifm in one of the formats "
+                      f"{', '.join(STORED)}, got {reprlib.repr(said)}")
 
 
 def _find_weights(directory):
@@ -210,15 +298,14 @@ def _misfits(found, slots):
     """One line for each tensor that is missing, of another shape, or not of numbers."""
     wrong = [f"{name} is missing" for name in slots if name not in found]
     for name, same in found.items():
-        parameter, transposed = slots[name]
-        expected = parameter.shape[::-1] if transposed else parameter.shape
+        expected, dtypes = slots[name]
         for entry in same:
             if entry.shape != tuple(expected):
                 wrong.append(f"{shown(entry.name)} is {list(entry.shape)}, expected "
                              f"{list(expected)}")
-            elif entry.dtype not in FLOATING:
+            elif entry.dtype not in dtypes:
                 wrong.append(f"{shown(entry.name)} is {entry.dtype}, expected one of "
-                             f"{', '.join(FLOATING)}")
+                             f"{', '.join(dtypes)}")
     return wrong
 
 

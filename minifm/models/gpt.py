@@ -157,6 +157,14 @@ class GPT(Module):
         return Cache(c.layers, batch, c.heads, c.width // c.heads,
                      min(capacity or c.context, c.context), self.token_embedding.weight.dtype)
 
+    @staticmethod
+    def products(config):
+        """{name of each weight that products read: the axis they sum over}: see models/packing.py.
+        The tied table is looked up by rows of that axis, too."""
+        parts = ("attention.project", "attention.output", "perceptron.expand", "perceptron.output")
+        return {"token_embedding.weight": 1} | {
+            f"blocks.{i}.{part}.weight": 0 for i in range(config.layers) for part in parts}
+
     # -- files: the layout of the ecosystem (GPT2LMHeadModel) ------------------------------------
 
     @staticmethod

@@ -21,7 +21,7 @@ from minifm.atomic import atomic_file
 from minifm.config import check, setting
 from minifm.errors import ConfigError, FormatError
 from minifm.hub import load_model, resolve
-from minifm.models import GPT, GPTConfig
+from minifm.models import GPT, GPTConfig, packed_format
 from minifm.rng import Rng
 from minifm.text import Tokenizer, shards
 from minifm.text.corpus import Corpus, Documents
@@ -180,6 +180,9 @@ def _model(shape, tokenizer, config, initial):
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
     model = load_model(initial)
+    if packed_format(model):
+        raise ConfigError(f"{initial}: its weights are packed as {packed_format(model)}, and are "
+                          "not trained; start from the model that they were made of")
     if model.config.vocabulary < tokenizer.vocabulary:
         raise ConfigError(f"{initial}: the tokenizer has {tokenizer.vocabulary} tokens, the model "
                           f"knows {model.config.vocabulary}")

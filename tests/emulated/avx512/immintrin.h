@@ -103,6 +103,19 @@ static inline __m512 emulated_shuffle_f32x4(__m512 x, __m512 y, int which)
     return result;
 }
 
+/* SIMDe's name for this one takes other arguments. */
+static inline __m512i emulated_madd_epi16(__m512i x, __m512i y)
+{
+    int16_t a[32], b[32];
+    int32_t sums[16];
+    memcpy(a, &x, sizeof a), memcpy(b, &y, sizeof b);
+    EACH(16) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    memcpy(&x, sums, sizeof sums);
+    return x;
+}
+
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16 emulated_madd_epi16
 #undef _mm512_shuffle_f32x4
 #undef _mm512_scalef_ps
 #undef _mm512_cvtps_pd

@@ -1,0 +1,28 @@
+"""A whole model in low precision: every weight that a product reads, packed in place."""
+
+from minifm import backends
+from minifm.backends.reference.packed import Packed
+from minifm.errors import ConfigError
+
+
+def pack_model(model, format):
+    """Pack what `model.products` names; norms, biases and positions stay float32.
+
+    The packed weights are frozen: the model computes as before, but is not trained. Formats:
+    backends/reference/packed.py. Raises ConfigError for a model that is packed already, ShapeError
+    for weights that the format cannot hold; the model is then what it was.
+    """
+    if packed_format(model):
+        raise ConfigError(f"format: this model is packed already, as {packed_format(model)}")
+    parameters = model.parameters()
+    packed = {name: backends.active().pack(parameters[name].data, format, inner)
+              for name, inner in model.products(model.config).items()}
+    for name, data in packed.items():
+        parameters[name].data = data
+        parameters[name].requires_grad, parameters[name].grad = False, None
+
+
+def packed_format(model):
+    """The format of the model's packed weights, or None."""
+    return next((parameter.data.format for parameter in model.parameters().values()
+                 if isinstance(parameter.data, Packed)), None)
