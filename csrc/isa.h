@@ -100,6 +100,8 @@ typedef struct {
                        const uint16_t *scales, int64_t ldy, int rows);
     void (*panel_int4)(float *y, const Rounded *x, int64_t row, const uint8_t *codes,
                        const uint16_t *scales, int64_t ldy, int rows);
+    /* out[p * ld + j] = panel[p, j] for p < k, j < n <= 16, a multiple of what a vector holds. */
+    void (*widen)(float *out, const void *panel, int64_t ld, int64_t k, int n, int bf16);
     /* q[32] = x[32] / scale to nearest, of -127 ... 127; returns the scale, NaN if x has any. */
     float (*round_group)(int8_t *q, const float *x);
 

@@ -103,7 +103,7 @@ INLINE vn vn_add(vn sum, vb c, vb x) { return vdot(sum, c, x); }
 INLINE vi vn_total(vn sum) { return sum; }
 INLINE void vstore_bytes(int8_t *p, vf x)
 {
-    int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(x));
+    int16x4_t words = vqmovn_s32(vcvtq_s32_f32(x));
     int32_t four = vget_lane_s32(vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(words, words))), 0);
     memcpy(p, &four, sizeof four);
 }

@@ -20,6 +20,8 @@
 #include "gemm.h"
 #include "packed.h"
 
+_Static_assert(NR % VL == 0 && COLS % VL == 0, "slivers cut panels at vectors");
+
 enum { AHEAD = 4096, ACROSS = COLS / VL };
 
 #define EACH_LANE_BLOCK _Pragma("GCC unroll 4") for (int v = 0; v < ACROSS; v++)
@@ -65,7 +67,6 @@ INLINE void float_rows(float *y, const float *x, const void *panel, int64_t ldy,
 INLINE void int8_group(vi dot[MAX_PACKED_ROWS][ACROSS], const int8_t *x, int64_t ldx,
                        const uint8_t *codes, const int R)
 {
-#pragma GCC unroll 8
     for (int q = 0; q < 8; q++) {
         __builtin_prefetch(codes + q * 64 + AHEAD);
         EACH_LANE_BLOCK
@@ -81,7 +82,6 @@ INLINE void int4_group(vi dot[MAX_PACKED_ROWS][ACROSS], const int8_t *x, int64_t
 {
     vn sum[MAX_PACKED_ROWS][ACROSS];
     EACH_ROW EACH_LANE_BLOCK sum[r][v] = vn_zero();
-#pragma GCC unroll 4
     for (int q = 0; q < 4; q++) {
         __builtin_prefetch(codes + q * 64 + AHEAD);
         EACH_LANE_BLOCK
@@ -162,6 +162,15 @@ static TARGET void panel_int4(float *y, const Rounded *x, int64_t row, const uin
     WITH_ROWS(int_rows(y, x, row, codes, scales, ldy, R, 1))
 }
 
+/* -- as float32, for the tile of gemm.c ------------------------------------------------------- */
+
+static TARGET void widen(float *out, const void *panel, int64_t ld, int64_t k, int n, int bf16)
+{
+    for (int64_t p = 0; p < k; p++)
+        for (int j = 0; j < n; j += VL)
+            vstore(out + p * ld + j, panel_load(panel, p * COLS + j, bf16));
+}
+
 /* -- the other factor ------------------------------------------------------------------------ */
 
 /* x[32] as integers q[32] and the scale that is returned: x is about q * scale. */
@@ -186,4 +195,4 @@ static TARGET float round_group(int8_t *q, const float *x)
 
 #define PACKED_KERNELS                                                                           \
     .panel_fp32 = panel_fp32, .panel_bf16 = panel_bf16, .panel_int8 = panel_int8,                \
-    .panel_int4 = panel_int4, .round_group = round_group
+    .panel_int4 = panel_int4, .widen = widen, .round_group = round_group

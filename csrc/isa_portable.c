@@ -86,46 +86,34 @@ INLINE vf vscale(vf x, vf n)
 
 /* Packed weights: see isa_packed.h. */
 typedef int32_t vi __attribute__((vector_size(16)));
-typedef struct { int8_t at[4 * VL]; } vb;
+typedef int16_t words __attribute__((vector_size(16)));
+typedef int8_t half_bytes __attribute__((vector_size(8)));
+typedef struct { words low, high; } vb;
 typedef vi vn;
-INLINE vf vload_bf16(const uint16_t *p)
-{
-    return (vf)((vm){p[0], p[1], p[2], p[3]} << 16);
-}
+INLINE vf vload_bf16(const uint16_t *p) { return (vf)((vm){p[0], p[1], p[2], p[3]} << 16); }
 INLINE vi vi_zero(void) { return (vi){0, 0, 0, 0}; }
 INLINE vf vfloat(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vi vi_minus(vi x, int32_t n) { return x - n; }
 INLINE vb vbytes(const void *p)
 {
-    vb x;
-    memcpy(&x, p, sizeof x);
-    return x;
+    half_bytes x[2];
+    memcpy(x, p, sizeof x);
+    return (vb){__builtin_convertvector(x[0], words), __builtin_convertvector(x[1], words)};
 }
 INLINE vb vquad(const int8_t *p)
 {
-    vb x;
-    for (int i = 0; i < 4 * VL; i++)
-        x.at[i] = p[i % 4];
-    return x;
+    words x = {p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]};
+    return (vb){x, x};
 }
+/* Sums of neighbours, whichever of them is the lower half. */
+INLINE vi add_pairs(words x) { return ((vi)x << 16 >> 16) + ((vi)x >> 16); }
 INLINE vi vdot(vi sum, vb w, vb x)
 {
-    for (int i = 0; i < 4 * VL; i++)
-        sum[i / 4] += w.at[i] * x.at[i];
-    return sum;
+    vi low = add_pairs(w.low * x.low), high = add_pairs(w.high * x.high);
+    return sum + (vi){low[0] + low[1], low[2] + low[3], high[0] + high[1], high[2] + high[3]};
 }
-INLINE vb vlow(vb x)
-{
-    for (int i = 0; i < 4 * VL; i++)
-        x.at[i] &= 15;
-    return x;
-}
-INLINE vb vhigh(vb x)
-{
-    for (int i = 0; i < 4 * VL; i++)
-        x.at[i] = x.at[i] >> 4 & 15;
-    return x;
-}
+INLINE vb vlow(vb x) { return (vb){x.low & 15, x.high & 15}; }
+INLINE vb vhigh(vb x) { return (vb){x.low >> 4 & 15, x.high >> 4 & 15}; }
 INLINE vn vn_zero(void) { return vi_zero(); }
 INLINE vn vn_add(vn sum, vb c, vb x) { return vdot(sum, c, x); }
 INLINE vi vn_total(vn sum) { return sum; }

@@ -103,6 +103,50 @@ static inline __m512 emulated_shuffle_f32x4(__m512 x, __m512 y, int which)
     return result;
 }
 
+static inline __m512i emulated_cvtepu16_epi32(__m256i x)
+{
+    uint16_t narrow[16];
+    uint32_t wide[16];
+    __m512i result;
+    memcpy(narrow, &x, sizeof narrow);
+    EACH(16) wide[i] = narrow[i];
+    memcpy(&result, wide, sizeof wide);
+    return result;
+}
+
+static inline __m512 emulated_cvtepi32_ps(__m512i x)
+{
+    int32_t whole[16];
+    float lanes[16];
+    __m512 result;
+    memcpy(whole, &x, sizeof whole);
+    EACH(16) lanes[i] = (float)whole[i];
+    memcpy(&result, lanes, sizeof lanes);
+    return result;
+}
+
+static inline __m512i emulated_cvtps_epi32(__m512 x)
+{
+    float lanes[16];
+    int32_t whole[16];
+    __m512i result;
+    memcpy(lanes, &x, sizeof lanes);
+    EACH(16) whole[i] = (int32_t)rintf(lanes[i]);
+    memcpy(&result, whole, sizeof whole);
+    return result;
+}
+
+static inline __m128i emulated_cvtsepi32_epi8(__m512i x)
+{
+    int32_t wide[16];
+    int8_t bytes[16];
+    __m128i result;
+    memcpy(wide, &x, sizeof wide);
+    EACH(16) bytes[i] = (int8_t)(wide[i] > 127 ? 127 : wide[i] < -128 ? -128 : wide[i]);
+    memcpy(&result, bytes, sizeof bytes);
+    return result;
+}
+
 /* SIMDe's name for this one takes other arguments. */
 static inline __m512i emulated_madd_epi16(__m512i x, __m512i y)
 {
@@ -114,7 +158,15 @@ static inline __m512i emulated_madd_epi16(__m512i x, __m512i y)
     return x;
 }
 
+#undef _mm512_cvtepu16_epi32
+#undef _mm512_cvtepi32_ps
+#undef _mm512_cvtps_epi32
+#undef _mm512_cvtsepi32_epi8
 #undef _mm512_madd_epi16
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_cvtps_epi32 emulated_cvtps_epi32
+#define _mm512_cvtsepi32_epi8 emulated_cvtsepi32_epi8
 #define _mm512_madd_epi16 emulated_madd_epi16
 #undef _mm512_shuffle_f32x4
 #undef _mm512_scalef_ps
