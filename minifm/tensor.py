@@ -218,8 +218,12 @@ def propagate(cotangents, backend):
         _deliver(root, grad, False, backend, pending, queue)
     while queue:
         op = heappop(queue)[1]
-        dys = pending.pop(op)[::2]
+        received = pending.pop(op)
         _check_unchanged(op)
+        if type(op) is Checkpoint:
+            _put_in_place(op, received, backend, pending, queue)
+            continue
+        dys = received[::2]
         if observers:
             grads = observed(op, "backward", op.backward, dys, {})
         else:
@@ -272,6 +276,75 @@ def _check_unchanged(op):
     if version != op.version:
         raise GraphError(f"backward: an input of {type(op).__name__} was changed in place "
                          "after the forward pass that used it")
+
+
+# -- activation checkpointing ------------------------------------------------------------------
+
+
+def call_and_repeat(function, *inputs):
+    """function(*inputs), of which the graph keeps only the inputs; see ops/checkpoint.py."""
+    if not _recording.on:
+        return function(*inputs)
+    first = next(_numbers)
+    outputs = function(*inputs)
+    made = outputs if isinstance(outputs, tuple) else (outputs,)
+    if not any(y.requires_grad for y in made):
+        return outputs
+    op = Checkpoint(function, inputs, made, first)
+    made = tuple([_made(y.data, op if y.requires_grad else None, place)
+                  for place, y in enumerate(made)])
+    return made if isinstance(outputs, tuple) else made[0]
+
+
+class Checkpoint:
+    """A node that stands for the graph of a call. Where backward meets it, the call is repeated
+    and its graph, newer than all that is left to do, takes the node's place in the walk: the
+    gradients flow, and add up, in the order in which they would have without it."""
+
+    parents = None          # as of an Op: the inputs, and None once it is consumed
+
+    def __init__(self, function, inputs, outputs, first):
+        self.function, self.parents, self.backend = function, inputs, backends.active()
+        self.kept = tuple([x.data for x in inputs if isinstance(x, Tensor)])
+        self.outputs = (None,) * len(outputs)
+        self.version = sum(x.version for x in inputs if isinstance(x, Tensor))
+        self.versions = _versions(outputs, first)
+        self.sequence = next(_numbers)
+
+    def repeated(self):
+        """The outputs again, this time with their graph."""
+        was, _recording.on = _recording.on, True
+        first = next(_numbers)
+        try:
+            with backends.use(self.backend):
+                outputs = self.function(*self.parents)
+        finally:
+            _recording.on = was
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if _versions(outputs, first) != self.versions:
+            raise GraphError("backward: a tensor that a checkpoint used was changed in place "
+                             "after the forward pass, or the call was not the same again")
+        return outputs
+
+
+def _put_in_place(op, received, backend, pending, queue):
+    """The graph of a Checkpoint's call, with the gradients that the node has received."""
+    outputs = op.repeated()
+    vars(op).clear()
+    for y, g, owned in zip(outputs, received[::2], received[1::2]):
+        if g is not None:
+            _deliver(y, g, owned, backend, pending, queue)
+
+
+def _versions(outputs, first):
+    """The versions of the inputs of the ops from number `first` on that made `outputs`."""
+    found, open_ops = {}, [y.op for y in outputs]
+    while open_ops:
+        op = open_ops.pop()
+        if op is not None and op.sequence > first and op.sequence not in found:
+            found[op.sequence] = op.version
+            open_ops += [x.op for x in op.parents if isinstance(x, Tensor)]
+    return [found[number] for number in sorted(found)]
 
 
 def leaf_grad(op, place):

@@ -273,6 +273,7 @@ class Exploding(CausalLanguageModel):
     """The loss of chosen steps goes through log 0 or has an infinite slope."""
 
     def __init__(self, steps, *, slope=False):
+        super().__init__()
         self.steps, self.slope = steps, slope
 
     def loss(self, model, batch, *, denominator, rng):

@@ -5,6 +5,7 @@ Read top to bottom: the configuration, the model, its life in files.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -106,19 +107,24 @@ class GPT(Module):
         x = self.features(ids, cache=cache, counts=counts, key_mask=key_mask, rng=rng)
         return self.logits(x)
 
-    def loss(self, ids, targets, *, denominator=None, rng=None):
-        """Mean cross-entropy in nats of targets [B, T] (-100: not counted); see ops/loss.py."""
-        x = self.features(ids, rng=rng)
+    def loss(self, ids, targets, *, denominator=None, rng=None, recompute=False):
+        """Mean cross-entropy in nats of targets [B, T] (-100: not counted); see ops/loss.py.
+
+        recompute  keep only what enters each block; see ops/checkpoint.py
+        """
+        x = self.features(ids, rng=rng, recompute=recompute)
         return ops.linear_cross_entropy(x, self.token_embedding.weight, targets,
                                         denominator=denominator)
 
-    def features(self, ids, *, cache=None, counts=None, key_mask=None, rng=None):
+    def features(self, ids, *, cache=None, counts=None, key_mask=None, rng=None,
+                 recompute=False):
         """ids [B, T] -> what the head reads, [B, T, C].
 
         cache     a Cache that holds the tokens before these; they are added to it
         counts    [B]: how many of the T tokens are real in each row, with a cache (nn/cache.py)
         key_mask  bool [B, T], without a cache: False marks padding, on either side
         rng       turns dropout on
+        recompute computes the inside of each block again in the backward pass
         """
         ids = np.asarray(ids)
         placement = cache.place(ids.shape[-1], counts) if cache is not None else None
@@ -128,8 +134,9 @@ class GPT(Module):
         if dropout:
             x = ops.dropout(x, dropout, rng=rng and rng.child("embedding"))
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer=layer, placement=placement, key_mask=key_mask, dropout=dropout,
-                      rng=rng and rng.child("block", layer))
+            block = partial(block, layer=layer, placement=placement, key_mask=key_mask,
+                            dropout=dropout, rng=rng and rng.child("block", layer))
+            x = ops.checkpoint(block, x) if recompute else block(x)
         return self.norm(x)
 
     def logits(self, x):

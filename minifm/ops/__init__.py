@@ -2,6 +2,7 @@
 
 from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
 from minifm.ops.attention import attention
+from minifm.ops.checkpoint import checkpoint
 from minifm.ops.conv import (
     average_pool2d, conv2d, conv_transpose2d, max_pool2d, upsample_nearest,
 )

@@ -23,6 +23,10 @@ class TrainConfig:
     precision: str = setting(
         "fp32", "of matrix products in training: fp32, or bf16, which rounds their operands and "
         "pays where the processor multiplies bf16 (evaluation stays in fp32)", choices=PRECISIONS)
+    recompute: bool = setting(
+        False, "activation checkpointing: keep only what enters each block and compute its inside "
+        "again in the backward pass; the same result, bit for bit, in less memory and more time",
+        free=True)
     seed: int = setting(0, "of the initial weights, the order of the data, and dropout", least=0)
 
     learning_rate: float = setting(1e-3, "at its peak", least=0)

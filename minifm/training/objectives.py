@@ -9,14 +9,21 @@ from minifm import ops
 
 
 class CausalLanguageModel:
-    """Predict the next token: a batch is (ids [B, T], targets [B, T]), target -100 not counted."""
+    """Predict the next token: a batch is (ids [B, T], targets [B, T]), target -100 not counted.
+
+    recompute  keep only what enters each block of the model, for less memory (ops/checkpoint.py)
+    """
 
     unit = "token"
+
+    def __init__(self, recompute=False):
+        self.recompute = recompute
 
     def loss(self, model, batch, *, denominator, rng):
         """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
         ids, targets = batch
-        return model.loss(ids, targets, denominator=denominator, rng=rng)
+        return model.loss(ids, targets, denominator=denominator, rng=rng,
+                          recompute=self.recompute)
 
     def count(self, batch):
         """How many targets count."""

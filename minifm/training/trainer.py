@@ -51,7 +51,7 @@ class Trainer:
                  tokenizer=None, shown=True, draw=True, ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
-        self.objective = objective or CausalLanguageModel()
+        self.objective = objective or CausalLanguageModel(config.recompute)
         self.held_out, self.tokenizer = held_out, tokenizer
         self.shown, self.draw = shown, draw
         first = batches.batch(0)

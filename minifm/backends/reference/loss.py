@@ -71,6 +71,7 @@ class Loss:
                 dx.append(self.matmul(d, table, precision))                 # [n, C]
             if needs[1]:
                 dw = self.accumulate_product(self.transpose(d, (1, 0)), part, dw, precision)
+            del logits, d           # a chunk of a large vocabulary is large: not two at a time
         return (self.concatenate(dx, 0) if needs[0] else None), (dw if needs[1] else None)
 
 
