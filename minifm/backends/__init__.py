@@ -7,6 +7,7 @@ extension; "cuda" is not part of this version. Without a choice, "c" serves wher
 import os
 import sys
 
+from minifm.backends import threads
 from minifm.backends.reference import Reference
 from minifm.errors import BackendUnavailable
 
@@ -70,6 +71,8 @@ def why_not(name):
 
 def _make(name):
     if name == "numpy":
+        if wanted := threads.setting():
+            threads.limit_blas(wanted)
         return Reference()
     if name == "c":
         from minifm.backends.c import CBackend

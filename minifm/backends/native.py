@@ -1,16 +1,14 @@
-"""The compiled extension: loading it, its instruction set, and the one setting of threads.
+"""The compiled extension: loading it, its instruction set, its threads, its memory.
 
-MINIFM_THREADS sets how many threads the kernels use, and NumPy's BLAS with them (through
-threadpoolctl, where that is installed), so that the two never fight for the cores; without it,
-every core that the process may run on. MINIFM_ISA forces an instruction set.
+MINIFM_ISA forces an instruction set; MINIFM_THREADS, see threads.py.
 """
 
 import os
 
+from minifm.backends import threads
 from minifm.errors import BackendUnavailable, ConfigError
 
 REMEDY = "install gcc or clang, then minifm again from its source"
-MOST_THREADS = 256      # of csrc/threads.h
 
 try:
     from minifm.backends._csrc import ffi, lib
@@ -27,12 +25,11 @@ class Native:
 
     def __init__(self):
         self.unpooled = pool.install()      # None, or why NumPy cannot use the pool
-        self.blas_follows = None        # until someone asks for a number of threads
-        wanted = os.environ.get("MINIFM_THREADS", "")
+        wanted = threads.setting()
         if wanted:
-            self.set_threads(_thread_count(wanted, "MINIFM_THREADS"))
+            self.set_threads(wanted)
         else:
-            lib.minifm_set_threads(min(usable_cores(), MOST_THREADS))
+            lib.minifm_set_threads(min(threads.usable_cores(), threads.MOST_THREADS))
         self.set_isa(os.environ.get("MINIFM_ISA") or self.available_isas()[0])
 
     def available_isas(self):
@@ -54,10 +51,11 @@ class Native:
         """How many threads a kernel may use, the caller among them."""
         return lib.minifm_threads()
 
-    def set_threads(self, threads):
+    def set_threads(self, number):
         """Use so many threads, here and in NumPy's BLAS. Results do not depend on it."""
-        lib.minifm_set_threads(_thread_count(threads, "threads"))
-        self.blas_follows = limit_blas(threads)
+        number = threads.thread_count(number, "threads")
+        lib.minifm_set_threads(number)
+        threads.limit_blas(number)
 
     def enter_thread(self):
         pool.install()
@@ -71,39 +69,10 @@ class Native:
 
     def describe(self):
         """One line for a benchmark: instruction set, threads, compiler."""
-        apart = "" if self.blas_follows is not False else (
-            "; NumPy's BLAS keeps its own number of threads: pip install threadpoolctl")
+        apart = f"; arrays are not pooled: {self.unpooled}" if self.unpooled else ""
         return f"c ({self.isa}, {self.threads} threads, {self.compiler}{apart})"
 
     @property
     def compiler(self):
         """What the extension was compiled with."""
         return ffi.string(lib.minifm_compiler()).decode()
-
-
-def usable_cores():
-    """How many cores the process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def limit_blas(threads):
-    """Give NumPy's BLAS the same number of threads; False where nothing here can do so."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return False
-    threadpool_limits(threads, user_api="blas")
-    return True
-
-
-def _thread_count(value, name):
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= MOST_THREADS:
-        raise ConfigError(f"{name}: expected a whole number from 1 to {MOST_THREADS}, "
-                          f"got {value!r}")
-    return number

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 
+from minifm.backends.threads import usable_cores
 from minifm.errors import BackendUnavailable
 
 EXAMPLE = """\
@@ -16,7 +17,8 @@ example:
 
 # extra -> the packages it brings; "core" comes with minifm itself.
 PACKAGES = {
-    "core": ("numpy", "numba", "cffi", "safetensors", "tokenizers", "huggingface_hub", "tqdm"),
+    "core": ("numpy", "numba", "cffi", "safetensors", "tokenizers", "huggingface_hub", "tqdm",
+             "threadpoolctl"),
     "viz": ("matplotlib", "pillow"),
     "data": ("scikit-learn",),
     "test": ("pytest", "hypothesis", "pytest-benchmark"),
@@ -52,13 +54,9 @@ def _general():
         "version": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processors": f"{_processors()} usable of {os.cpu_count()}",
+        "processors": f"{usable_cores()} usable of {os.cpu_count()}",
         "settings": " ".join(f"{k}={v}" for k, v in settings.items()) or "no MINIFM_* variable set",
     }
-
-
-def _processors():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _backends():

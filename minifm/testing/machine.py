@@ -5,8 +5,10 @@ import platform
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from minifm.backends.ceilings import last_level_cache
+from minifm.backends.threads import usable_cores
 
 PROCESSORS = Path("/proc/cpuinfo")
 THREADS = Path("/proc/self/task")
@@ -17,8 +19,7 @@ def describe_machine(used):
     from minifm import __version__
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable_cores(),
         "last_level_cache": last_level_cache(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(), "numpy": np.__version__, "minifm": __version__,
@@ -36,11 +37,7 @@ def threads_of(backend, products):
 
 
 def blas_threads():
-    """The threads of NumPy's BLAS, or None where nothing here can tell."""
-    try:
-        from threadpoolctl import threadpool_info
-    except ImportError:
-        return None
+    """The threads of NumPy's BLAS, or None where it does not tell."""
     return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"),
                default=None)
 
