@@ -404,6 +404,19 @@ def test_a_saved_report_is_shown_and_drawn_without_measuring(monkeypatch, quick,
     assert "softmax 4×6" in words and "GFLOP/s" in words and "part of the limit" in words
 
 
+def test_what_was_measured_before_an_interruption_is_not_lost(monkeypatch, quick, tmp_path):
+    path, rows = tmp_path / "bench.json", Bench.rows
+
+    def interrupted(self, case):
+        if case == "Gelu":
+            raise KeyboardInterrupt
+        return rows(self, case)
+
+    monkeypatch.setattr(Bench, "rows", interrupted)
+    assert main(["bench", "--op", "softmax", "--op", "gelu", "--json", str(path)]) == 130
+    assert {row["group"] for row in json.loads(path.read_text())["rows"]} == {"Softmax"}
+
+
 def test_no_two_labels_of_a_roofline_overlap():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     axes = pyplot.figure(figsize=(6, 4)).subplots()

@@ -84,10 +84,7 @@ def run(args):
     check_files(args)
     pyplot = load_pyplot() if args.plot else None
     report = merged(args) if args.saved else measured(args)
-    if args.json:
-        from minifm.atomic import atomic_file
-        with atomic_file(args.json) as file:
-            file.write(json.dumps(report, indent=1).encode())
+    save(report, args.json)
     if args.plot:
         draw(pyplot, report, args.plot)
 
@@ -110,10 +107,19 @@ def measured(args):
             rows += found
             new, group = found[0].group != group, found[0].group
             show("\n".join(lines_of(found, new)) + "\n")
+            save(bench.report(rows), args.json)         # whatever comes, nothing measured is lost
         share = (waited() - before) / (time.perf_counter() - start)
         for line in remarks(first, limits(bench), rows, share):
             show(f"\n{line}\n")
         return bench.report(rows)
+
+
+def save(report, path):
+    """Write the report as JSON, if there is a path to write it to."""
+    if path:
+        from minifm.atomic import atomic_file
+        with atomic_file(path) as file:
+            file.write(json.dumps(report, indent=1).encode())
 
 
 def merged(args):
