@@ -4,12 +4,15 @@ Nothing here asserts how fast anything is.
 """
 
 import ast
+import ctypes
 import itertools
 import json
 import math
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -381,6 +384,23 @@ def test_a_peers_script_compiles_and_needs_no_minifm(library):
         ast.Import, ast.ImportFrom)) for name in (getattr(node, "module", None),
                                                   *(alias.name for alias in node.names))]
     assert library.module in names and not any("minifm" in (name or "") for name in names)
+
+
+def test_each_format_of_a_llama_model_has_a_file_of_its_own(monkeypatch, tmp_path):
+    """llama.cpp reads the float32 file while it writes the other: never the same one."""
+    calls = []
+    fake = SimpleNamespace(
+        llama_model_quantize_default_params=lambda: ctypes.c_int(),
+        LLAMA_FTYPE_MOSTLY_Q8_0=7, llama_model_quantize=lambda *paths: calls.append(paths[:2]))
+    monkeypatch.setitem(sys.modules, "llama_cpp", fake)
+    monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace())
+    monkeypatch.syspath_prepend(str(Path(clock.__file__).parent))
+    script = runpy.run_path(str(Path(clock.__file__).parent / LLAMA.script))
+    script["stored"].__globals__.update(
+        write=lambda path, *shape: None, folder=SimpleNamespace(name=tmp_path))
+    assert script["stored"]((1, 2, 3), "Q8_0") != script["stored"]((1, 2, 3), "F32")
+    [(source, target)] = calls
+    assert source != target
 
 
 # -- the picture -----------------------------------------------------------------------------------

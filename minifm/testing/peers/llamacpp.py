@@ -14,14 +14,13 @@ import llama_cpp
 import numpy as np
 from service import serve
 
-THREADS = 0
+threads, folder = 0, None
 files = {}
-folder = tempfile.TemporaryDirectory()
 
 
-def start(threads):
-    global THREADS
-    THREADS = threads
+def start(count):
+    global threads, folder
+    threads, folder = count, tempfile.TemporaryDirectory()
     llama_cpp.llama_backend_init()
     return f"llama.cpp (llama-cpp-python {llama_cpp.__version__}), {threads} threads", prepare
 
@@ -34,7 +33,7 @@ def token(shape, position, tokens, mode):
     """The logits after `tokens` more tokens, with `position` in the cache."""
     options = llama_cpp.llama_context_default_params()
     options.n_ctx = options.n_batch = options.n_ubatch = shape[3]
-    options.n_threads = options.n_threads_batch = THREADS
+    options.n_threads = options.n_threads_batch = threads
     model = llama_cpp.llama_model_load_from_file(
         str(stored(tuple(shape), mode)).encode(), llama_cpp.llama_model_default_params())
     context = model and llama_cpp.llama_init_from_model(model, options)
@@ -64,13 +63,13 @@ def token(shape, position, tokens, mode):
 def stored(shape, mode):
     """The path of the model's file in that format."""
     if (shape, mode) not in files:
-        path = Path(folder.name) / f"{len(files)}.gguf"
+        path = Path(folder.name) / f"{'-'.join(map(str, shape))}-{mode}.gguf"
         if mode == "F32":
             write(path, *shape)
         else:
             options = llama_cpp.llama_model_quantize_default_params()
             options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{mode}")
-            options.nthread, options.pure = THREADS, True
+            options.nthread, options.pure = threads, True
             if llama_cpp.llama_model_quantize(str(stored(shape, "F32")).encode(),
                                               str(path).encode(), ctypes.byref(options)):
                 raise RuntimeError(f"llama.cpp does not write {mode}")
