@@ -10,6 +10,7 @@ import json
 import math
 import runpy
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,25 @@ def test_copies_fill_the_footprint_and_share_no_memory():
     calls = subject.calls("backward")
     for _ in range(20):
         next(calls)
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward", "both"])
+def test_results_are_held_for_one_round_of_the_copies_and_no_longer(phase):
+    made = example(OPS["Multiply"], Benchmark({"*X": (100,)}))
+    phases = ("both",) if phase == "both" else ("forward", "backward")
+    subject, results = OpSubject(made, backends.get("numpy"), 10_000, phases), []
+    for node, _, _ in subject.copies:
+        for method in ("forward", "backward"):
+            def noted(*arrays, compute=getattr(node, method)):
+                made = compute(*arrays)
+                results.extend(map(weakref.ref, made if isinstance(made, tuple) else (made,)))
+                return made
+            setattr(node, method, noted)
+    calls = subject.calls(phase)
+    for _ in range(4 * len(subject.copies)):
+        next(calls)
+    alive = sum(ref() is not None for ref in results)
+    assert len(results) == 4 * alive > 0
 
 
 def test_a_backward_pass_may_be_timed_again_and_again(backend):

@@ -48,10 +48,9 @@ class OpSubject:
         held = [None] * len(self.copies)
         for i in itertools.cycle(range(len(held))):
             node, inputs, dys = self.copies[i]
-            if phase != "backward":
-                held[i] = node.forward(*inputs, **self.options)
-            if phase != "forward":
-                held[i] = held[i], node.backward(*dys)
+            forward = node.forward(*inputs, **self.options) if phase != "backward" else None
+            backward = node.backward(*dys) if phase != "forward" else None
+            held[i] = forward, backward
             self.backend.sync()
             yield
 
