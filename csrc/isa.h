@@ -76,6 +76,13 @@ typedef struct {
                     float eps);
     void (*rmsnorm_backward)(float *dx, float *dgamma, const float *dy, const float *x,
                              const float *gamma, int64_t n, float rstd);
+    /* Around a centre: sum_i (x - centre)^2;  sum_i dz (x - centre);
+     * y = (x - centre) * scale + offset;  dx = dz * p + (x - centre) * q + r. */
+    float (*squares)(const float *x, int64_t n, float centre);
+    float (*centred_dot)(const float *dz, const float *x, int64_t n, float centre);
+    void (*affine)(float *y, const float *x, int64_t n, float centre, float scale, float offset);
+    void (*blend)(float *dx, const float *dz, const float *x, int64_t n, float centre, float p,
+                  float q, float r);
     void (*adamw)(float *param, const float *grad, float *m, float *v, int64_t n,
                   const float *constants);
     /* average += rate * (param - average) */

@@ -493,6 +493,41 @@ static TARGET void row_rmsnorm_backward(float *dx, float *dgamma, const float *d
     }
 }
 
+/* -- pieces of group norm: lanes beyond the row's end hold the centre, and add nothing ------------- */
+
+static TARGET float row_squares(const float *x, int64_t n, float centre)
+{
+    vf sum, c = vset(centre);
+    CARRY(sum, vset(0), vadd, square_added(vsub(vget(x + i, left, centre), c), t))
+    return vsum(sum);
+}
+
+static TARGET float row_centred_dot(const float *dz, const float *x, int64_t n, float centre)
+{
+    vf sum, c = vset(centre);
+    CARRY(sum, vset(0), vadd,
+          vfma(vget(dz + i, left, 0), vsub(vget(x + i, left, centre), c), t))
+    return vsum(sum);
+}
+
+static TARGET void row_affine(float *y, const float *x, int64_t n, float centre, float scale,
+                              float offset)
+{
+    vf c = vset(centre), factor = vset(scale), term = vset(offset);
+    EACH_VECTOR vput(y + i, vfma(vsub(vget(x + i, left, 0), c), factor, term), left);
+}
+
+static TARGET void row_blend(float *dx, const float *dz, const float *x, int64_t n, float centre,
+                             float p, float q, float r)
+{
+    vf c = vset(centre), by_dz = vset(p), by_x = vset(q), term = vset(r);
+    EACH_VECTOR
+    {
+        vf rest = vfma(vsub(vget(x + i, left, 0), c), by_x, term);
+        vput(dx + i, vfma(vget(dz + i, left, 0), by_dz, rest), left);
+    }
+}
+
 /* -- AdamW: 28 bytes a parameter, one pass ------------------------------------------------------ */
 
 static TARGET void row_adamw(float *param, const float *grad, float *m, float *v, int64_t n,
@@ -667,5 +702,7 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
+    .squares = row_squares, .centred_dot = row_centred_dot, .affine = row_affine,           \
+    .blend = row_blend,                                                                     \
     .weigh = weigh, .weigh_again = weigh_again, .dot_columns = dot_columns,                 \
     .multiply_add = multiply_add

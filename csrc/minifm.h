@@ -140,6 +140,33 @@ int minifm_convolve_image_adjoint(float *dx, const float *dy, const float *w, co
 int minifm_convolve_weight_adjoint(float *dw, const float *dy, const float *x,
                                    const minifm_convolution *sizes);
 
+/* -- pooling.c: a convolution's sizes, each channel a group, inputs = outputs = 1 ------------------- */
+
+/* y = the largest of each window, place = which of its elements that was. */
+void minifm_max_pool(float *y, int64_t *place, const float *x, const minifm_convolution *sizes);
+void minifm_max_pool_backward(float *dx, const float *dy, const int64_t *place,
+                              const minifm_convolution *sizes);
+void minifm_average_pool(float *y, const float *x, const minifm_convolution *sizes);
+void minifm_average_pool_backward(float *dx, const float *dy, const minifm_convolution *sizes);
+/* y [rows, down, cols, right] = x [rows, cols];  dx = the sum of dy's blocks. */
+void minifm_upsample(float *y, const float *x, int64_t rows, int64_t cols, int64_t down,
+                     int64_t right);
+void minifm_upsample_backward(float *dx, const float *dy, int64_t rows, int64_t cols,
+                              int64_t down, int64_t right);
+
+/* -- groupnorm.c ------------------------------------------------------------------------------------ */
+
+/* y = f(z), z = x normalised over each group, times gamma, plus beta: x [batch, groups, width, n],
+ * gamma and beta [groups, width], mean and rstd [batch, groups]. */
+void minifm_groupnorm(float *y, float *mean, float *rstd, const float *x, const float *gamma,
+                      const float *beta, int64_t batch, int64_t groups, int64_t width, int64_t n,
+                      float eps, int function);
+/* dx, and dgamma_dbeta [2, groups, width] */
+int minifm_groupnorm_backward(float *dx, float *dgamma_dbeta, const float *dy, const float *x,
+                              const float *gamma, const float *beta, const float *mean,
+                              const float *rstd, int64_t batch, int64_t groups, int64_t width,
+                              int64_t n, int function);
+
 /* -- attention.c --------------------------------------------------------------------------------- */
 
 /* Sizes and the strides of batch, head and position; the last dimension is contiguous. A bias has

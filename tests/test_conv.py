@@ -134,6 +134,12 @@ def test_max_pool_gives_the_gradient_to_the_first_of_equals():
     assert np.array_equal(x.grad[0, 0], [[1, 0], [0, 0]])
 
 
+def test_padding_never_wins_even_against_minus_infinity():
+    x = mf.Tensor(np.full((1, 1, 2, 2), -np.inf), requires_grad=True)
+    mf.max_pool2d(x, 2, padding=1).sum().backward()
+    assert np.array_equal(x.grad[0, 0], [[1, 1], [1, 1]])
+
+
 def test_gradients_nobody_needs_are_not_computed(monkeypatch):
     backend = type(mf.backend())
     for verb in ("convolve_image_adjoint", "convolve_weight_adjoint"):

@@ -246,6 +246,68 @@ def test_a_convolution_of_nothing(every_isa):
         assert (O or not dx.any()) and (B or not dw.any())
 
 
+@pytest.mark.parametrize("positions", [1, 7, 64, 2500])
+@pytest.mark.parametrize("activation", [None, "silu", "gelu_tanh"])
+def test_group_norm_is_within_its_bound_far_from_zero(every_isa, positions, activation):
+    """Where the mean is 1000 times the deviation: x - mean is off by a rounding of the mean."""
+    c, reference = every_isa, Reference()
+    x = normal(2, 6, positions) + np.arange(-3000, 3000, 1000, dtype=F32)[:, None]
+    gain, offset, dy = normal(6, seed=1), normal(6, seed=2), normal(2, 6, positions, seed=3)
+    x = x[:, [0, 0, 0, 5, 5, 5]] + normal(2, 6, positions, seed=4)
+    given = [a.astype(float) for a in (x, gain, offset)]
+    y, mean, rstd = c.groupnorm(x, gain, offset, 2, 1e-2, activation)
+    wanted, wide_mean, wide_rstd = reference.groupnorm(*given, 2, 1e-2, activation)
+    off = 4 * parity.U * np.abs(x).max() * wide_rstd.max()
+    assert np.abs(mean - wide_mean).max() <= 4 * parity.U * np.abs(x).max()
+    assert np.abs(rstd / wide_rstd - 1).max() <= 4 * off
+    assert np.abs(y - wanted).max() <= 16 * off * np.abs(gain).max() * (1 + np.abs(wanted).max())
+    found = c.groupnorm_backward(dy, x, gain, offset, mean, rstd, 2, activation)
+    grads = reference.groupnorm_backward(dy.astype(float), *given, wide_mean, wide_rstd, 2,
+                                         activation)
+    for g, w in zip(found, grads):
+        assert np.abs(g - w).max() <= 64 * off * (1 + np.abs(w).max()) * np.sqrt(positions)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_an_image_in_group_norm_does_not_depend_on_the_others(every_isa, activation):
+    c, x, dy, gain = every_isa, normal(19, 6, 5, 7), normal(19, 6, 5, 7, seed=1), normal(6)
+    assert alone(c.groupnorm, 19, x, rest=(gain, gain, 3, 1e-5, activation))
+    _, mean, rstd = c.groupnorm(x, gain, gain, 3, 1e-5, activation)
+    assert alone(lambda dy, x, m, r: c.groupnorm_backward(dy, x, gain, gain, m, r, 3,
+                                                          activation)[0], 19, dy, x, mean, rstd)
+
+
+def test_group_norm_and_pooling_of_nothing(every_isa):
+    c, gain = every_isa, normal(4)
+    for shape in ((0, 4, 3, 5), (2, 4, 0, 5)):
+        x = normal(*shape)
+        y, mean, rstd = c.groupnorm(x, gain, gain, 2, 1e-5, "silu")
+        dx, dgamma, dbeta = c.groupnorm_backward(x, x, gain, gain, mean, rstd, 2, "silu")
+        assert y.shape == dx.shape == shape and not dgamma.any() and not dbeta.any()
+    for shape in ((0, 4, 3, 5), (2, 0, 3, 5)):
+        x, options = normal(*shape), ((2, 2), (2, 2), (1, 1))
+        y, place = c.max_pool2d(x, *options)
+        assert y.shape == c.average_pool2d(x, *options).shape == (*shape[:2], 2, 3)
+        assert c.max_pool2d_backward(y, place, (3, 5), *options).shape == shape
+        assert c.average_pool2d_backward(y, (3, 5), *options).shape == shape
+        assert c.upsample_nearest(x, (2, 2)).shape == (*shape[:2], 6, 10)
+
+
+def test_the_largest_of_windows_with_nan_and_nothing_finite(every_isa):
+    """NaN wins, the first of several; of -inf alone the first pixel, never the padding."""
+    x = normal(2, 3, 6, 7)
+    x[0, 0, :3], x[0, 1, 2, 2:5], x[1, 2], x[1, 1, 3, 3] = -np.inf, np.nan, np.nan, np.inf
+    options, reference = ((3, 2), (2, 1), (1, 1)), Reference()
+    found, wanted = (verbs.max_pool2d(x, *options) for verbs in (every_isa, reference))
+    assert np.array_equal(found[0], wanted[0], equal_nan=True) and same(found[1], wanted[1])
+    dy = normal(*found[0].shape)
+    dy[0, 0, 1, 1] = np.inf
+    back = [verbs.max_pool2d_backward(dy, wanted[1], (6, 7), *options)
+            for verbs in (every_isa, reference)]
+    np.testing.assert_allclose(*back, rtol=1e-6, atol=1e-6)
+    assert np.isfinite(back[0][1]).all() and np.isinf(back[0][0, 0]).sum() == 1
+
+
 @pytest.mark.parametrize("call", [
     "c.convolve(x, w, (1, 1), (1, 1), 1)",
     "c.convolve_image_adjoint(x, w.transpose(1, 0, 2, 3), (64, 64), (1, 1), (1, 1), 1)",
@@ -302,6 +364,24 @@ def cases():
                                      lse, bias is not None)
         return y, lse, *(x for x in grads if x is not None)
 
+    def group_norms(c):
+        results = ()
+        for x, groups, activation in ((maps, 4, None), (maps, 8, "silu"), (many[:, :6], 2, "relu"),
+                                      (normal(2, 3, 5003), 1, "gelu")):
+            gain, dy = normal(x.shape[1], seed=5), x * 0.5 + 1
+            y, mean, rstd = c.groupnorm(x, gain, gain, groups, 1e-5, activation)
+            results += y, mean, rstd, *c.groupnorm_backward(dy, x, gain, gain, mean, rstd, groups,
+                                                            activation)
+        return results
+
+    def pools(c):
+        y, place = c.max_pool2d(maps, (3, 2), (2, 1), (1, 0))
+        mean = c.average_pool2d(maps, (3, 2), (2, 1), (1, 0))
+        return (y, place, c.max_pool2d_backward(mean, place, (23, 37), (3, 2), (2, 1), (1, 0)),
+                mean, c.average_pool2d_backward(y, (23, 37), (3, 2), (2, 1), (1, 0)),
+                c.upsample_nearest(maps, (3, 2)), c.upsample_nearest(maps, (2, 3)),
+                c.upsample_nearest_backward(maps[:, :, :22, :36], (2, 3)))
+
     def loss(c, smoothing):
         losses, lse = c.cross_entropy(x, targets, -100, smoothing)
         return losses, lse, c.cross_entropy_backward(dy[:, 0], x, targets, lse, -100, smoothing)
@@ -342,6 +422,8 @@ def cases():
                                   c.gelu_tanh(flat), c.gelu_backward(flat, flat), c.exp(flat)),
         "convolution": convolutions,
         "adjoints of a convolution": adjoints,
+        "groupnorm": group_norms,
+        "pooling": pools,
         "adamw and ema": in_place,
         "noise": lambda c: (c.random_bits((1, 2), 50_001), c.uniform((1, 2), (50_001,), F32),
                             c.normal((1, 2), (50_001,), F32), c.dropout(flat, 0.3, (1, 2))),

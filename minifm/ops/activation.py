@@ -1,5 +1,6 @@
 """Activations: a forward verb and a backward verb of (dy, x) each, for a backend to fuse."""
 
+from minifm.errors import ShapeError
 from minifm.op import Op
 from minifm.ops.elementwise import Absolute
 from minifm.tensor import apply
@@ -97,3 +98,17 @@ def gelu_tanh(x):
 def gelu_quick(x):
     """x σ(1.702 x), the sigmoid approximation of x Φ(x)."""
     return apply(GeluQuick, x)
+
+
+# -- what fused ops can fuse: the activation's function -> its verb ------------------------------
+
+ACTIVATIONS = {relu: "relu", silu: "silu", gelu: "gelu", gelu_tanh: "gelu_tanh",
+               gelu_quick: "gelu_quick"}
+
+
+def verb_of(op, activation):
+    """The verb of one of ACTIVATIONS, or None of None; raises ShapeError in the name of `op`."""
+    if activation is not None and activation not in ACTIVATIONS:
+        known = ", ".join(f.__name__ for f in ACTIVATIONS)
+        raise ShapeError(f"{op}: activation must be one of the functions {known}")
+    return None if activation is None else ACTIVATIONS[activation]

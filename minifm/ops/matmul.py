@@ -6,15 +6,11 @@ import numpy as np
 
 from minifm.errors import ShapeError
 from minifm.op import Op, check_arithmetic, explain
-from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
+from minifm.ops.activation import verb_of
 from minifm.ops.elementwise import unbroadcast
 from minifm.ops.packed import refuse_gradient
 from minifm.ops.precision import active_precision
 from minifm.tensor import apply, leaf_grad
-
-# What `linear` can fuse: the activation's function -> its verb.
-ACTIVATIONS = {relu: "relu", silu: "silu", gelu: "gelu", gelu_tanh: "gelu_tanh",
-               gelu_quick: "gelu_quick"}
 
 
 class Matmul(Op):
@@ -114,9 +110,5 @@ def linear(x, weight, bias=None, activation=None, residual=None):
     x [*B, K]; weight [K, N] (stored in, out), plain or packed (ops/packed.py); bias [N];
     residual [*B, N]; `activation` one of the functions relu, silu, gelu, gelu_tanh, gelu_quick.
     """
-    if activation is not None and activation not in ACTIVATIONS:
-        known = ", ".join(f.__name__ for f in ACTIVATIONS)
-        raise ShapeError(f"linear: activation must be one of the functions {known}")
-    verb = None if activation is None else ACTIVATIONS[activation]
-    return apply(Linear, x, weight, bias, residual, activation=verb,
+    return apply(Linear, x, weight, bias, residual, activation=verb_of("linear", activation),
                  precision=active_precision())

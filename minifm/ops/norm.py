@@ -2,6 +2,7 @@
 
 from minifm.errors import ShapeError
 from minifm.op import Op
+from minifm.ops.activation import verb_of
 from minifm.tensor import apply
 
 
@@ -48,19 +49,20 @@ class RMSNorm(Op):
 
 
 class GroupNorm(Op):
-    """Layer norm over each group of channels with all its positions; gain and offset by channel."""
+    """activation(z), z = layer norm over each group of channels with all its positions, gain and
+    offset by channel."""
 
     signature = "x[B, C, *S], gamma[C], beta[C] -> [B, C, *S]"
     fresh = True
 
-    def forward(self, x, gamma, beta, groups, eps=1e-5):
-        y, self.mean, self.rstd = self.backend.groupnorm(x, gamma, beta, groups, eps)
-        self.x, self.gamma, self.groups = x, gamma, groups
+    def forward(self, x, gamma, beta, groups, eps=1e-5, activation=None):
+        y, self.mean, self.rstd = self.backend.groupnorm(x, gamma, beta, groups, eps, activation)
+        self.x, self.gamma, self.beta, self.options = x, gamma, beta, (groups, activation)
         return y
 
     def backward(self, dy):                                     # -> dx, dgamma, dbeta
         return self.only_needed(*self.backend.groupnorm_backward(
-            dy, self.x, self.gamma, self.mean, self.rstd, self.groups))
+            dy, self.x, self.gamma, self.beta, self.mean, self.rstd, *self.options))
 
     @classmethod
     def examples(cls, draw):
@@ -68,7 +70,7 @@ class GroupNorm(Op):
         C = groups * draw.tested([1, 3], "group width")
         S = draw.tested([(5,), (3, 4), (2, 2, 3)], "image")
         return (draw.normal((B, C, *S)), draw.normal((C,)), draw.normal((C,))), \
-            {"groups": groups, "eps": 1e-2}
+            {"groups": groups, "eps": 1e-2, "activation": draw.choice([None, "silu", "gelu"])}
 
 
 def layernorm(x, gamma, beta, eps=1e-5):
@@ -81,8 +83,11 @@ def rmsnorm(x, gamma, eps=1e-6):
     return apply(RMSNorm, x, gamma, eps=eps)
 
 
-def groupnorm(x, gamma, beta, groups, eps=1e-5):
-    """x [B, C, *S] normalised over each of `groups` groups of channels, gamma and beta [C]."""
+def groupnorm(x, gamma, beta, groups, eps=1e-5, activation=None):
+    """x [B, C, *S] normalised over each of `groups` groups of channels, times gamma [C], plus
+    beta [C]; then `activation`, one of the functions relu, silu, gelu, gelu_tanh, gelu_quick, in
+    one pass where the backend can. Raises ShapeError."""
     if groups < 1 or len(x.shape) < 2 or x.shape[1] % groups:
         raise ShapeError(f"groupnorm: {groups} groups do not divide the channels of {x.shape}")
-    return apply(GroupNorm, x, gamma, beta, groups=groups, eps=eps)
+    return apply(GroupNorm, x, gamma, beta, groups=groups, eps=eps,
+                 activation=verb_of("groupnorm", activation))

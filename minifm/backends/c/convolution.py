@@ -1,10 +1,19 @@
-"""Convolutions of images and their adjoints."""
+"""Convolutions of images and their adjoints, pooling and upsampling."""
 
 from functools import lru_cache
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, Operands, done, pointer
+from minifm.backends.c.operands import (
+    F32,
+    I64,
+    INTEGERS,
+    Operands,
+    done,
+    from_buffer,
+    indices_of,
+    pointer,
+)
 from minifm.backends.native import ffi, lib
 from minifm.backends.reference import Reference
 
@@ -58,6 +67,59 @@ class Convolution(Operands):
         done(lib.minifm_convolve_weight_adjoint(pointer(dw), pointer(dy), pointer(x), sizes))
         return dw
 
+    def max_pool2d(self, x, window, stride, padding):
+        if x.dtype != F32:
+            return self._on_numpy("max_pool2d", x, window, stride, padding)
+        x = self._contiguous(x, "max_pool2d")
+        sizes, shape = _pooling(x.shape, window, stride, padding)
+        y, place = np.empty(shape, F32), np.empty(shape, I64)
+        lib.minifm_max_pool(pointer(y), from_buffer(INTEGERS, place), pointer(x), sizes)
+        return y, place
+
+    def max_pool2d_backward(self, dy, place, size, window, stride, padding):
+        if dy.dtype != F32:
+            return self._on_numpy("max_pool2d_backward", dy, place, size, window, stride, padding)
+        dy, place = self._contiguous(dy, "max_pool2d_backward"), indices_of(place)
+        dx = np.empty((*dy.shape[:2], *size), F32)
+        sizes, _ = _pooling(dx.shape, window, stride, padding)
+        lib.minifm_max_pool_backward(pointer(dx), pointer(dy), from_buffer(INTEGERS, place), sizes)
+        return dx
+
+    def average_pool2d(self, x, window, stride, padding):
+        if x.dtype != F32:
+            return self._on_numpy("average_pool2d", x, window, stride, padding)
+        x = self._contiguous(x, "average_pool2d")
+        sizes, shape = _pooling(x.shape, window, stride, padding)
+        y = np.empty(shape, F32)
+        lib.minifm_average_pool(pointer(y), pointer(x), sizes)
+        return y
+
+    def average_pool2d_backward(self, dy, size, window, stride, padding):
+        if dy.dtype != F32:
+            return self._on_numpy("average_pool2d_backward", dy, size, window, stride, padding)
+        dy = self._contiguous(dy, "average_pool2d_backward")
+        dx = np.empty((*dy.shape[:2], *size), F32)
+        sizes, _ = _pooling(dx.shape, window, stride, padding)
+        lib.minifm_average_pool_backward(pointer(dx), pointer(dy), sizes)
+        return dx
+
+    def upsample_nearest(self, x, factor):
+        if x.dtype != F32:
+            return Reference.upsample_nearest(self, x, factor)
+        x, (B, C, P, Q), (f, g) = self._contiguous(x, "upsample_nearest"), x.shape, factor
+        y = np.empty((B, C, P * f, Q * g), F32)
+        lib.minifm_upsample(pointer(y), pointer(x), B * C * P, Q, f, g)
+        return y
+
+    def upsample_nearest_backward(self, dy, factor):
+        if dy.dtype != F32:
+            return Reference.upsample_nearest_backward(self, dy, factor)
+        dy, (f, g) = self._contiguous(dy, "upsample_nearest_backward"), factor
+        B, C, P, Q = *dy.shape[:2], dy.shape[2] // f, dy.shape[3] // g
+        dx = np.empty((B, C, P, Q), F32)
+        lib.minifm_upsample_backward(pointer(dx), pointer(dy), B * C * P, Q, f, g)
+        return dx
+
 
 @lru_cache(maxsize=4096)
 def _sizes(batch, image, weight, stride, padding, groups):
@@ -66,5 +128,13 @@ def _sizes(batch, image, weight, stride, padding, groups):
     result = tuple((n + 2 * p - k) // s + 1
                    for n, k, s, p in zip(image, window, stride, padding))
     return ffi.new("minifm_convolution *", {
-        "batch": batch, "groups": groups, "inputs": I, "outputs": O // groups, "image": image,
-        "window": window, "result": result, "stride": stride, "padding": padding}), result
+        "batch": batch, "groups": groups, "inputs": I, "outputs": O // (groups or 1),
+        "image": image, "window": window, "result": result, "stride": stride,
+        "padding": padding}), result
+
+
+def _pooling(shape, window, stride, padding):
+    """The same for pooling x of this shape [B, C, H, W], and the result's shape."""
+    B, C, *image = shape
+    sizes, result = _sizes(B, tuple(image), (C, 1, *window), stride, padding, C)
+    return sizes, (B, C, *result)

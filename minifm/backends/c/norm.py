@@ -1,8 +1,10 @@
-"""Layer norm and RMS norm over the last axis."""
+"""Layer norm and RMS norm over the last axis; group norm, with an activation behind it."""
+
+import math
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, Operands, done, pointer
+from minifm.backends.c.operands import F32, FUNCTIONS, Operands, done, pointer
 from minifm.backends.native import lib
 
 
@@ -45,3 +47,28 @@ class Norm(Operands):
         done(lib.minifm_rmsnorm_backward(pointer(dx), pointer(dgamma), pointer(dy), pointer(x),
                                          pointer(gamma), pointer(rstd), rstd.size, x.shape[-1]))
         return dx, dgamma
+
+    def groupnorm(self, x, gamma, beta, groups, eps, activation):
+        if not x.dtype == gamma.dtype == beta.dtype == F32:
+            return self._on_numpy("groupnorm", x, gamma, beta, groups, eps, activation)
+        x, gamma, beta = (self._contiguous(a, "groupnorm") for a in (x, gamma, beta))
+        B, C, *S = x.shape
+        y, mean, rstd = (np.empty(shape, F32) for shape in (x.shape, (B, groups), (B, groups)))
+        lib.minifm_groupnorm(
+            pointer(y), pointer(mean), pointer(rstd), pointer(x), pointer(gamma), pointer(beta),
+            B, groups, C // groups, math.prod(S), eps, FUNCTIONS[activation])
+        return y, mean, rstd
+
+    def groupnorm_backward(self, dy, x, gamma, beta, mean, rstd, groups, activation):
+        if not dy.dtype == x.dtype == gamma.dtype == beta.dtype == F32:
+            return self._on_numpy("groupnorm_backward", dy, x, gamma, beta, mean, rstd, groups,
+                                  activation)
+        dy, x, gamma, beta, mean, rstd = (self._contiguous(a, "groupnorm_backward")
+                                          for a in (dy, x, gamma, beta, mean, rstd))
+        B, C, *S = x.shape
+        dx, sums = np.empty(x.shape, F32), np.empty((2, C), F32)
+        done(lib.minifm_groupnorm_backward(
+            pointer(dx), pointer(sums), pointer(dy), pointer(x), pointer(gamma), pointer(beta),
+            pointer(mean), pointer(rstd), B, groups, C // groups, math.prod(S),
+            FUNCTIONS[activation]))
+        return dx, sums[0], sums[1]

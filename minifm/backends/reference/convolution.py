@@ -101,11 +101,16 @@ class Convolution:
         windows = _windows(x, window, stride, padding, -np.inf)             # [B, C, P, Q, R, S]
         flat = windows.reshape(*windows.shape[:4], window[0] * window[1])
         place = np.argmax(flat, axis=-1)
+        pixels = _windows(np.ones((1, 1, *x.shape[2:]), bool), window, stride, padding, False)
+        pixels = np.broadcast_to(pixels.reshape(1, 1, *flat.shape[2:]), flat.shape)
+        outside = ~np.take_along_axis(pixels, place[..., None], -1)[..., 0]
+        place = np.where(outside, np.argmax(pixels, axis=-1), place)    # a window of -inf
         return np.take_along_axis(flat, place[..., None], -1)[..., 0], place
 
     def max_pool2d_backward(self, dy, place, size, window, stride, padding):
         """Each dy goes to the pixel that won; `size` is (H, W)."""
-        return _spread(lambda i: dy * (place == i), dy, size, window, stride, padding)
+        zero = np.zeros((), dy.dtype)
+        return _spread(lambda i: np.where(place == i, dy, zero), dy, size, window, stride, padding)
 
     def average_pool2d(self, x, window, stride, padding):
         """The mean of each window, in which padding counts as zeros."""

@@ -42,17 +42,22 @@ class Norm:
         dx = rstd[..., None] * (g - normalised * slope)
         return dx, np.sum(dy * normalised, axis=tuple(range(x.ndim - 1)))
 
-    def groupnorm(self, x, gamma, beta, groups, eps):
+    def groupnorm(self, x, gamma, beta, groups, eps, activation):
         """x [B, C, *S] -> y, mean [B, G], rstd [B, G]: a row is one group of channels with all
-        its positions; gamma and beta [C] are per channel (Wu & He 2018)."""
+        its positions; gamma and beta [C] are per channel (Wu & He 2018). `activation` names a
+        verb that y then goes through, or is None."""
         rows = _groups(x, groups)
         ones = np.ones((), x.dtype)
-        y, mean, rstd = Norm.layernorm(self, rows, ones, 0 * ones, eps)
-        return y.reshape(x.shape) * _channel(gamma, x) + _channel(beta, x), mean, rstd
+        normalised, mean, rstd = Norm.layernorm(self, rows, ones, 0 * ones, eps)
+        z = normalised.reshape(x.shape) * _channel(gamma, x) + _channel(beta, x)
+        return z if activation is None else getattr(self, activation)(z), mean, rstd
 
-    def groupnorm_backward(self, dy, x, gamma, mean, rstd, groups):
+    def groupnorm_backward(self, dy, x, gamma, beta, mean, rstd, groups, activation):
         rows = _groups(x, groups)
         normalised = ((rows - mean[..., None]) * rstd[..., None]).reshape(x.shape)
+        if activation is not None:
+            z = normalised * _channel(gamma, x) + _channel(beta, x)
+            dy = getattr(self, activation + "_backward")(dy, z)
         g = (dy * _channel(gamma, x)).reshape(rows.shape)
         dx, _, _ = Norm.layernorm_backward(self, g, rows, np.ones((), x.dtype), mean, rstd)
         lead = (0, *range(2, x.ndim))
