@@ -1,4 +1,4 @@
-/* The one step that matrix products and attention share. */
+/* What all products share: the block of their sums, and the step at an edge. */
 #ifndef MINIFM_GEMM_H
 #define MINIFM_GEMM_H
 

@@ -60,8 +60,6 @@ typedef struct {
     float (*logsumexp)(const float *x, int64_t n);
     float (*sum)(const float *x, int64_t n);
     double (*sum_of_squares)(const float *x, int64_t n);
-    float (*dot)(const float *x, const float *y, int64_t n);
-    float (*max)(const float *x, int64_t n);    /* of those that are not NaN; -inf without any */
     /* y = e^(x - shift), returns the sum of y. */
     float (*exp_sum)(float *y, const float *x, int64_t n, float shift);
     /* y = x * scale;  y = (x + shift) * scale. */

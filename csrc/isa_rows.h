@@ -321,6 +321,7 @@ static TARGET float row_dot(const float *x, const float *y, int64_t n)
     return vsum(total);
 }
 
+/* Of those that are not NaN; -inf without any. */
 static TARGET float row_max(const float *x, int64_t n)
 {
     vf top;
@@ -697,8 +698,8 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .epilogue = row_epilogue, .softmax = row_softmax,                                       \
     .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \
     .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \
-    .sum = row_sum, .sum_of_squares = row_sum_of_squares, .dot = row_dot, .max = row_max,   \
-    .exp_sum = row_exp_sum, .scale = row_scale,                                              \
+    .sum = row_sum, .sum_of_squares = row_sum_of_squares, .exp_sum = row_exp_sum,           \
+    .scale = row_scale,                                                                     \
     .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
