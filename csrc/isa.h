@@ -81,7 +81,7 @@ typedef struct {
     void (*affine)(float *y, const float *x, int64_t n, float centre, float scale, float offset);
     void (*blend)(float *dx, const float *dz, const float *x, int64_t n, float centre, float p,
                   float q, float r);
-    void (*adamw)(float *param, const float *grad, float *m, float *v, int64_t n,
+    void (*adamw)(float *param, const float *grad, float *m, float *v, int64_t n, float decay,
                   const float *constants);
     /* average += rate * (param - average) */
     void (*ema)(float *average, const float *param, int64_t n, float rate);

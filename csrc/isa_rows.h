@@ -532,11 +532,11 @@ static TARGET void row_blend(float *dx, const float *dz, const float *x, int64_t
 /* -- AdamW: 28 bytes a parameter, one pass ------------------------------------------------------ */
 
 static TARGET void row_adamw(float *param, const float *grad, float *m, float *v, int64_t n,
-                             const float *constants)
+                             float weight_decay, const float *constants)
 {
     vf scale = vset(constants[0]), rate1 = vset(constants[1]), rate2 = vset(constants[2]);
     vf unbias1 = vset(constants[3]), unbias2 = vset(constants[4]), eps = vset(constants[5]);
-    vf lr = vset(constants[6]), decay = vset(constants[7]);
+    vf lr = vset(constants[6]), decay = vset(weight_decay);
     EACH_VECTOR
     {
         vf g = vmul(vget(grad + i, left, 0), scale), p = vget(param + i, left, 0);

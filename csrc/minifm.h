@@ -106,7 +106,6 @@ void minifm_binary_strided(float *out, const float *x, const float *y, int ndim,
 /* out[outer, inner] = the sum of x[outer, n, inner] over its middle dimension. */
 int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inner);
 /* The sum of x[n]^2, or -1 where there was no memory. */
-double minifm_sum_of_squares(const float *x, int64_t n);
 
 /* -- norm.c -------------------------------------------------------------------------------------- */
 
@@ -214,12 +213,16 @@ int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, in
 
 /* -- optimizer.c: in place ------------------------------------------------------------------------- */
 
-/* constants: gradient scale, 1 - beta1, 1 - beta2, 1 / (1 - beta1^t), 1 / (1 - beta2^t), eps, lr,
- * weight decay */
-void minifm_adamw(float *param, const float *grad, float *m, float *v, int64_t n,
-                  const float *constants);
+/* Each takes so many arrays; ends[i] counts the elements of arrays 0 ... i. decays[arrays];
+ * constants: gradient scale, 1 - beta1, 1 - beta2, 1 / (1 - beta1^t), 1 / (1 - beta2^t), eps, lr */
+void minifm_adamw(float *const *params, float *const *m, float *const *v,
+                  const float *const *grads, const int64_t *ends, int64_t arrays,
+                  const float *decays, const float *constants);
 /* average += rate (param - average) */
-void minifm_ema(float *average, const float *param, int64_t n, float rate);
+void minifm_ema(float *const *averages, const float *const *params, const int64_t *ends,
+                int64_t arrays, float rate);
+/* The sum of all squares, in double precision; -1 where there was no memory. */
+double minifm_sum_of_squares(const float *const *x, const int64_t *ends, int64_t arrays);
 
 /* -- noise.c: words 0 ... n - 1 of the Philox stream (key0, key1) ------------------------------------ */
 

@@ -88,7 +88,6 @@ typedef struct {
     double *totals;
     const float *x;
     int64_t n;
-    int squares;
 } Runs;
 
 static void sum_runs(void *context, int64_t begin, int64_t end)
@@ -96,18 +95,17 @@ static void sum_runs(void *context, int64_t begin, int64_t end)
     const Runs *r = context;
     for (int64_t i = begin; i < end; i++) {
         int64_t length = r->n - i * RUN < RUN ? r->n - i * RUN : RUN;
-        r->totals[i] = r->squares ? kernels->sum_of_squares(r->x + i * RUN, length)
-                                  : kernels->sum(r->x + i * RUN, length);
+        r->totals[i] = kernels->sum(r->x + i * RUN, length);
     }
 }
 
 /* As sum_contiguous, one long row on all threads; *status is -1 where there was no memory. */
-static double sum_long(const float *x, int64_t n, int squares, int *status)
+static double sum_long(const float *x, int64_t n, int *status)
 {
     const int64_t runs = (n + RUN - 1) / RUN;
     double total = 0;
     pool_enter();
-    Runs r = {scratch(SHARED, (size_t)runs * sizeof(double)), x, n, squares};
+    Runs r = {scratch(SHARED, (size_t)runs * sizeof(double)), x, n};
     *status = r.totals || !runs ? 0 : -1;
     if (r.totals && runs) {
         pool_for(runs, 2, sum_runs, &r);
@@ -122,7 +120,7 @@ int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inn
 {
     int status = 0;
     if (inner == 1 && outer == 1) {
-        *out = (float)sum_long(x, n, 0, &status);
+        *out = (float)sum_long(x, n, &status);
     } else if (inner == 1) {
         Sums s = {out, x, n, 1};
         parallel_for(outer, grain_of(n), sum_contiguous, &s);
@@ -133,11 +131,4 @@ int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inn
         }
     }
     return status;
-}
-
-double minifm_sum_of_squares(const float *x, int64_t n)
-{
-    int status;
-    double total = sum_long(x, n, 1, &status);
-    return status ? -1 : total;
 }

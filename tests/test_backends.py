@@ -141,8 +141,8 @@ def train_and_generate():
             model.loss(ids, targets, rng=mf.Rng(step).child(piece)).backward()
         for parameter in model.parameters().values():
             zeros = backend.zeros(parameter.shape, parameter.dtype)
-            backend.adamw(parameter.data, parameter.grad, zeros, backend.copy(zeros), 0.01, 0.9,
-                          0.99, 1e-8, 0.1, 1, 1.0)
+            backend.adamw([parameter.data], [parameter.grad], [zeros], [backend.copy(zeros)],
+                          [0.1], 0.01, 0.9, 0.99, 1e-8, 1, 1.0)
             parameter.version += 1
     cache, text = model.cache(1), [3, 1]
     with mf.no_grad():

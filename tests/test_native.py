@@ -387,10 +387,14 @@ def cases():
         return losses, lse, c.cross_entropy_backward(dy[:, 0], x, targets, lse, -100, smoothing)
 
     def in_place(c):
-        param, m, v = flat.copy(), flat * 0.5, flat * flat
-        c.adamw(param, flat[::-1], m, v, 0.01, 0.9, 0.99, 1e-8, 0.1, 3, 0.7)
-        c.ema(m, param, 0.9)
-        return param, m, v
+        """Arrays whose seams lie within, at and beside the ranges of threads."""
+        sizes = [0, 3, 8189, 1, 100_003, 0, 40_000, 5, 0]
+        params, grads = ([normal(n, seed=n + k) for n in sizes] for k in (0, 1))
+        m, v = [g * F32(0.5) for g in grads], [p * p for p in params]
+        decays = [0.1 * (n > 8) for n in sizes]
+        c.adamw(params, [g[::-1] for g in grads], m, v, decays, 0.01, 0.9, 0.99, 1e-8, 3, 0.7)
+        c.ema(m, params, 0.9)
+        return (*params, *m, *v)
 
     return {
         "matmul": lambda c: c.matmul(a, b),
@@ -408,7 +412,7 @@ def cases():
             many, many, many[0], many[:, 0], many[:, 1]),
         "sum": lambda c: (c.sum(flat), c.sum(x, 0), c.sum(x, 1), c.sum(many, 0),
                           c.sum(normal(5, 700, 33), 1)),
-        "sum_of_squares": lambda c: c.sum_of_squares(flat),
+        "sum_of_squares": lambda c: c.sum_of_squares([flat, x, flat[:0], dy[0]]),
         "attention": lambda c: attend(c, None, None, True),
         "attention of one head": lambda c: c.attention_backward(
             *(x[:1, :1] for x in (g, q, k, v)), None, None, True, 0.2,

@@ -20,7 +20,7 @@ EMPTY = {
     "no columns of rmsnorm": "b.rmsnorm_backward(z(100, 0), z(100, 0), z(0), z(100))",
     "no rows": "b.layernorm_backward(z(0, 9), z(0, 9), z(9), z(0), z(0))",
     "nothing to add": "b.sum(z(0, 300), 0), b.sum(z(300, 0), 1), b.sum(z(0)), "
-                      "b.sum_of_squares(z(0))",
+                      "b.sum_of_squares([z(0)]), b.sum_of_squares([])",
     "no query heads": "b.attention(z(2, 0, 3, 4), *[z(2, 2, 3, 4)] * 2, None, None, True, 1.0), "
                       "b.attention_backward(*[z(2, 0, 3, 4)] * 2, *[z(2, 2, 3, 4)] * 2, None, "
                       "None, True, 1.0, z(2, 0, 3, 4), z(2, 0, 3), False)",

@@ -34,9 +34,8 @@ class AdamW:
 
     def gradient_norm(self):
         """The Euclidean norm of all gradients together, as a Python float."""
-        squares = backends.active().sum_of_squares
-        return math.sqrt(math.fsum(squares(p.grad) for p in self.parameters.values()
-                                   if p.grad is not None))
+        return math.sqrt(backends.active().sum_of_squares(
+            [p.grad for p in self.parameters.values() if p.grad is not None]))
 
     def update(self, learning_rate, scale=1.0):
         """One step: every gradient times `scale` (clipping), into moments, weights, average.
@@ -45,15 +44,17 @@ class AdamW:
         """
         backend = backends.active()
         self.steps += 1
-        for name, p in self.parameters.items():
-            if p.grad is None:
-                continue
-            decay = self.weight_decay if p.ndim >= 2 else 0.0
-            backend.adamw(p.data, p.grad, self.m[name], self.v[name], learning_rate, self.beta1,
-                          self.beta2, self.epsilon, decay, self.steps, scale)
+        moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        weights = [p.data for p in moved.values()]
+        backend.adamw(
+            weights, [p.grad for p in moved.values()], [self.m[name] for name in moved],
+            [self.v[name] for name in moved],
+            [self.weight_decay if p.ndim >= 2 else 0.0 for p in moved.values()],
+            learning_rate, self.beta1, self.beta2, self.epsilon, self.steps, scale)
+        if self.averages:
+            backend.ema([self.averages[name] for name in moved], weights, self.average)
+        for p in moved.values():
             p.version += 1
-            if self.averages:
-                backend.ema(self.averages[name], p.data, self.average)
 
     def zero_grad(self):
         """Forget the gradients."""

@@ -29,14 +29,6 @@ class Reduction(Operands):
         reduced = {i for begin, end in _runs(axis, len(shape)) for i in range(begin, end)}
         return x.reshape([size for i, size in enumerate(shape) if i not in reduced])
 
-    def sum_of_squares(self, x):
-        if x.dtype != F32:
-            return self._on_numpy("sum_of_squares", x)
-        x = self._contiguous(x, "sum_of_squares")
-        total = lib.minifm_sum_of_squares(pointer(x), x.size)
-        done(total < 0)
-        return total
-
 
 @lru_cache(maxsize=1024)
 def _runs(axis, ndim):

@@ -37,7 +37,8 @@ def count_fallbacks(backend_class, reference_class, shared=()):
 
 def belongs_to_the_reference(arguments):
     """Whether there is a float64 operand: the gradient checks run there, by design on NumPy."""
-    return any(getattr(x, "dtype", None) == np.float64 for x in arguments)
+    return any(belongs_to_the_reference(x) if isinstance(x, list)
+               else getattr(x, "dtype", None) == np.float64 for x in arguments)
 
 
 def _counted(name, verb):

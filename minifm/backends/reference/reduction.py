@@ -16,8 +16,3 @@ class Reduction:
     def argmax(self, x, axis=-1):
         """The first place of the largest element, int64."""
         return np.asarray(np.argmax(x, axis=axis))
-
-    def sum_of_squares(self, x):
-        """Σ x² as a Python float, accumulated in float64: for the norm of a gradient."""
-        flat = x.reshape(-1).astype(np.float64, copy=False)
-        return float(flat @ flat)
