@@ -83,6 +83,8 @@ class Op:
                 problem = bind(dims, x.shape, sizes, name)
                 if problem:
                     raise ShapeError(explain(cls, inputs, problem))
+            elif dims and (x is not None or x is inputs[0]):    # `exponent[]` may be a number
+                check_array(cls.__name__, x)
 
     def __init_subclass__(cls):
         """Refuse an incomplete declaration at once, and enter a complete one into the table."""
@@ -132,9 +134,12 @@ def bind(dims, shape, sizes, name):
 
 
 def check_dtypes(cls, inputs):
-    """Floating-point operands must be of one width: mixing them is a mistake, or hides one."""
+    """Floating-point operands are float32 or float64, and all of one width: mixing them is a
+    mistake, or hides one."""
     floats = {str(x.dtype) for x in inputs
               if hasattr(x, "dtype") and np.issubdtype(x.dtype, np.floating)}
+    for other in floats - {"float32", "float64"}:
+        raise ShapeError(explain(cls, inputs, f"operands are float32 or float64, not {other}"))
     if len(floats) > 1:
         raise ShapeError(explain(cls, inputs, f"operands mix {' and '.join(sorted(floats))}"))
 
@@ -160,8 +165,15 @@ def check_integers(cls, inputs, name):
         raise ShapeError(explain(cls, inputs, f"{name} must be integers"))
 
 
+def check_array(name, x):
+    """Raise ShapeError where x is a number, a list or None."""
+    if not hasattr(x, "shape"):
+        raise ShapeError(f"{name}: expected a tensor or an array, got {x!r:.60}")
+
+
 def check_axis(name, x, axis):
     """Raise ShapeError unless `axis` is one of x."""
+    check_array(name, x)
     if not -len(x.shape) <= axis < len(x.shape):
         raise ShapeError(f"{name}: axis {axis} of a tensor of shape {tuple(x.shape)}")
 

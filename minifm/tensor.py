@@ -65,8 +65,9 @@ class Tensor:
             data = data.astype(np.float32) if data.dtype == np.float64 else data
         if isinstance(data, (np.ndarray, np.generic)):
             data = backends.active().from_numpy(data)
-        if np.dtype(data.dtype).kind not in "fiub":
-            raise ShapeError(f"a tensor holds numbers or truth values, this is {data.dtype}")
+        if data.dtype not in (np.float32, np.float64) and np.dtype(data.dtype).kind not in "iub":
+            raise ShapeError("a tensor holds float32, float64, integers or truth values; this is "
+                             f"{data.dtype}")
         if requires_grad and not np.issubdtype(data.dtype, np.floating):
             raise ShapeError(f"only floating-point tensors have gradients, this is {data.dtype}")
         self.data, self.requires_grad = data, requires_grad

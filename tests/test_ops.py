@@ -155,6 +155,23 @@ def test_an_incomplete_op_is_refused_when_it_is_defined():
     assert "Unfinished" not in OPS
 
 
+@pytest.mark.parametrize("name", ["exp", "log", "negative", "tanh", "gelu_tanh", "softmax", "sum",
+                                  "mean", "max", "argmax", "reshape", "transpose", "split"])
+@pytest.mark.parametrize("given", [2.0, [1.0, 2.0], None], ids=repr)
+def test_what_is_no_array_is_one_clear_line_on_every_backend(backend, name, given):
+    with pytest.raises(ShapeError, match="expected a tensor or an array, got ") as caught:
+        getattr(mf, name)(given)
+    assert repr(given) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_activations_are_float32_or_float64():
+    narrow = np.ones(3, np.float16)
+    with pytest.raises(ShapeError, match="this is float16"):
+        mf.Tensor(narrow)
+    with pytest.raises(ShapeError, match="float32 or float64, not float16"):
+        mf.exp(narrow)
+
+
 # -- found by the laws: the smallest examples ------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from minifm import backends
 from minifm.errors import ShapeError
-from minifm.op import Op, check_axis
+from minifm.op import Op, check_array, check_axis
 from minifm.ops.elementwise import multiply, raw, sqrt, subtract
 from minifm.tensor import Tensor, apply
 
@@ -111,8 +111,7 @@ def argmax(x, axis=-1):
 def _in(name, x, dtype):
     """Integers and truth values as `dtype`, so that their sum does not overflow; floating-point
     numbers as they are."""
-    if not hasattr(x, "dtype"):
-        raise ShapeError(f"{name}: expected a tensor or an array, got {x!r:.60}")
+    check_array(name, x)
     if np.dtype(x.dtype).kind == "f":
         return x
     return Tensor(backends.active().astype(raw(x), dtype))
@@ -127,6 +126,7 @@ def _kept_shape(shape, axis):
 
 def _checked(name, x, axis, empty=True):
     """`axis`, once it is known to name axes of x (and, unless `empty`, none of size 0)."""
+    check_array(name, x)
     ndim = len(x.shape)
     if isinstance(axis, np.integer):
         axis = int(axis)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, check_axis, check_dtypes, check_integers, explain
+from minifm.op import Op, check_array, check_axis, check_dtypes, check_integers, explain
 from minifm.ops.elementwise import raw, unbroadcast
 from minifm.tensor import apply
 
@@ -204,6 +204,7 @@ class Pad(Op):
 
 def reshape(x, *shape):
     """The same numbers under another shape; one size may be -1. reshape(x, 2, 3) or (x, (2, 3))."""
+    check_array("reshape", x)
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     free, total = shape.count(-1), math.prod(x.shape)
     known = math.prod(shape) * (-1) ** free         # the product of all sizes but the free one
@@ -217,6 +218,7 @@ def reshape(x, *shape):
 
 def transpose(x, *axes):
     """The axes in another order; without `axes`, reversed."""
+    check_array("transpose", x)
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
     for axis in axes:
         check_axis("transpose", x, axis)
@@ -282,6 +284,7 @@ def _new_axis(axis, ndim):
 
 def split(x):
     """Three equal pieces of the last axis."""
+    check_axis("split", x, -1)
     if x.shape[-1] % 3:
         raise ShapeError(f"split: the last dimension, {x.shape[-1]}, is not divisible by 3")
     return apply(Split, x)

@@ -33,9 +33,6 @@ class Arrays:
 
     # -- new arrays ------------------------------------------------------------------------
 
-    def empty(self, shape, dtype):
-        return np.empty(shape, dtype)
-
     def zeros(self, shape, dtype):
         return np.zeros(shape, dtype)
 

@@ -65,9 +65,6 @@ class Elementwise:
     def equal(self, x, y):
         return np.equal(x, y)
 
-    def logical_and(self, x, y):
-        return np.logical_and(x, y)
-
     # -- functions of one variable --------------------------------------------------------------
 
     def negative(self, x):
