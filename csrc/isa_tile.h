@@ -151,6 +151,47 @@ static TARGET void gather(float *out, const float *in, const int64_t *rows, cons
     }
 }
 
+/* -- few rows times a large transposed matrix ------------------------------------------------------ */
+
+/* A square of b, `depth` <= VL of its rows by `width` <= VL of its columns, enters the sums. */
+INLINE void enter_square(float *sums, const float *a, const float *b, int64_t lds, int64_t a_row,
+                         int64_t a_k, int64_t b_col, int rows, const int depth, int64_t width)
+{
+    vf x[VL];
+#pragma GCC unroll 16
+    for (int j = 0; j < VL; j++) {
+        const float *column = b + (j < width ? j : 0) * b_col;
+        __builtin_prefetch(column + 2 * VL * b_col);
+        x[j] = depth == VL ? vload(column) : vload_part(column, depth, 0);
+    }
+    transpose_square(x);
+    for (int r = 0; r < rows; r++, a += a_row, sums += lds) {
+        vf sum = width >= VL ? vload(sums) : vload_part(sums, width, 0);
+#pragma GCC unroll 16
+        for (int p = 0; p < VL; p++)
+            if (p < depth)
+                sum = vfma(vset(a[p * a_k]), x[p], sum);
+        if (width >= VL)
+            vstore(sums, sum);
+        else
+            vstore_part(sums, sum, width);
+    }
+}
+
+static TARGET void stream_across(float *sums, const float *a, const float *b, int64_t lds,
+                                 int64_t k, int64_t a_row, int64_t a_k, int64_t b_col, int rows,
+                                 int64_t n)
+{
+    for (int64_t j = 0; j < n; j += VL, b += VL * b_col, sums += VL) {
+        int64_t p = 0;
+        for (; p + VL <= k; p += VL)
+            enter_square(sums, a + p * a_k, b + p, lds, a_row, a_k, b_col, rows, VL, n - j);
+        if (p < k)
+            enter_square(sums, a + p * a_k, b + p, lds, a_row, a_k, b_col, rows, (int)(k - p),
+                         n - j);
+    }
+}
+
 /* The upper 16 bits, after adding half of what is cut off; NaN keeps its upper bits, made quiet. */
 static TARGET void round_to_bf16(float *x, int64_t n)
 {
@@ -165,5 +206,5 @@ static TARGET void round_to_bf16(float *x, int64_t n)
 
 #define TILE_KERNELS                                                                        \
     .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose,   \
-    .round_to_bf16 = round_to_bf16,                                                         \
+    .stream_across = stream_across, .round_to_bf16 = round_to_bf16,                         \
     .gather = gather
