@@ -35,7 +35,8 @@ AVAILABLE = [name for name in backends.NAMES if backends.why_not(name) is None]
 EVERY_OP = [pytest.param(name, id=name) for name in list(OPS)]
 # What never computes: the results are views of the operands.
 VIEWS = {"Reshape": {"forward", "backward"}, "Transpose": {"forward", "backward"},
-         "BroadcastTo": {"forward", "backward"}, "GetItem": {"forward"}, "Split": {"forward"},
+         "BroadcastTo": {"forward", "backward"}, "GetItem": {"forward"}, "MergeHeads": {"backward"},
+         "SplitHeads": {"forward"},
          "Concatenate": {"backward"}, "Pad": {"backward"}, "Sum": {"backward"},
          "Add": {"backward"}}
 TINY = {"*B": (2, 3), "*X": (5, 8), "*M": (2,), "B": 2, "T": 4, "S": 4, "H": 2, "D": 8, "R": 2,

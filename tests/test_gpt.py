@@ -220,3 +220,14 @@ def test_a_foreign_feature_in_config_json_is_refused():
         GPT.config_from_hub(stored | {"scale_attn_by_inverse_layer_idx": True})
     with pytest.raises(ConfigError, match="lacks n_embd, n_layer"):
         GPT.config_from_hub({k: v for k, v in stored.items() if k not in ("n_embd", "n_layer")})
+
+
+def test_heads_are_cut_out_of_one_projection_and_merged_again():
+    x = np.arange(2 * 3 * 16, dtype=np.float32).reshape(2, 3, 16)
+    q, k, v = mf.split_heads(mf.Tensor(x), heads=4, key_heads=2)        # D = 2
+    assert (q.numpy() == x[..., :8].reshape(2, 3, 4, 2).transpose(0, 2, 1, 3)).all()
+    assert (k.numpy() == x[..., 8:12].reshape(2, 3, 2, 2).transpose(0, 2, 1, 3)).all()
+    assert (v.numpy() == x[..., 12:].reshape(2, 3, 2, 2).transpose(0, 2, 1, 3)).all()
+    assert (mf.merge_heads(q).numpy() == x[..., :8]).all()
+    with pytest.raises(ShapeError, match=r"E a multiple of 3 \+ 2 × 3 heads, got \[2, 3, 16\]"):
+        mf.split_heads(mf.Tensor(x), 3)

@@ -156,7 +156,7 @@ def test_an_incomplete_op_is_refused_when_it_is_defined():
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "negative", "tanh", "gelu_tanh", "softmax", "sum",
-                                  "mean", "max", "argmax", "reshape", "transpose", "split"])
+                                  "mean", "max", "argmax", "reshape", "transpose", "merge_heads"])
 @pytest.mark.parametrize("given", [2.0, [1.0, 2.0], None], ids=repr)
 def test_what_is_no_array_is_one_clear_line_on_every_backend(backend, name, given):
     with pytest.raises(ShapeError, match="expected a tensor or an array, got ") as caught:

@@ -22,8 +22,8 @@ def rounded(x):
     x = np.asarray(x, F32)
     below = (x.view(np.uint32) & 0xFFFF0000).view(F32)
     above = ((x.view(np.uint32) & 0xFFFF0000) + np.uint32(0x10000)).view(F32)
-    next_power = np.copysign(2.0**128, above.astype(float))     # what infinity stands for in rounding
-    beyond = np.where(np.isinf(above), next_power, above)
+    # What infinity stands for in rounding is the next power of two.
+    beyond = np.where(np.isinf(above), np.copysign(2.0**128, above.astype(float)), above)
     down, up = np.abs(x.astype(float) - below), np.abs(beyond - x)
     even = (below.view(np.uint32) >> 16) & 1 == 0
     return np.where((down < up) | ((down == up) & even), below, above)

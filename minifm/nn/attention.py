@@ -19,18 +19,11 @@ class SelfAttention(Module):
         placement  where a key-value cache puts these tokens (nn/cache.py), in its `layer`
         key_mask   bool [B, T]: False hides padding; only without a cache
         """
-        B, T, C = x.shape
-        q, k, v = (self.split_heads(part) for part in ops.split(self.project(x)))
+        q, k, v = ops.split_heads(self.project(x), self.heads)  # [B, H, T, D] each
         bias = None
         if placement is not None:
             k, v = placement.extend(layer, k, v)                # [B, H, S, D]
             key_mask, bias = placement.key_mask, placement.bias
         causal = placement is None or not placement.rows_first
         y = ops.attention(q, k, v, causal=causal, bias=bias, key_mask=key_mask)
-        y = y.transpose(0, 2, 1, 3).reshape(B, T, C)            # [B, H, T, D] -> [B, T, C]
-        return self.output(y, residual=residual)
-
-    def split_heads(self, x):
-        B, T, C = x.shape
-        x = x.reshape(B, T, self.heads, C // self.heads)
-        return x.transpose(0, 2, 1, 3)                          # [B, H, T, D]
+        return self.output(ops.merge_heads(y), residual=residual)

@@ -1,7 +1,7 @@
 """All operations on tensors, and the one table that ties operators to them."""
 
 from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
-from minifm.ops.attention import attention
+from minifm.ops.attention import attention, merge_heads, split_heads
 from minifm.ops.checkpoint import checkpoint
 from minifm.ops.conv import (
     average_pool2d, conv2d, conv_transpose2d, max_pool2d, upsample_nearest,
@@ -18,7 +18,7 @@ from minifm.ops.packed import pack
 from minifm.ops.precision import precision
 from minifm.ops.reduce import argmax, max, mean, min, standard_deviation, sum, variance
 from minifm.ops.shape import (
-    broadcast_to, concatenate, getitem, pad, reshape, scatter_add, split, stack, take_along,
+    broadcast_to, concatenate, getitem, pad, reshape, scatter_add, stack, take_along,
     transpose,
 )
 from minifm.ops.softmax import log_softmax, softmax

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, explain
+from minifm.op import Op, check_array, explain
 from minifm.tensor import apply
 
 
@@ -66,11 +66,71 @@ class Attention(Op):
         return 2.5          # five products against forward's two: scores, dv, dp, dq, dk
 
 
+class SplitHeads(Op):
+    """One projection cut into queries, keys and values: H heads, then K, and K again."""
+
+    signature = "x[B, T, E] -> q[B, H, T, D], k[B, K, T, D], v[B, K, T, D]"
+
+    def forward(self, x, heads, key_heads):
+        b, (B, T, E) = self.backend, x.shape
+        every = heads + 2 * key_heads
+        self.counts, self.shape, self.dtype = (heads, key_heads, key_heads), x.shape, x.dtype
+        x = b.transpose(b.reshape(x, (B, T, every, E // every)), (0, 2, 1, 3))  # [B, H+2K, T, D]
+        ends = heads, heads + key_heads, every
+        return tuple(b.getitem(x, (slice(None), slice(end - count, end)))
+                     for end, count in zip(ends, self.counts))
+
+    def backward(self, *dys):
+        b, (B, T, E) = self.backend, self.shape
+        D = E // (self.counts[0] + 2 * self.counts[1])
+        parts = [b.zeros((B, T, count, D), self.dtype) if dy is None
+                 else b.transpose(dy, (0, 2, 1, 3)) for dy, count in zip(dys, self.counts)]
+        return b.reshape(b.rejoin(parts, 2), self.shape)            # [B, T, H+2K, D] -> [B, T, E]
+
+    @classmethod
+    def examples(cls, draw):
+        B, K, G, T, D = (draw.size(n, 1) for n in ("B", "H", "G", "T", "D"))
+        return (draw.normal((B, T, (G + 2) * K * D)),), {"heads": G * K, "key_heads": K}
+
+
+class MergeHeads(Op):
+    """What all heads found, side by side for each token."""
+
+    signature = "x[B, H, T, D] -> [B, T, C]"
+
+    def forward(self, x):
+        self.shape = B, H, T, D = x.shape
+        return self.backend.reshape(self.backend.transpose(x, (0, 2, 1, 3)), (B, T, H * D))
+
+    def backward(self, dy):
+        B, H, T, D = self.shape
+        return self.backend.transpose(self.backend.reshape(dy, (B, T, H, D)), (0, 2, 1, 3))
+
+
 def _sum_to(backend, g, shape):
     """Sum g [B, H, T, S] to the shape from which the bias was broadcast."""
     padded = (1,) * (4 - len(shape)) + tuple(shape)
     axes = tuple(i for i in range(4) if padded[i] == 1 and g.shape[i] != 1)
     return backend.reshape(backend.sum(g, axes) if axes else g, shape)
+
+
+def split_heads(x, heads, key_heads=None):
+    """x [B, T, (H + 2K) D] -> q [B, H, T, D], k and v [B, K, T, D]; K is H where not given.
+
+    Raises ShapeError where so many heads do not divide the last dimension.
+    """
+    check_array("split_heads", x)
+    key_heads = heads if key_heads is None else key_heads
+    if len(x.shape) != 3 or heads < 1 or key_heads < 1 or x.shape[-1] % (heads + 2 * key_heads):
+        raise ShapeError(f"split_heads: expected [B, T, E] with E a multiple of {heads} + 2 × "
+                         f"{key_heads} heads, got {list(x.shape)}")
+    return apply(SplitHeads, x, heads=heads, key_heads=key_heads)
+
+
+def merge_heads(x):
+    """[B, H, T, D] -> [B, T, H D]."""
+    check_array("merge_heads", x)
+    return apply(MergeHeads, x)
 
 
 def attention(q, k, v, *, causal=False, bias=None, key_mask=None, scale=None):

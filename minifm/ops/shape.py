@@ -161,27 +161,6 @@ class Concatenate(Op):
         return (draw.normal((n, m)), draw.normal((n, 3))), {"axis": draw.choice([1, -1])}
 
 
-class Split(Op):
-    """The last axis cut into three equal pieces, for queries, keys and values."""
-
-    signature = "x[*B, E] -> first[*B, D], second[*B, D], third[*B, D]"
-
-    def forward(self, x):
-        self.shape, self.dtype = x.shape, x.dtype
-        D = x.shape[-1] // 3
-        return tuple(self.backend.getitem(x, (..., slice(i * D, i * D + D))) for i in range(3))
-
-    def backward(self, *dys):
-        D = self.shape[-1] // 3
-        none = (*self.shape[:-1], D)
-        return self.backend.rejoin(
-            [self.backend.zeros(none, self.dtype) if dy is None else dy for dy in dys])
-
-    @classmethod
-    def examples(cls, draw):
-        return (draw.normal((draw.size("T"), 3 * draw.size("C"))),), {}
-
-
 class Pad(Op):
     """A border of `value` around x: `widths` is one (before, after) pair for each axis."""
 
@@ -280,14 +259,6 @@ def stack(tensors, axis=0):
 
 def _new_axis(axis, ndim):
     return (slice(None),) * (axis % (ndim + 1)) + (None,)
-
-
-def split(x):
-    """Three equal pieces of the last axis."""
-    check_axis("split", x, -1)
-    if x.shape[-1] % 3:
-        raise ShapeError(f"split: the last dimension, {x.shape[-1]}, is not divisible by 3")
-    return apply(Split, x)
 
 
 def pad(x, widths, value=0.0):

@@ -106,15 +106,15 @@ RULES = {
         "Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Where", "Negative",
         "Absolute", "Sqrt", "Relu", "Embedding", "Max", "Min", "MaxPool2d", "UpsampleNearest",
         "Dropout",
-        "Reshape", "Transpose", "BroadcastTo", "GetItem", "TakeAlong", "Concatenate", "Split",
-        "Pad",
+        "Reshape", "Transpose", "BroadcastTo", "GetItem", "TakeAlong", "Concatenate",
+        "SplitHeads", "MergeHeads", "Pad",
     ], exact),
     **dict.fromkeys(["Exp", "Log", "Sin", "Cos", "Tanh", "Erf", "Sigmoid"], ulps),
     **dict.fromkeys(["Silu", "Gelu", "GeluTanh", "GeluQuick"], activation),
     "Sum": summed, "Matmul": product,
 }
-MOVES = ("Negative", "Where", "Reshape", "Transpose", "Concatenate", "Split", "Pad", "Relu",
-         "Absolute", "Dropout", "Sum")
+MOVES = ("Negative", "Where", "Reshape", "Transpose", "Concatenate", "SplitHeads", "MergeHeads",
+         "Pad", "Relu", "Absolute", "Dropout", "Sum")
 UNARY = [op for op in OPS.values() if op.signature == "x[*X] -> [*X]" and op.__name__ != "Dropout"]
 
 

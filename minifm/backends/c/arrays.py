@@ -8,10 +8,10 @@ from minifm.backends.reference.arrays import only_slices
 
 
 class Arrays(Operands):
-    def rejoin(self, arrays):
+    def rejoin(self, arrays, axis):
         """Attention leaves the gradients of q, k and v side by side: they join without a copy."""
-        whole = _neighbours(arrays, arrays[0].ndim - 1)
-        return self.concatenate(arrays, -1) if whole is None else whole
+        whole = _neighbours(arrays, axis)
+        return self.concatenate(arrays, axis) if whole is None else whole
 
     def scatter_add(self, shape, index, values):
         """To slices it only moves numbers; to places named by arrays it adds, in NumPy."""

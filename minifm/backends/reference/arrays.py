@@ -79,10 +79,10 @@ class Arrays:
         return np.concatenate(arrays, axis=axis)
 
     @composed
-    def rejoin(self, arrays):
-        """Pieces of a last axis, joined again. Where they lie side by side in one array, a
-        backend may return that array itself."""
-        return self.concatenate(arrays, -1)
+    def rejoin(self, arrays, axis):
+        """Pieces of an axis, joined again. Where they lie side by side in one array, a backend
+        may return that array itself."""
+        return self.concatenate(arrays, axis)
 
     def pad(self, x, widths, value):
         """`widths` is ((before, after), …), one pair for each axis."""
