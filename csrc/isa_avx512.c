@@ -13,7 +13,11 @@ typedef __m512 vf;
 typedef __mmask16 vm;
 enum { VL = 16, MR = 12, NR = 32, CHAINS = 16 };
 
-INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
+/* Ones for the first n lanes; n may be negative. */
+INLINE __mmask16 first(int64_t n)
+{
+    return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+}
 
 INLINE vf vload(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vstore(float *p, vf x) { _mm512_storeu_ps(p, x); }

@@ -31,7 +31,11 @@
 
 enum {
     HEADER = 64,             /* bytes of a Block; also the alignment of what is given out */
+#if defined(__SANITIZE_ADDRESS__)
+    LEAST_BITS = 46,         /* none is pooled: the sanitizer watches the bounds of malloc's */
+#else
     LEAST_BITS = 15,         /* blocks of 32 KB and more are pooled */
+#endif
     UNIT = 4096,             /* sizes of blocks: all begin at one place of a page, and a kernel's
                                 loads cannot look like its stores of a moment ago (4 KB aliasing) */
     LOOKS = 32,              /* blocks of a class that are looked at, however many there are */

@@ -39,7 +39,7 @@ int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *c
 {
     const int64_t chunk = rows_of_chunk(rows), chunks = (rows + chunk - 1) / chunk;
     memset(out, 0, (size_t)width * sizeof *out);
-    if (chunks <= 1 || !width) {
+    if (chunks <= 1) {
         if (rows)
             task(context, out, 0, rows);
         return 0;
@@ -106,8 +106,8 @@ static double sum_long(const float *x, int64_t n, int *status)
     double total = 0;
     pool_enter();
     Runs r = {scratch(SHARED, (size_t)runs * sizeof(double)), x, n};
-    *status = r.totals || !runs ? 0 : -1;
-    if (r.totals && runs) {
+    *status = r.totals ? 0 : -1;
+    if (r.totals) {
         pool_for(runs, 2, sum_runs, &r);
         for (int64_t i = 0; i < runs; i++)
             total += r.totals[i];

@@ -256,8 +256,8 @@ static void bound(void *block, size_t bytes, size_t kept) {}
 
 void *scratch(int slot, size_t bytes)
 {
-    if (pool.scratch_bytes[slot] < bytes) {
-        size_t pages = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    if (pool.scratch_bytes[slot] < bytes || !pool.scratch[slot]) { /* no bytes are a block, too */
+        size_t pages = (bytes / HUGE_PAGE + 1) * HUGE_PAGE;
         free(pool.scratch[slot]);
         pool.scratch[slot] = aligned_alloc(HUGE_PAGE, pages);
 #if defined(MADV_HUGEPAGE)

@@ -281,7 +281,7 @@ def python(code, **environment):
     """What a fresh interpreter prints."""
     clean = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(p for p in sys.path if p)}
     clean |= {name: os.environ[name] for name in INSTRUMENTED if name in os.environ}
-    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, timeout=60,
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, timeout=300,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

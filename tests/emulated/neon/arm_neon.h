@@ -56,6 +56,15 @@ static inline float64x2_t emulated_cvt_high(float32x4_t x)
     return vcvt_f64_f32(vget_high_f32(x));
 }
 
+static inline int32x4_t emulated_cvtnq(float32x4_t x) /* to nearest, as the processor is set */
+{
+    float a[4];
+    int32_t whole[4];
+    vst1q_f32(a, x);
+    EACH(4) whole[i] = (int32_t)nearbyintf(a[i]);
+    return vld1q_s32(whole);
+}
+
 #undef vfmaq_f32
 #undef vfmaq_f64
 #define vfmaq_f32(z, x, y) emulated_fmaq(z, x, y, 1)
@@ -63,6 +72,7 @@ static inline float64x2_t emulated_cvt_high(float32x4_t x)
 #define vfmaq_f64 emulated_fmaq_f64
 #define vdivq_f32 emulated_divq
 #define vsqrtq_f32 emulated_sqrtq
+#define vcvtnq_s32_f32 emulated_cvtnq
 #define vcvt_high_f64_f32 emulated_cvt_high
 
 #endif
