@@ -22,7 +22,7 @@ import minifm as mf
 from minifm import backends
 from minifm.backends import ceilings
 from minifm.cli import bench as verb
-from minifm.cli import main
+from minifm.cli import main, parse
 from minifm.op import OPS
 from minifm.testing import benchmark, cases, figure, machine, recording
 from minifm.testing.benchmark import Bench
@@ -320,6 +320,16 @@ def test_the_named_sets_are_those_that_are_promised():
         assert set(wanted) <= set(names[set_])
         assert len(set(names[set_])) == len(names[set_])
     assert all(any(case.quick for case in make()) for make in cases.SETS.values())
+
+
+@pytest.mark.parametrize("only, titles", [
+    (["T 64"], ["attention T 64"]),
+    (["adamw", "CONV2D 7"], ["adamw GPT-2 124M", "conv2d 7×7 stem"]),
+    (["gemm NT 1·768→7"], ["gemm NT 1·768→768"])])
+def test_only_picks_cases_by_the_beginnings_of_words(only, titles):
+    args = parse(["bench", "--set", "kernels", *(x for text in only for x in ("--only", text))])
+    found = [case.title for case in verb.chosen_cases(args)]
+    assert len(found) == len(titles) and all(map(str.startswith, found, titles))
 
 
 def test_adamws_shapes_are_those_of_the_model():

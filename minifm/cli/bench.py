@@ -54,7 +54,8 @@ def arguments(parser):
     parser.add_argument("--op", action="append", metavar="NAME",
                         help="this op; may be repeated (default: every op)")
     parser.add_argument("--only", action="append", metavar="TEXT",
-                        help="of a named set, the cases whose name contains this; may be repeated")
+                        help="of a named set, the cases in whose name this begins a word: gemm, "
+                             "'gemm NN 1', 'T 64'; may be repeated")
     parser.add_argument("--backend", action="append", metavar="NAME",
                         help="this backend; may be repeated (default: every one there is)")
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch, to "
@@ -200,7 +201,7 @@ def chosen_cases(args):
     sets = cases.SETS if args.set == "all" else [args.set]
     known = [case for name in sets for case in cases.SETS[name]()]
     found = [case for case in known if not args.only
-             or any(text.lower() in case.title.lower() for text in args.only)]
+             or any(f" {text}".lower() in f" {case.title}".lower() for text in args.only)]
     if not found:
         groups = dict.fromkeys(case.group for case in known)
         raise ConfigError(f"--only: no case of --set {args.set} has that in its name; there are "
