@@ -39,8 +39,6 @@ static const double WORTH_PACKING = 4e6;
 typedef struct {
     float *c;               /* [batch, m, n] */
     const float *a, *b;
-    const void *stored_b;   /* in place of b, for `slivers` to read */
-    Slivers slivers;
     int64_t batch, m, n, k;
     const int64_t *a_offsets, *b_offsets;
     int64_t a_row, a_k, b_k, b_col;
@@ -94,24 +92,17 @@ typedef struct {
     const float *x;
     int64_t count, step, k_step, width;
     int bf16;
-    const void *stored;
-    Slivers slivers;
 } Side;
 
 static Side side_of(const Product *p, int is_a)
 {
-    return is_a ? (Side){p->a, p->m, p->a_row, p->a_k, kernels->tile_rows, p->bf16, NULL, NULL}
-                : (Side){p->b, p->n, p->b_col, p->b_k, kernels->tile_cols, p->bf16, p->stored_b,
-                         p->slivers};
+    return is_a ? (Side){p->a, p->m, p->a_row, p->a_k, kernels->tile_rows, p->bf16}
+                : (Side){p->b, p->n, p->b_col, p->b_k, kernels->tile_cols, p->bf16};
 }
 
 /* Slivers of x[i ..., k0 ...], `depth` long, each after the other. */
 static void pack(float *out, const Side *side, int64_t i, int64_t count, int64_t k0, int64_t depth)
 {
-    if (side->slivers) {
-        side->slivers(out, side->stored, i, count, k0, depth);
-        return;
-    }
     const float *x = side->x + i * side->step + k0 * side->k_step;
     const int64_t width = side->width;
     if (side->step == 1)
@@ -235,8 +226,8 @@ static void thin_sliver(const Product *p, const float *a, const float *b, float 
 {
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     const int64_t width = smaller(NR, p->n - j);
-    const int in_place = p->b_col == 1 && width == NR && p->m <= 2 * MR && !p->slivers;
-    const Side side = {b, p->n, p->b_col, p->b_k, NR, 0, p->stored_b, p->slivers};
+    const int in_place = p->b_col == 1 && width == NR && p->m <= 2 * MR;
+    const Side side = {b, p->n, p->b_col, p->b_k, NR, 0};
     for (int64_t k = 0; k < p->k; k += KC) {
         int64_t depth = smaller(KC, p->k - k);
         const float *sliver = in_place ? b + k * p->b_k + j : room;
@@ -408,7 +399,7 @@ static int run(Product *p)
     int status = 0;
     if (p->bf16) { /* operands are rounded where they are packed */
         status = run_blocked(p);
-    } else if (p->m <= STREAMED_ROWS && p->b_col == 1 && !p->slivers) {
+    } else if (p->m <= STREAMED_ROWS && p->b_col == 1) {
         status = run_streamed(p, threads);
     } else if (p->m <= STREAMED_ROWS && p->b_k == 1) {
         p->group = columns_per_ticket(p, 16, STREAMED_ACROSS, threads);
@@ -442,18 +433,6 @@ int minifm_linear(float *y, float *z, const float *x, const float *w, const floa
     Product p = {.c = z, .a = x, .b = w, .batch = 1, .m = m, .n = n, .k = k, .a_row = x_row,
                  .a_k = x_k, .b_k = w_k, .b_col = w_col, .y = y, .bias = bias,
                  .residual = residual, .function = function, .bf16 = bf16};
-    if (!bias && !residual && function == MINIFM_IDENTITY)
-        p.y = NULL;
-    return run(&p);
-}
-
-int linear_of_slivers(float *y, float *z, const float *x, const void *b, Slivers slivers,
-                      const float *bias, const float *residual, int64_t m, int64_t n, int64_t k,
-                      int function)
-{
-    Product p = {.c = z, .a = x, .stored_b = b, .slivers = slivers, .batch = 1, .m = m, .n = n,
-                 .k = k, .a_row = k, .a_k = 1, .b_col = 1, .y = y, .bias = bias,
-                 .residual = residual, .function = function};
     if (!bias && !residual && function == MINIFM_IDENTITY)
         p.y = NULL;
     return run(&p);

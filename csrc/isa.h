@@ -100,7 +100,8 @@ typedef struct {
     void (*dot_columns)(float *sums, const float *x, const float *y, int64_t k);
 
     /* Weights in low precision (packed.c has the layouts): y[r, 16] = row r of x times one panel,
-     * r < rows <= 4; of x as it is, or rounded, from its row `row` on. */
+     * r < rows <= panel_rows; of x as it is, or rounded, from its row `row` on. */
+    int panel_rows;
     void (*panel_fp32)(float *y, const float *x, const void *panel, int64_t ldy, int64_t k,
                        int64_t ldx, int rows);
     void (*panel_bf16)(float *y, const float *x, const void *panel, int64_t ldy, int64_t k,
@@ -109,8 +110,6 @@ typedef struct {
                        const uint16_t *scales, int64_t ldy, int rows);
     void (*panel_int4)(float *y, const Rounded *x, int64_t row, const uint8_t *codes,
                        const uint16_t *scales, int64_t ldy, int rows);
-    /* out[p * ld + j] = panel[p, j] for p < k, j < n <= 16, a multiple of what a vector holds. */
-    void (*widen)(float *out, const void *panel, int64_t ld, int64_t k, int n, int bf16);
     /* q[32] = x[32] / scale to nearest, of -127 ... 127; returns the scale, NaN if x has any. */
     float (*round_group)(int8_t *q, const float *x);
 

@@ -11,7 +11,7 @@
 
 typedef __m256 vf;
 typedef __m256 vm;
-enum { VL = 8, MR = 6, NR = 16, CHAINS = 12 };
+enum { VL = 8, MR = 6, NR = 16, PR = 6, CHAINS = 12 };
 
 /* All ones in the first n lanes. */
 INLINE __m256i first(int64_t n)

@@ -11,7 +11,7 @@
 
 typedef __m512 vf;
 typedef __mmask16 vm;
-enum { VL = 16, MR = 12, NR = 32, CHAINS = 16 };
+enum { VL = 16, MR = 12, NR = 32, PR = 8, CHAINS = 16 };
 
 /* Ones for the first n lanes; n may be negative. */
 INLINE __mmask16 first(int64_t n)

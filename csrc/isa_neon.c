@@ -11,7 +11,7 @@
 
 typedef float32x4_t vf;
 typedef uint32x4_t vm;
-enum { VL = 4, MR = 8, NR = 12, CHAINS = 16 };
+enum { VL = 4, MR = 8, NR = 12, PR = 4, CHAINS = 16 };
 
 INLINE vf vload(const float *p) { return vld1q_f32(p); }
 INLINE void vstore(float *p, vf x) { vst1q_f32(p, x); }

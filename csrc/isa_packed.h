@@ -20,12 +20,12 @@
 #include "gemm.h"
 #include "packed.h"
 
-_Static_assert(NR % VL == 0 && COLS % VL == 0, "slivers cut panels at vectors");
+_Static_assert((int)PR <= MAX_PANEL_ROWS, "drivers have room for so many rows");
 
 enum { AHEAD = 4096, ACROSS = COLS / VL };
 
 #define EACH_LANE_BLOCK _Pragma("GCC unroll 4") for (int v = 0; v < ACROSS; v++)
-#define EACH_ROW _Pragma("GCC unroll 4") for (int r = 0; r < R; r++)
+#define EACH_ROW _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
 
 /* -- float formats: the law of summation of gemm.c ------------------------------------------- */
 
@@ -42,16 +42,18 @@ INLINE void float_rows(float *y, const float *x, const void *panel, int64_t ldy,
     do { /* once for K = 0, too: an empty sum */
         const int64_t end = k - p > KC ? p + KC : k;
         const int first_block = p == 0;
-        vf sum[MAX_PACKED_ROWS][ACROSS];
+        vf sum[PR][ACROSS];
         EACH_ROW EACH_LANE_BLOCK sum[r][v] = vset(0);
 #pragma GCC unroll 4
-        for (; p < end; p++) {
+        for (; p < end; p++, x++) {
             if (p % line == 0)
                 __builtin_prefetch((const char *)panel + p * (bf16 ? 32 : 64) + AHEAD);
-            EACH_LANE_BLOCK
+            vf w[ACROSS];
+            EACH_LANE_BLOCK w[v] = panel_load(panel, p * COLS + v * VL, bf16);
+            EACH_ROW
             {
-                vf w = panel_load(panel, p * COLS + v * VL, bf16);
-                EACH_ROW sum[r][v] = vfma(vset(x[r * ldx + p]), w, sum[r][v]);
+                vf factor = vset(x[r * ldx]);
+                EACH_LANE_BLOCK sum[r][v] = vfma(factor, w[v], sum[r][v]);
             }
         }
         EACH_ROW EACH_LANE_BLOCK
@@ -64,7 +66,7 @@ INLINE void float_rows(float *y, const float *x, const void *panel, int64_t ldy,
 
 /* -- int formats: groups of 32, exact within, in order between them -------------------------- */
 
-INLINE void int8_group(vi dot[MAX_PACKED_ROWS][ACROSS], const int8_t *x, int64_t ldx,
+INLINE void int8_group(vi dot[PR][ACROSS], const int8_t *x, int64_t ldx,
                        const uint8_t *codes, const int R)
 {
     for (int q = 0; q < 8; q++) {
@@ -77,10 +79,10 @@ INLINE void int8_group(vi dot[MAX_PACKED_ROWS][ACROSS], const int8_t *x, int64_t
     }
 }
 
-INLINE void int4_group(vi dot[MAX_PACKED_ROWS][ACROSS], const int8_t *x, int64_t ldx,
+INLINE void int4_group(vi dot[PR][ACROSS], const int8_t *x, int64_t ldx,
                        const int32_t *x_sums, int64_t lds, const uint8_t *codes, const int R)
 {
-    vn sum[MAX_PACKED_ROWS][ACROSS];
+    vn sum[PR][ACROSS];
     EACH_ROW EACH_LANE_BLOCK sum[r][v] = vn_zero();
     for (int q = 0; q < 4; q++) {
         __builtin_prefetch(codes + q * 64 + AHEAD);
@@ -106,10 +108,10 @@ INLINE void int_rows(float *y, const Rounded *x, int64_t row, const uint8_t *cod
     const int8_t *q = x->codes + row * ldx;
     const float *d = x->scales + row * groups;
     const int32_t *sums = x->sums + row * groups;
-    vf total[MAX_PACKED_ROWS][ACROSS];
+    vf total[PR][ACROSS];
     EACH_ROW EACH_LANE_BLOCK total[r][v] = vset(0);
     for (int64_t g = 0; g < groups; g++, q += GROUP, scales += COLS) {
-        vi dot[MAX_PACKED_ROWS][ACROSS];
+        vi dot[PR][ACROSS];
         EACH_ROW EACH_LANE_BLOCK dot[r][v] = vi_zero();
         if (four)
             int4_group(dot, q, ldx, sums + g, groups, codes, R);
@@ -130,12 +132,12 @@ INLINE void int_rows(float *y, const Rounded *x, int64_t row, const uint8_t *cod
 }
 
 /* R as a constant. */
+#define ROWS_CASE(N, CALL)                                                                       \
+    case N: { enum { R = N <= PR ? N : PR }; CALL; } break;
 #define WITH_ROWS(CALL)                                                                          \
     switch (rows) {                                                                              \
-    case 1: { enum { R = 1 }; CALL; } break;                                                     \
-    case 2: { enum { R = 2 }; CALL; } break;                                                     \
-    case 3: { enum { R = 3 }; CALL; } break;                                                     \
-    case 4: { enum { R = 4 }; CALL; } break;                                                     \
+    ROWS_CASE(1, CALL) ROWS_CASE(2, CALL) ROWS_CASE(3, CALL) ROWS_CASE(4, CALL)                  \
+    ROWS_CASE(5, CALL) ROWS_CASE(6, CALL) ROWS_CASE(7, CALL) ROWS_CASE(8, CALL)                  \
     }
 
 static TARGET void panel_fp32(float *y, const float *x, const void *panel, int64_t ldy, int64_t k,
@@ -162,15 +164,6 @@ static TARGET void panel_int4(float *y, const Rounded *x, int64_t row, const uin
     WITH_ROWS(int_rows(y, x, row, codes, scales, ldy, R, 1))
 }
 
-/* -- as float32, for the tile of gemm.c ------------------------------------------------------- */
-
-static TARGET void widen(float *out, const void *panel, int64_t ld, int64_t k, int n, int bf16)
-{
-    for (int64_t p = 0; p < k; p++)
-        for (int j = 0; j < n; j += VL)
-            vstore(out + p * ld + j, panel_load(panel, p * COLS + j, bf16));
-}
-
 /* -- the other factor ------------------------------------------------------------------------ */
 
 /* x[32] as integers q[32] and the scale that is returned: x is about q * scale. */
@@ -194,5 +187,5 @@ static TARGET float round_group(int8_t *q, const float *x)
 }
 
 #define PACKED_KERNELS                                                                           \
-    .panel_fp32 = panel_fp32, .panel_bf16 = panel_bf16, .panel_int8 = panel_int8,                \
-    .panel_int4 = panel_int4, .widen = widen, .round_group = round_group
+    .panel_rows = PR, .panel_fp32 = panel_fp32, .panel_bf16 = panel_bf16, .panel_int8 = panel_int8,                \
+    .panel_int4 = panel_int4, .round_group = round_group

@@ -12,7 +12,7 @@
 
 typedef float vf __attribute__((vector_size(16)));
 typedef uint32_t vm __attribute__((vector_size(16)));   /* lanes of all ones, or of all zeros */
-enum { VL = 4, MR = 4, NR = 8, CHAINS = 14 };
+enum { VL = 4, MR = 4, NR = 8, PR = 4, CHAINS = 14 };
 
 INLINE vf vload(const float *p)
 {

@@ -17,7 +17,6 @@
  * in order. Neither depends on how many rows x has.
  */
 #include "packed.h"
-#include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
 #include "threads.h"
@@ -284,9 +283,9 @@ static void one_panel(const Product *p, float *y, int64_t ldy, int64_t i, int ro
 static void all_rows(const Product *p, int64_t t)
 {
     const int64_t j = t * COLS, width = smaller(COLS, p->n - j);
-    for (int64_t i = 0; i < p->m; i += MAX_PACKED_ROWS) {
-        const int rows = (int)smaller(MAX_PACKED_ROWS, p->m - i);
-        float *z = p->z + i * p->n + j, whole_panel[MAX_PACKED_ROWS * COLS];
+    for (int64_t i = 0; i < p->m; i += kernels->panel_rows) {
+        const int rows = (int)smaller(kernels->panel_rows, p->m - i);
+        float *z = p->z + i * p->n + j, whole_panel[MAX_PANEL_ROWS * COLS];
         if (width == COLS) {
             one_panel(p, z, p->n, i, rows, t);
             continue;
@@ -312,28 +311,6 @@ static void multiply(void *context, int thread, int threads)
                               p->residual ? p->residual + at : NULL, width, p->function);
         }
     }
-}
-
-/* A float format as gemm.c reads it: slivers as wide as its tile, cut out of the panels. */
-static void widened_slivers(float *out, const void *b, int64_t j, int64_t count, int64_t k0,
-                            int64_t depth)
-{
-    const Product *p = b;
-    const int64_t NR = kernels->tile_cols;
-    const int bf16 = p->format == MINIFM_BF16;
-    for (int64_t s = j; s < j + count; s += NR, out += NR * depth)
-        for (int64_t at = s, width; at < s + NR; at += width) {
-            width = smaller(COLS - at % COLS, s + NR - at);
-            float *to = out + (at - s);
-            if (at < p->n) {
-                const int64_t number = k0 * COLS + at % COLS;
-                const uint8_t *panel = p->codes + at / COLS * panel_bytes(p->k, p->format);
-                kernels->widen(to, panel + number * (bf16 ? 2 : 4), NR, depth, (int)width, bf16);
-                continue;
-            }
-            for (int64_t i = 0; i < depth; i++)
-                memset(to + i * NR, 0, (size_t)width * sizeof *to);
-        }
 }
 
 static void round_rows(void *context, int64_t begin, int64_t end)
@@ -376,8 +353,6 @@ int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
                  .function = function};
     if (m == 0 || n == 0)
         return 0;
-    if (m > MAX_PACKED_ROWS && !scales)
-        return linear_of_slivers(y, z, x, &p, widened_slivers, bias, residual, m, n, k, function);
     pool_enter();
     const int status = scales ? round_x(&p) : 0;
     if (!status) {

@@ -7,7 +7,7 @@
 enum {
     GROUP = 32,             /* of k that share a scale: part of every result, and of the files */
     COLS = 16,              /* columns side by side: a cache line of floats, or of quads */
-    MAX_PACKED_ROWS = 4,    /* rows of x that meet a panel at once */
+    MAX_PANEL_ROWS = 8,     /* rows of x that meet a panel at once, at most */
 };
 
 /* Rows of x rounded to integers: codes [m, groups, 32], scales and sums of codes [m, groups]. */
