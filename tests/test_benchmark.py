@@ -455,6 +455,30 @@ def test_a_saved_report_is_shown_and_drawn_without_measuring(monkeypatch, quick,
     assert "softmax 4×6" in words and "GFLOP/s" in words and "part of the limit" in words
 
 
+def test_joined_reports_are_held_against_the_highest_limits_of_one_machine(quick, tmp_path,
+                                                                           capsys):
+    first, second, third = (tmp_path / f"{name}.json" for name in "abc")
+    assert main(["bench", "--op", "softmax", "--json", str(first)]) == 0
+    report = json.loads(first.read_text())
+    report["ceilings"]["copy"]["rate"] *= 4
+    report["rows"] = [report["rows"][0] | {"versus": {"PyTorch": {
+        "mode": "eager", "median": 2.0, "low": 1.0, "high": 3.0}}}]
+    second.write_text(json.dumps(report))
+    sources = ["--from", str(first), "--from", str(second)]
+    assert main(["bench", *sources, "--json", str(third)]) == 0
+    whole = json.loads(third.read_text())
+    rate = report["ceilings"]["copy"]["rate"]
+    assert whole["ceilings"]["copy"]["rate"] == rate and len(whole["rows"]) == 2 * len(AVAILABLE)
+    assert all(row["fraction"] == row["rate"] / rate for row in whole["rows"])
+    assert whole["rows"][0]["versus"]["PyTorch"]["median"] == 2.0
+    report["machine"]["cores"] += 1
+    second.write_text(json.dumps(report))
+    capsys.readouterr()
+    assert main(["bench", *sources]) == 2
+    found = capsys.readouterr()
+    assert "different machines" in found.err and "cores" in found.err and not found.out
+
+
 def test_what_was_measured_before_an_interruption_is_not_lost(monkeypatch, quick, tmp_path):
     path, rows = tmp_path / "bench.json", Bench.rows
 

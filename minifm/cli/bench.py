@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import itertools
 import json
@@ -125,22 +126,50 @@ def save(report, path):
 
 def merged(args):
     """The reports of --from as one, shown: of a row in several the last counts, beside whatever
-    any of them was compared with. Ceilings and machine are those of the first."""
+    any of them was compared with. Of each limit the highest counts, as in a run."""
     from minifm.testing.benchmark import Row
     reports, rows = [load_report(path) for path in args.saved], {}
+    whole = functools.reduce(joined, reports)
     for row in (Row(**row) for report in reports for row in report["rows"]):
         key = row.set, row.title, row.phase, row.backend, row.mode
         before = rows[key].versus if key in rows else {}
         rows[key] = replace(row, versus=before | row.versus)
-    rows = sorted(rows.values(), key=_place(rows.values()))
-    whole = reports[0] | {"rows": [vars(row) for row in rows], "peers": {
-        name: text for report in reports for name, text in report["peers"].items()}}
+    rows = [replace(row, fraction=row.rate / limit_of(row, whole["ceilings"]))
+            if row.limit else row for row in sorted(rows.values(), key=_place(rows.values()))]
+    whole["rows"] = [vars(row) for row in rows]
     show("\n".join(heading(whole, named=any(row.set != "ops" for row in rows))) + "\n")
     group = None
-    for (group_now, _), found in itertools.groupby(rows, key=lambda row: (row.group, row.name)):
-        show("\n".join(lines_of(list(found), group_now != group)) + "\n")
-        group = group_now
+    for (now, _), found in itertools.groupby(rows, key=lambda row: (row.group, row.name)):
+        show("\n".join(lines_of(list(found), now != group)) + "\n")
+        group = now
     return whole
+
+
+def joined(a, b):
+    """Two reports as one, without rows. Raises ConfigError unless one machine made them."""
+    for name, ours, theirs in [
+            (name, a["machine"][name], b["machine"][name]) for name in ("processor", "cores")] + [
+            (name, text, b["machine"]["backends"][name])
+            for name, text in a["machine"]["backends"].items()
+            if name in b["machine"]["backends"]]:
+        if ours != theirs:
+            raise ConfigError(f"--from: reports of different machines do not compare: {name} "
+                              f"{ours!r} and {theirs!r}")
+    rates = [{"read": {"": c["read"]}, "copy": {"": c["copy"]}, "FMA": c["FMA"]}
+             for c in (a["ceilings"], b["ceilings"])]
+    best = {limit: {name: max((side[limit][name] for side in rates if name in side[limit]),
+                              key=lambda ceiling: ceiling["rate"])
+                    for name in rates[0][limit] | rates[1][limit]} for limit in rates[0]}
+    return a | {
+        "machine": a["machine"] | {"backends": a["machine"]["backends"] | b["machine"]["backends"]},
+        "peers": a["peers"] | b["peers"],
+        "ceilings": {"FMA": best["FMA"], "read": best["read"][""], "copy": best["copy"][""]}}
+
+
+def limit_of(row, ceilings):
+    """The rate that the row is held against."""
+    ceiling = ceilings["FMA"][row.backend] if row.limit == "FMA" else ceilings[row.limit]
+    return ceiling["rate"]
 
 
 def _place(rows):
@@ -160,7 +189,7 @@ def load_report(path):
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         [Row(**row) for row in report["rows"]]
-        report["ceilings"]["copy"]["rate"], report["peers"], report["machine"]
+        joined(report, report)
     except (ValueError, TypeError, KeyError):
         raise FormatError(path, None, "not what `minifm bench --json` of this version "
                           "writes") from None
