@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from minifm import backends, ops, tensor
+from minifm import backends, tensor
 from minifm.models import GPT, GPTConfig
+from minifm.models.packing import pack_model
 from minifm.rng import Rng
 from minifm.testing.recording import Cost, besides, costs, cotangents, since
 from minifm.training.optim import AdamW
@@ -123,7 +124,7 @@ class StepSubject:
 
 class TokenSubject:
     """The logits after `tokens` more tokens of one sequence, with `position` in the cache, and the
-    weights of all products in `format` (ops/packed.py); None: as they are trained."""
+    weights of all products in `format` (models/packing.py); None: as they are trained."""
 
     filled = math.inf
 
@@ -135,9 +136,10 @@ class TokenSubject:
         with backends.use(backend):
             config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
             self.model = GPT(config, Rng(0))
-            weights = 4 * (config.parameters - (T - tokens) * C)    # of the positions, these alone
             if format:
-                weights += pack_weights(self.model, format)
+                pack_model(self.model, format)
+            weights = sum(p.data.nbytes for p in self.model.parameters().values())
+            weights -= 4 * (T - tokens) * C                 # of the positions, these alone are read
             self.cache = self.model.cache(1)
             if position:
                 self.following(ids[:, :position])
@@ -158,21 +160,6 @@ class TokenSubject:
                 self.cache.lengths = np.array([self.position])
                 self.following(self.ids)
             yield
-
-
-def pack_weights(model, format):
-    """Put packed weights in the place of a GPT's matrices; by how many bytes it is larger now."""
-    layers = [(model.token_embedding, 1)]               # its table serves as the head, transposed
-    for block in model.blocks:
-        layers += [(layer, 0) for layer in (
-            block.attention.project, block.attention.output, block.perceptron.expand,
-            block.perceptron.output)]
-    grown = 0
-    for layer, inner in layers:
-        packed = ops.pack(layer.weight, format, inner)
-        grown += packed.data.nbytes - layer.weight.data.nbytes
-        layer.weight = packed
-    return grown
 
 
 def observed(backend, phase, calls, flops, size):
