@@ -7,13 +7,18 @@
 #include "minifm.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 enum { HUGE_PAGE = 2 << 20 }; /* bytes; fewer pages, fewer misses of their table */
 
-enum { SPINS = 2000 }; /* some 20 to 50 microseconds: about the distance between two kernels */
+enum {
+    SPINS = 2000,           /* some 20 to 90 microseconds: about the distance between two kernels */
+    SPINS_OF_A_TURN = 64,   /* then another thread may have the core: perhaps the one waited for,
+                               which a system may well have woken on the core of the one who waits */
+};
 
 /* A gate opens again and again; a waiter passes once its generation has changed. */
 typedef struct {
@@ -60,10 +65,12 @@ static void relax(void)
 
 static void gate_wait(Gate *gate, unsigned seen)
 {
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 1; i <= SPINS; i++) {
         if (atomic_load_explicit(&gate->generation, memory_order_acquire) != seen)
             return;
         relax();
+        if (i % SPINS_OF_A_TURN == 0)
+            sched_yield();
     }
     pthread_mutex_lock(&gate->lock);
     while (atomic_load_explicit(&gate->generation, memory_order_acquire) == seen)

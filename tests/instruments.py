@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_native.py", "tests/test_native_limits.py", "tests/test_native_laws.py",
-         "tests/test_backends.py"]
+TESTS = [f"tests/test_{name}.py" for name in (
+    "native", "native_limits", "native_laws", "backends", "conv", "packed", "precision")]
 CC = os.environ.get("CC", "gcc")
 
 
