@@ -1,4 +1,4 @@
-/* Rows of a table by their index, and the sum of gradients back into the table.
+/* Rows of a table by their index, the sum of gradients back into the table, rotary positions.
  *
  * The threads of the backward pass share out columns, not rows, so that no two write one number
  * and every sum is taken in the order of the ids.
@@ -64,4 +64,35 @@ int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, in
     int64_t each = slabs / pool_threads() > 0 ? slabs / pool_threads() : 1;
     parallel_for(slabs, n * width < 16384 ? slabs : each, add_slabs, &r);
     return 0;
+}
+
+/* -- rotary positions: every head of a position by the same angles ----------------------------------- */
+
+typedef struct {
+    float *y;
+    const float *x, *cos, *sin;
+    const int64_t *strides;
+    int64_t positions, heads, half, angles;
+    float sign;
+} Rotation;
+
+static void rotate_positions(void *context, int64_t begin, int64_t end)
+{
+    const Rotation *r = context;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t b = i / r->positions, t = i % r->positions;
+        const int64_t angle = b * r->angles + t * r->half;
+        const float *x = r->x + b * r->strides[0] + t * r->strides[2];
+        for (int64_t h = 0; h < r->heads; h++)
+            kernels->rotate(r->y + (i * r->heads + h) * 2 * r->half, x + h * r->strides[1],
+                            r->cos + angle, r->sin + angle, r->half, r->sign);
+    }
+}
+
+void minifm_rope(float *y, const float *x, const float *cos, const float *sin, int64_t batch,
+                 int64_t positions, int64_t heads, int64_t half, const int64_t *strides,
+                 int64_t angles, int inverse)
+{
+    Rotation r = {y, x, cos, sin, strides, positions, heads, half, angles, inverse ? -1 : 1};
+    parallel_for(batch * positions, grain_of(2 * heads * half), rotate_positions, &r);
 }

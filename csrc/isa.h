@@ -66,6 +66,11 @@ typedef struct {
     double (*sum_of_squares)(const float *x, int64_t n);
     /* y = e^(x - shift), returns the sum of y. */
     float (*exp_sum)(float *y, const float *x, int64_t n, float shift);
+    /* The largest or smallest of n > 0 numbers by its number in minifm.h; NaN where there is one. */
+    float (*extreme)(const float *x, int64_t n, int operation);
+    /* y[d] = x[d] cos[d] - x[d + half] sin[d] sign;  y[d + half] = x[d + half] cos[d] + x[d] ... */
+    void (*rotate)(float *y, const float *x, const float *cos, const float *sin, int64_t half,
+                   float sign);
     /* y = x * scale;  y = (x + shift) * scale. */
     void (*shift_scale)(float *y, const float *x, int64_t n, float shift, float scale);
     void (*scale)(float *y, const float *x, int64_t n, float scale);

@@ -45,6 +45,7 @@ INLINE vf vcopysign(vf x, vf sign)
     return _mm256_or_ps(_mm256_andnot_ps(bit, x), _mm256_and_ps(bit, sign));
 }
 INLINE vm vless(vf x, vf y) { return _mm256_cmp_ps(x, y, _CMP_LT_OQ); }
+INLINE vm vnan(vf x) { return _mm256_cmp_ps(x, x, _CMP_UNORD_Q); }
 INLINE vf vselect(vm m, vf x, vf y) { return _mm256_blendv_ps(y, x, m); }
 INLINE vf vround(vf x) { return _mm256_round_ps(x, 0x08); } /* to nearest even, quietly */
 

@@ -43,6 +43,7 @@ INLINE vf vcopysign(vf x, vf sign)
     return _mm512_or_ps(_mm512_andnot_ps(bit, x), _mm512_and_ps(bit, sign));
 }
 INLINE vm vless(vf x, vf y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
+INLINE vm vnan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
 INLINE vf vselect(vm m, vf x, vf y) { return _mm512_mask_blend_ps(m, y, x); }
 INLINE vf vround(vf x) { return _mm512_roundscale_ps(x, 0x08); } /* to nearest even, quietly */
 INLINE vf vscale(vf x, vf n) { return _mm512_scalef_ps(x, n); }  /* x * 2^n */

@@ -43,6 +43,7 @@ INLINE vf vsqrt(vf x) { return vsqrtq_f32(x); }
 INLINE vf vabs(vf x) { return vabsq_f32(x); }
 INLINE vf vcopysign(vf x, vf sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, x); }
 INLINE vm vless(vf x, vf y) { return vcltq_f32(x, y); }
+INLINE vm vnan(vf x) { return vmvnq_u32(vceqq_f32(x, x)); }
 INLINE vf vselect(vm m, vf x, vf y) { return vbslq_f32(m, x, y); }
 INLINE vf vround(vf x) { return vrndnq_f32(x); }
 

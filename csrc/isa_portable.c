@@ -41,6 +41,7 @@ INLINE vf vdiv(vf x, vf y) { return x / y; }
 INLINE vf vfma(vf x, vf y, vf z) { return x * y + z; }
 INLINE vf vfnma(vf x, vf y, vf z) { return z - x * y; }
 INLINE vm vless(vf x, vf y) { return (vm)(x < y); }
+INLINE vm vnan(vf x) { return (vm)(x != x); }
 INLINE vf vselect(vm m, vf x, vf y) { return (vf)((m & (vm)x) | (~m & (vm)y)); }
 INLINE vf vmax(vf x, vf y) { return vselect(vless(y, x), x, y); }
 INLINE vf vmin(vf x, vf y) { return vselect(vless(x, y), x, y); }

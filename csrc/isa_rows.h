@@ -3,7 +3,7 @@
  *   vf a vector of VL floats, vm a mask of lanes        vset vload vstore, _part for n < VL lanes
  *   vadd vsub vmul vdiv vsqrt vabs vcopysign vround     vfma(x, y, z) = x y + z,  vfnma = z - x y
  *   vmax(x, y) = x > y ? x : y, vmin likewise: y where either is NaN
- *   vscale(x, n) = x 2^n      vless, vselect(m, x, y) = m ? x : y      vsum, vlargest over lanes
+ *   vscale(x, n) = x 2^n      vless vnan, vselect(m, x, y) = m ? x : y      vsum, vlargest over lanes
  *   vexponent(x): the float whose sign and exponent are the lowest 9 bits of x, its fraction 0
  *
  * The last, partial vector of a row runs the same instructions on padded lanes, so that a value
@@ -147,6 +147,16 @@ INLINE vf verf(vf x)
     return vselect(vless(vset(0.9f), t), vcopysign(large, x), small);
 }
 
+INLINE vf vsign(vf x)
+{
+    vf negative = vselect(vless(x, vset(0)), vset(-1), vadd(x, vset(0))); /* -0 + 0 = 0 */
+    return vselect(vless(vset(0), x), vset(1), negative);
+}
+
+/* NaN where either is; y where they are equal. */
+INLINE vf vmaximum(vf x, vf y) { return vselect(vnan(x), x, vmax(x, y)); }
+INLINE vf vminimum(vf x, vf y) { return vselect(vnan(x), x, vmin(x, y)); }
+
 INLINE vf vrelu(vf x) { return vmax(vset(0), x); }
 INLINE vf vsilu(vf x) { return vmul(x, vsigmoid(x)); }
 INLINE vf vnegative(vf x) { return vsub(vset(-0.0f), x); }
@@ -236,6 +246,7 @@ static TARGET void row_map(float *y, const float *x, int64_t n, int function)
     case MINIFM_SQRT: MAP(vsqrt)
     case MINIFM_NEGATIVE: MAP(vnegative)
     case MINIFM_ABSOLUTE: MAP(vabs)
+    case MINIFM_SIGN: MAP(vsign)
     }
 }
 
@@ -285,6 +296,8 @@ static TARGET void row_binary(float *out, const float *x, const float *y, int64_
     case MINIFM_SUBTRACT: BINARY(vsub)
     case MINIFM_MULTIPLY: BINARY(vmul)
     case MINIFM_DIVIDE: BINARY(vdiv)
+    case MINIFM_MAXIMUM: BINARY(vmaximum)
+    case MINIFM_MINIMUM: BINARY(vminimum)
     }
 }
 
@@ -329,6 +342,23 @@ static TARGET float row_max(const float *x, int64_t n)
     return vlargest(top);
 }
 
+static TARGET float row_extreme(const float *x, int64_t n, int operation)
+{
+    float lanes[VL];
+    vf found;
+    if (operation == MINIFM_MAXIMUM)
+        CARRY(found, vset(x[0]), vmaximum, vmaximum(t, vget(x + i, left, x[0])))
+    else
+        CARRY(found, vset(x[0]), vminimum, vminimum(t, vget(x + i, left, x[0])))
+    vstore(lanes, found);
+    for (int l = 1; l < VL; l++) {
+        int further = operation == MINIFM_MAXIMUM ? lanes[l] > lanes[0] : lanes[l] < lanes[0];
+        if (further || lanes[l] != lanes[l])
+            lanes[0] = lanes[l];
+    }
+    return lanes[0];
+}
+
 static TARGET float row_exp_sum(float *y, const float *x, int64_t n, float shift)
 {
     vf total = vset(0);
@@ -339,6 +369,20 @@ static TARGET float row_exp_sum(float *y, const float *x, int64_t n, float shift
         total = vadd(total, e);
     }
     return vsum(total);
+}
+
+/* -- rotary positions ------------------------------------------------------------------------- */
+
+static TARGET void row_rotate(float *y, const float *x, const float *cos, const float *sin,
+                              int64_t n, float sign)
+{
+    EACH_VECTOR
+    {
+        vf first = vget(x + i, left, 0), second = vget(x + n + i, left, 0);
+        vf c = vget(cos + i, left, 0), s = vmul(vget(sin + i, left, 0), vset(sign));
+        vput(y + i, vsub(vmul(first, c), vmul(second, s)), left);
+        vput(y + n + i, vadd(vmul(second, c), vmul(first, s)), left);
+    }
 }
 
 /* -- softmax ---------------------------------------------------------------------------------- */
@@ -694,6 +738,7 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
 
 /* The entries of the table that this file provides. */
 #define ROW_KERNELS                                                                         \
+    .extreme = row_extreme, .rotate = row_rotate,                                           \
     .stream = stream, .map = row_map, .map_backward = row_map_backward,                     \
     .epilogue = row_epilogue, .softmax = row_softmax,                                       \
     .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \

@@ -25,11 +25,13 @@ enum {
     MINIFM_IDENTITY,
     MINIFM_RELU, MINIFM_SILU, MINIFM_GELU, MINIFM_GELU_TANH, MINIFM_GELU_QUICK,
     MINIFM_SIGMOID, MINIFM_TANH, MINIFM_EXP, MINIFM_ERF, MINIFM_SQRT, MINIFM_NEGATIVE,
-    MINIFM_ABSOLUTE,
+    MINIFM_ABSOLUTE, MINIFM_SIGN,
 };
 
 /* Functions of two. */
-enum { MINIFM_ADD, MINIFM_SUBTRACT, MINIFM_MULTIPLY, MINIFM_DIVIDE };
+enum {
+    MINIFM_ADD, MINIFM_SUBTRACT, MINIFM_MULTIPLY, MINIFM_DIVIDE, MINIFM_MAXIMUM, MINIFM_MINIMUM,
+};
 
 /* -- memory: pool.c ---------------------------------------------------------------------------- */
 
@@ -106,6 +108,13 @@ void minifm_binary_strided(float *out, const float *x, const float *y, int ndim,
 /* out[outer, inner] = the sum of x[outer, n, inner] over its middle dimension. */
 int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inner);
 /* The sum of x[n]^2, or -1 where there was no memory. */
+
+/* out[outer, inner] = the largest, or the smallest, of x[outer, n, inner] over its middle dimension
+ * (n > 0), and NaN where there is one; `operation` is MINIFM_MAXIMUM or MINIFM_MINIMUM. */
+void minifm_extreme(float *out, const float *x, int64_t outer, int64_t n, int64_t inner,
+                    int operation);
+/* out[rows] = the first place of the largest of x[rows, n], n > 0, or of the first NaN. */
+void minifm_argmax(int64_t *out, const float *x, int64_t rows, int64_t n);
 
 /* -- norm.c -------------------------------------------------------------------------------------- */
 
@@ -210,6 +219,13 @@ int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, in
 /* dw[ids[i]] += dy[i] for i = 0, 1, ..., in that order. Returns the same; then dw is unchanged. */
 int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
                               int64_t rows, int64_t width);
+
+/* y[batch, positions, heads, 2 half] = x [batch, heads, positions, 2 half], by strides but for the
+ * last, with each pair (x_d, x_{d + half}) rotated; cos, sin [batch, positions, half], where a new
+ * batch begins `angles` numbers further on (0: one for all). `inverse` rotates back. */
+void minifm_rope(float *y, const float *x, const float *cos, const float *sin, int64_t batch,
+                 int64_t positions, int64_t heads, int64_t half, const int64_t *strides,
+                 int64_t angles, int inverse);
 
 /* -- optimizer.c: in place ------------------------------------------------------------------------- */
 

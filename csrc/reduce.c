@@ -1,4 +1,4 @@
-/* Sums. The order in which numbers are added is a function of how many there are and of whether
+/* Sums and extremes. The order in which numbers are added is a function of how many there are and of whether
  * they lie side by side (lanes of a vector) or apart (one row added to the next), and of nothing
  * else: not of the threads, and not of how many other sums are taken in the same call. The one
  * case that changes sides: a column that is alone lies side by side.
@@ -131,4 +131,58 @@ int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inn
         }
     }
     return status;
+}
+
+/* -- the largest and the smallest: any order gives the same ------------------------------------------ */
+
+typedef struct {
+    void *out;
+    const float *x;
+    int64_t n, inner;
+    int operation;
+} Extremes;
+
+static void extreme_of_rows(void *context, int64_t begin, int64_t end)
+{
+    const Extremes *e = context;
+    for (int64_t i = begin; i < end; i++)
+        ((float *)e->out)[i] = kernels->extreme(e->x + i * e->n, e->n, e->operation);
+}
+
+/* Each of the outer dimension's blocks [n, inner], row by row. */
+static void extreme_of_blocks(void *context, int64_t begin, int64_t end)
+{
+    const Extremes *e = context;
+    for (int64_t i = begin; i < end; i++) {
+        float *out = (float *)e->out + i * e->inner;
+        const float *x = e->x + i * e->n * e->inner;
+        memcpy(out, x, (size_t)e->inner * sizeof *out);
+        for (int64_t j = 1; j < e->n; j++)
+            kernels->binary(out, out, x + j * e->inner, e->inner, 1, 1, e->operation);
+    }
+}
+
+void minifm_extreme(float *out, const float *x, int64_t outer, int64_t n, int64_t inner,
+                    int operation)
+{
+    Extremes e = {out, x, n, inner, operation};
+    parallel_for(outer, grain_of(n * inner), inner == 1 ? extreme_of_rows : extreme_of_blocks, &e);
+}
+
+static void argmax_of_rows(void *context, int64_t begin, int64_t end)
+{
+    const Extremes *e = context;
+    for (int64_t i = begin; i < end; i++) {
+        const float *x = e->x + i * e->n, largest = kernels->extreme(x, e->n, MINIFM_MAXIMUM);
+        int64_t place = 0;
+        while (x[place] != largest && x[place] == x[place]) /* NaN is what `extreme` found first */
+            place++;
+        ((int64_t *)e->out)[i] = place;
+    }
+}
+
+void minifm_argmax(int64_t *out, const float *x, int64_t rows, int64_t n)
+{
+    Extremes e = {out, x, n, 1, MINIFM_MAXIMUM};
+    parallel_for(rows, grain_of(n), argmax_of_rows, &e);
 }

@@ -420,6 +420,8 @@ def cases():
         "attention with masks": lambda c: attend(c, normal(4, 130, 130), mask, False),
         "cross_entropy": lambda c: loss(c, 0.0),
         "cross_entropy smoothed": lambda c: loss(c, 0.1),
+        "extremes": lambda c: (c.max(flat), c.max(x, 0), c.min(x, 1), c.argmax(x)),
+        "rope": lambda c: c.rope(q, k[0, 0, :, :20], v[0, 0, :, :20], False),
         "embedding": lambda c: c.embedding(rows[:50], ids),
         "embedding_backward": lambda c: c.embedding_backward(rows, ids, 50, None),
         "elementwise": lambda c: (c.add(flat, flat), c.multiply(x, gain), c.divide(x, x[:, :1]),
@@ -773,10 +775,43 @@ def test_numpy_computes_nothing_uncounted(c, op, data):
 
 def test_places_added_up_by_numpy_are_counted(c):
     c.fallbacks.clear()
-    c.scatter_add((5,), np.array([1, 1]), normal(2))
+    c.scatter_add((5, 2), (np.array([1, 1]), np.array([0, 1])), normal(2))
     c.scatter_add((5,), slice(1, 3), normal(2))
+    c.scatter_add((5,), np.array([1, -1]), normal(2))
     c.scatter_add((5,), np.array([1, 1]), np.ones(2))
     assert c.fallbacks == {"scatter_add": 1}
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 31, 33, 1000])
+def test_extremes_are_numpys_with_nan_and_infinities(every_isa, n):
+    """Bitwise; the place of the largest is the first, that of a NaN before it."""
+    random = np.random.default_rng(n)
+    x = random.integers(-3, 4, (40, n)).astype(F32) + F32(0.5)
+    special = random.random(x.shape)
+    for value, share in ((np.nan, 0.01), (np.inf, 0.02), (-np.inf, 0.03)):
+        x[(special > share - 0.01) & (special < share)] = value
+    every_isa.fallbacks.clear()
+    with np.errstate(invalid="ignore"):
+        for axis in (None, 0, 1, (0, 1)):
+            assert same(every_isa.max(x, axis), np.asarray(x.max(axis)))
+            assert same(every_isa.min(x, axis, True), x.min(axis, keepdims=True))
+        for y in (np.flip(x), x[:1], x[:, :1], F32(0.5)):
+            assert same(every_isa.maximum(x, y), np.maximum(x, y))
+            assert same(every_isa.minimum(x, y), np.minimum(x, y))
+    assert same(every_isa.argmax(x), x.argmax(-1))
+    assert not every_isa.fallbacks
+
+
+@pytest.mark.parametrize("B, H, T, R", [(1, 1, 1, 1), (2, 3, 5, 7), (3, 2, 70, 32)])
+def test_rope_turns_heads_of_any_strides_and_back(every_isa, B, H, T, R):
+    packed, angle = normal(B, T, 3, H, 2 * R), normal(B, T, R, seed=1)
+    x = packed[:, :, 1].transpose(0, 2, 1, 3)
+    for turn in (angle, angle[0]):
+        wanted = Reference().rope(x, np.cos(turn), np.sin(turn), False)
+        found = every_isa.rope(x, np.cos(turn), np.sin(turn), False)
+        assert same(found, wanted)
+        back = every_isa.rope(found, np.cos(turn), np.sin(turn), True)
+        np.testing.assert_allclose(back, x, atol=1e-6)
 
 
 def test_float64_is_no_fallback_wherever_it_stands(c):
@@ -811,7 +846,7 @@ def test_gpt_trains_and_writes_without_numpy(c):
 def test_strict_refuses_what_has_no_kernel(c):
     c.strict = True
     for call in (lambda: c.sin(normal(3)), lambda: c.add(np.arange(3), np.arange(3)),
-                 lambda: c.scatter_add((5,), np.array([1, 1]), normal(2))):
+                 lambda: c.scatter_add((5,), np.arange(5) > 2, normal(2))):
         with pytest.raises(FallbackError, match="MINIFM_STRICT=1"):
             call()
 

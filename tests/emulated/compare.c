@@ -185,7 +185,7 @@ static void check_gather(int64_t length)
 static void check_elementwise(int64_t n)
 {
     const float *x = operand(8), *y = operand(2);
-    for (int f = MINIFM_RELU; f <= MINIFM_ABSOLUTE; f++) {
+    for (int f = MINIFM_RELU; f <= MINIFM_SIGN; f++) {
         const int exact = f == MINIFM_RELU || f >= MINIFM_SQRT;
         clear(0);
         BOTH("map", k->map(OUT(0), x, n, f))
@@ -196,7 +196,7 @@ static void check_elementwise(int64_t n)
             expect(0, 0, n, f == MINIFM_RELU ? EXACT : ROUNDINGS(64));
         }
     }
-    for (int operation = MINIFM_ADD; operation <= MINIFM_DIVIDE; operation++)
+    for (int operation = MINIFM_ADD; operation <= MINIFM_MINIMUM; operation++)
         for (int steps = 1; steps < 4; steps++) {
             clear(0);
             BOTH("binary", k->binary(OUT(0), x, y, n, steps & 1, steps >> 1, operation))
@@ -221,6 +221,15 @@ static void check_elementwise(int64_t n)
 static void check_sums(int64_t n)
 {
     const float *x = operand(1), *y = operand(1);
+    if (n) {
+        clear(0);
+        BOTH("extreme", OUT(0)[0] = k->extreme(x, n, MINIFM_MAXIMUM);
+             OUT(0)[1] = k->extreme(x, n, MINIFM_MINIMUM))
+        expect(0, 0, 0, EXACT);
+    }
+    clear(0);
+    BOTH("rotate", k->rotate(OUT(0), x, y, x + n / 2, n / 2, -1))
+    expect(0, 0, n, ROUNDINGS(0));
     clear(0);
     BOTH("sum", *OUT(0) = k->sum(x, n))
     expect(0, 0, 1, ROUNDINGS(n));
@@ -289,7 +298,7 @@ static void check_special(int64_t n)
         for (int64_t lane = 0; lane < n; lane++) {
             float *x = operand(1);
             x[lane] = values[value];
-            for (int f = MINIFM_RELU; f <= MINIFM_ABSOLUTE; f++) {
+            for (int f = MINIFM_RELU; f <= MINIFM_SIGN; f++) {
                 clear(0);
                 BOTH("map of a special value", k->map(OUT(0), x, n, f))
                 expect(0, 0, n, ROUNDINGS(8));

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minifm.backends.c.operands import Operands
+from minifm.backends.c.operands import F32, Operands
 from minifm.backends.reference import Reference
 from minifm.backends.reference.arrays import only_slices
 
@@ -14,9 +14,15 @@ class Arrays(Operands):
         return self.concatenate(arrays, axis) if whole is None else whole
 
     def scatter_add(self, shape, index, values):
-        """To slices it only moves numbers; to places named by arrays it adds, in NumPy."""
+        """To slices it only moves numbers; to rows it adds as an embedding's gradient does; to
+        other places named by arrays it adds in NumPy."""
         if only_slices(index):
             return Reference.scatter_add(self, shape, index, values)
+        if values.dtype == F32 and isinstance(index, np.ndarray) and index.dtype.kind in "iu":
+            rows = np.where(index < 0, index + shape[0], index)
+            if index.size and 0 <= rows.min() and rows.max() < shape[0]:
+                values = values.reshape(rows.size, -1)
+                return self.embedding_backward(values, rows, shape[0], None).reshape(shape)
         return self._on_numpy("scatter_add", shape, index, values)
 
     def add_along(self, shape, index, values, axis):

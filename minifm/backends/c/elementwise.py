@@ -31,6 +31,18 @@ class Elementwise(Operands):
     def divide(self, x, y):
         return self._binary("divide", lib.MINIFM_DIVIDE, x, y)
 
+    def maximum(self, x, y):
+        return self._binary("maximum", lib.MINIFM_MAXIMUM, x, y)
+
+    def minimum(self, x, y):
+        return self._binary("minimum", lib.MINIFM_MINIMUM, x, y)
+
+    def power(self, x, y):
+        """Squares and reciprocals; other exponents are NumPy's."""
+        if isinstance(y, (int, float)) and y in (2, -1):
+            return self.multiply(x, x) if y == 2 else self.divide(1, x)
+        return self._on_numpy("power", x, y)
+
     def add_into(self, out, x):
         if not (out.dtype == F32 == x.dtype and out.flags.carray and out.shape == x.shape):
             self._on_numpy("add_into", out, x)
@@ -74,6 +86,9 @@ class Elementwise(Operands):
 
     def absolute(self, x):
         return self._map("absolute", lib.MINIFM_ABSOLUTE, x)
+
+    def sign(self, x):
+        return self._map("sign", lib.MINIFM_SIGN, x)
 
     def exp(self, x):
         return self._map("exp", lib.MINIFM_EXP, x)

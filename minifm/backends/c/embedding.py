@@ -1,9 +1,19 @@
-"""Rows of a table: looking them up, adding to them."""
+"""Rows of a table: looking them up, adding to them; and rotary positions."""
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, INTEGERS, Operands, from_buffer, indices_of, pointer
-from minifm.backends.native import lib
+from minifm.backends.c.operands import (
+    F32,
+    INTEGERS,
+    Operands,
+    from_buffer,
+    indices_of,
+    pointer,
+    steps,
+    strided_pointer,
+)
+from minifm.backends.native import ffi, lib
+from minifm.backends.reference import Reference
 from minifm.backends.reference.embedding import check_ids
 from minifm.backends.reference.packed import Packed
 
@@ -31,3 +41,17 @@ class Embedding(Operands):
                                          indices.size, rows, C):
             check_ids(ids, rows, "embedding")
         return dw
+
+    def rope(self, x, cos, sin, inverse):
+        """Heads of any strides, as projections leave them; the result lies position by position."""
+        if not x.dtype == cos.dtype == sin.dtype == F32:
+            return Reference.rope(self, x, cos, sin, inverse)
+        if steps(x) is None or not (x.strides[3] == 4 or x.shape[3] == 1):
+            x = self._contiguous(x, "rope")
+        cos, sin = self._contiguous(cos, "rope"), self._contiguous(sin, "rope")
+        B, H, T, D = x.shape
+        y = np.empty((B, T, H, D), F32)
+        lib.minifm_rope(pointer(y), strided_pointer(x), pointer(cos), pointer(sin), B, T, H,
+                        D // 2, ffi.new(INTEGERS, steps(x)), T * D // 2 if cos.ndim == 3 else 0,
+                        inverse)
+        return y.transpose(0, 2, 1, 3)

@@ -1,11 +1,11 @@
-"""Sums over any axes."""
+"""Sums and extremes over any axes."""
 
 import math
 from functools import lru_cache
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, Operands, done, pointer
+from minifm.backends.c.operands import F32, I64, INTEGERS, Operands, done, from_buffer, pointer
 from minifm.backends.native import lib
 
 
@@ -13,14 +13,40 @@ class Reduction(Operands):
     def sum(self, x, axis=None, keepdims=False):
         if x.dtype != F32:
             return self._on_numpy("sum", x, axis, keepdims)
-        x = self._contiguous(x, "sum")
+        return self._reduce("sum", lib.minifm_sum, x, axis, keepdims)
+
+    def max(self, x, axis=None, keepdims=False):
+        return self._extreme("max", lib.MINIFM_MAXIMUM, x, axis, keepdims)
+
+    def min(self, x, axis=None, keepdims=False):
+        return self._extreme("min", lib.MINIFM_MINIMUM, x, axis, keepdims)
+
+    def argmax(self, x, axis=-1):
+        if x.dtype != F32 or not x.size or axis % x.ndim != x.ndim - 1:
+            return self._on_numpy("argmax", x, axis)
+        x = self._contiguous(x, "argmax")
+        places = np.empty(x.shape[:-1], I64)
+        lib.minifm_argmax(from_buffer(INTEGERS, places), pointer(x), places.size, x.shape[-1])
+        return places
+
+    def _extreme(self, verb, operation, x, axis, keepdims):
+        if x.dtype != F32 or not x.size:
+            return self._on_numpy(verb, x, axis, keepdims)
+
+        def kernel(*arguments):
+            lib.minifm_extreme(*arguments, operation)
+        return self._reduce(verb, kernel, x, axis, keepdims)
+
+    def _reduce(self, verb, kernel, x, axis, keepdims):
+        """kernel(out, x, outer, n, inner) over each run of neighbouring axes, the last first."""
+        x = self._contiguous(x, verb)
         shape = list(x.shape)
         for begin, end in reversed(_runs(axis, x.ndim)):     # x: [*outer, *reduced, *inner]
             outer, n = math.prod(shape[:begin]), math.prod(shape[begin:end])
             shape[begin:end] = [1] * (end - begin)
             y = np.empty(shape, F32)
             if y.size:
-                done(lib.minifm_sum(pointer(y), pointer(x), outer, n, y.size // outer))
+                done(kernel(pointer(y), pointer(x), outer, n, y.size // outer))
             x = y
         if not _runs(axis, x.ndim):     # nothing to add; still a result of its own
             x = self.copy(x)
