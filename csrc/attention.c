@@ -11,6 +11,10 @@
  * sums run over keys, in order, the keys in blocks that begin at multiples of KEYS, and a hidden
  * key adds an exact zero. So the last row of a long sequence and a single query against its cache
  * agree bitwise.
+ *
+ * So a few queries, as in decoding, may take another way to the same numbers: keys and values are
+ * read once, where they lie, for all the queries that look at them. The work is then as large as
+ * the keys and values are, and memory the limit.
  */
 #include "isa.h"
 #include "minifm.h"
@@ -22,6 +26,7 @@
 enum {
     KEYS = 96,              /* of a block: part of every result. A multiple of every tile_rows */
     QUERIES = 48,           /* of a block, at least */
+    FEW = 12,               /* queries, of all heads that share a key head: read k and v in place */
 };
 
 typedef minifm_attention_shape Shape;
@@ -55,6 +60,7 @@ typedef struct {
     float *queries, *dys;   /* scale q, dy of the block: slivers [queries, NR] of D, E */
     float *p, *ds;          /* scores, then weights, and score gradients [KEYS, queries] */
     float *sums;            /* of the block: y or dq [queries, E or D] */
+    float *block_sums;      /* few queries: what the block of keys adds to them [queries, E] */
     float *dk, *dv;         /* [S, D], [S, E] */
     float *top, *total, *decay;     /* of each query; backward: lse and delta in the first two */
     float *bias;            /* of a sliver of queries [KEYS, NR] */
@@ -237,6 +243,16 @@ static void weigh_block(const Attention *a, Room *room, int64_t b, int64_t h, in
                            room->decay[r]);
 }
 
+/* y and the log-sum-exp of query i, from its sums over all keys. */
+static void finish_query(const Attention *a, const float *sums, float top, float total, int64_t b,
+                         int64_t h, int64_t i)
+{
+    const Shape *s = a->s;
+    kernels->scale(at_out(a->y, s->y_strides, b, h, i), sums, s->value_width,
+                   total == 0 ? 0 : 1 / total); /* nothing to look at: zeros */
+    a->lse_out[row_of(s, b, h, i)] = (top == -INFINITY ? 0 : top) + logf(total);
+}
+
 static void forward_block(const Attention *a, Room *room, const Part *part, int64_t h, int64_t i0,
                           int64_t rows)
 {
@@ -255,13 +271,9 @@ static void forward_block(const Attention *a, Room *room, const Part *part, int6
         multiply_rows(room->sums, a, room->p, room->values + j * kernels->tile_cols, s->keys,
                       a->e_padded, i0, rows, j, keys);
     }
-    for (int64_t r = 0; r < rows; r++) {
-        float total = room->total[r], shift = room->top[r] == -INFINITY ? 0 : room->top[r];
-        kernels->scale(at_out(a->y, s->y_strides, part->b, h, i0 + r),
-                       room->sums + r * a->e_padded, s->value_width,
-                       total == 0 ? 0 : 1 / total); /* nothing to look at: zeros */
-        a->lse_out[row_of(s, part->b, h, i0 + r)] = shift + logf(total);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        finish_query(a, room->sums + r * a->e_padded, room->top[r], room->total[r], part->b, h,
+                     i0 + r);
 }
 
 /* The block of queries that is number u of the heads that look at key head g. */
@@ -284,6 +296,56 @@ static void forward_part(const Attention *a, Room *room, const Part *part)
         locate(a, part, u, &h, &i0, &rows);
         forward_block(a, room, part, h, i0, rows);
     }
+}
+
+/* -- forward, few queries ------------------------------------------------------------------------- */
+
+/* Scores [n] of query i to weights; hidden keys' are 0. The sums so far are scaled, as in a block. */
+static void weigh_query(const Attention *a, Room *room, int64_t row, int64_t b, int64_t h,
+                        int64_t i, int64_t j0, int64_t n)
+{
+    const Shape *s = a->s;
+    const int64_t seen = seen_by(s, i, 1, j0, n), step = s->bias_strides[3];
+    float *p = room->p + row * KEYS, *sums = room->sums + row * s->value_width;
+    if (a->bias)
+        kernels->binary(p, p, at(a->bias, s->bias_strides, b, h, i) + j0 * step, seen, 1,
+                        (int)step, MINIFM_ADD);
+    for (int64_t j = 0; j < seen && a->key_mask; j++)
+        if (!a->key_mask[b * s->keys + j0 + j])
+            p[j] = -INFINITY;
+    float decay = kernels->weigh_row(p, room->top + row, room->total + row, seen);
+    fill(p + seen, n - seen, 0);
+    if (j0 > 0 && decay != 1)
+        kernels->scale(sums, sums, s->value_width, decay);
+}
+
+/* All queries that look at key head g: row h * queries + i is query i of its head number h. */
+static void forward_few(const Attention *a, Room *room, int64_t b, int64_t g)
+{
+    const Shape *s = a->s;
+    const int64_t D = s->width, E = s->value_width, h0 = g * (s->heads / s->key_heads);
+    const int64_t rows = a->rows, end = visible(s, s->queries - 1);
+    for (int64_t r = 0; r < rows; r++)
+        kernels->scale(room->queries + r * D,
+                       at(a->q, s->q_strides, b, h0 + r / s->queries, r % s->queries), D, s->scale);
+    fill(room->sums, rows * E, 0);
+    fill(room->top, rows, -INFINITY);
+    fill(room->total, rows, 0);
+    for (int64_t j = 0; j < end; j += KEYS) {
+        const int64_t n = smaller(KEYS, end - j);
+        fill(room->p, rows * KEYS, 0);
+        kernels->stream_across(room->p, room->queries, at(a->k, s->k_strides, b, g, j), KEYS, D, D,
+                               1, s->k_strides[2], (int)rows, n);
+        for (int64_t r = 0; r < rows; r++)
+            weigh_query(a, room, r, b, h0 + r / s->queries, r % s->queries, j, n);
+        fill(room->block_sums, rows * E, 0);
+        kernels->stream(room->block_sums, room->p, at(a->v, s->v_strides, b, g, j), E, n, KEYS, 1,
+                        s->v_strides[2], (int)rows, E);
+        kernels->binary(room->sums, room->sums, room->block_sums, rows * E, 1, 1, MINIFM_ADD);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        finish_query(a, room->sums + r * E, room->top[r], room->total[r], b, h0 + r / s->queries,
+                     r % s->queries);
 }
 
 /* -- backward ------------------------------------------------------------------------------------- */
@@ -398,13 +460,29 @@ static void backward_part(const Attention *a, Room *room, const Part *part)
 
 /* -- tickets --------------------------------------------------------------------------------------- */
 
-/* The pieces of a thread's scratch, laid out from `base`; returns the floats they take. */
+typedef struct {
+    float **at;
+    int64_t size;
+} Piece;
+
+/* A thread's scratch cut into pieces from `base` on, which may be NULL; the floats they take. */
+static int64_t cut(float *base, const Piece *pieces, size_t count)
+{
+    int64_t total = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (base)
+            *pieces[i].at = base + total;
+        total += ceil_div(pieces[i].size, 16) * 16;
+    }
+    return total;
+}
+
 static int64_t lay_out(Room *room, float *base, const Attention *a, int backward)
 {
     const Shape *s = a->s;
     const int64_t NR = kernels->tile_cols, D = s->width, E = s->value_width, S = s->keys;
     const int64_t padded_keys = S + kernels->tile_rows;
-    const struct { float **piece; int64_t size; } pieces[] = {
+    const Piece pieces[] = {
         {&room->keys, padded_keys * D},
         {&room->values, backward ? padded_keys * E : S * a->e_padded},
         {&room->key_slivers, backward ? S * a->d_padded : 0},
@@ -423,13 +501,21 @@ static int64_t lay_out(Room *room, float *base, const Attention *a, int backward
         {&room->bias, a->bias ? KEYS * NR : 0},
         {&room->y_t, backward ? E * NR : 0},
     };
-    int64_t total = 0;
-    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
-        if (base)
-            *pieces[i].piece = base + total;
-        total += ceil_div(pieces[i].size, 16) * 16;
-    }
-    return total;
+    return cut(base, pieces, sizeof pieces / sizeof *pieces);
+}
+
+static int64_t lay_out_few(Room *room, float *base, const Attention *a)
+{
+    const int64_t rows = a->rows, E = a->s->value_width;
+    const Piece pieces[] = {
+        {&room->queries, rows * a->s->width},
+        {&room->p, rows * KEYS},
+        {&room->sums, rows * E},
+        {&room->block_sums, rows * E},
+        {&room->top, rows},
+        {&room->total, rows},
+    };
+    return cut(base, pieces, sizeof pieces / sizeof *pieces);
 }
 
 /* Part number `split` of the queries of key head number `head` of the batch; the last, which under
@@ -458,6 +544,16 @@ static void forward(void *context, int thread, int threads)
         Part part = query_part(a, t % heads, t / heads);
         forward_part(a, &room, &part);
     }
+}
+
+static void forward_of_few(void *context, int thread, int threads)
+{
+    const Attention *a = context;
+    const int64_t key_heads = a->s->key_heads;
+    Room room;
+    lay_out_few(&room, scratch(PRIVATE + thread, 0), a);
+    for (int64_t t; (t = pool_ticket()) < a->s->batch * key_heads;)
+        forward_few(a, &room, t / key_heads, t % key_heads);
 }
 
 /* All gradients of a key head at once take five products. Where there are too few heads for the
@@ -504,6 +600,27 @@ static int64_t block_rows(void)
     return ceil_div(QUERIES, rows) * rows;
 }
 
+/* Work of less than `least` multiply-adds is done by the caller alone. */
+static int threads_for(const Shape *s, double least)
+{
+    const double work = (double)s->batch * (double)s->heads * (double)s->queries *
+                        (double)s->keys * (double)s->width;
+    return work < least ? 1 : pool_threads();
+}
+
+static int run_few(Attention *a)
+{
+    Room unused;
+    const size_t bytes = (size_t)lay_out_few(&unused, NULL, a) * sizeof(float);
+    pool_enter();
+    const int threads = threads_for(a->s, 5e4);
+    const int status = scratch_for_threads(threads, bytes);
+    if (!status)
+        pool_run(forward_of_few, a, threads);
+    pool_leave();
+    return status;
+}
+
 static int run(Attention *a, Task task, int is_backward)
 {
     const Shape *s = a->s;
@@ -512,10 +629,8 @@ static int run(Attention *a, Task task, int is_backward)
     a->e_padded = ceil_div(s->value_width, NR) * NR;
     a->rows = block_rows();
     a->blocks = ceil_div(s->queries, a->rows);
-    const double work = (double)s->batch * (double)s->heads * (double)s->queries *
-                        (double)s->keys * (double)s->width;
     pool_enter();
-    const int threads = work < 1e5 ? 1 : pool_threads();
+    const int threads = threads_for(s, 1e5);
     share(&a->units, &a->splits, a->blocks * (s->heads / larger(1, s->key_heads)), heads, threads,
           4);
     a->key_splits = 1;
@@ -539,7 +654,10 @@ int minifm_attention(float *y, float *lse, const float *q, const float *k, const
 {
     Attention a = {.s = shape, .y = y, .lse_out = lse, .q = q, .k = k, .v = v, .bias = bias,
                    .key_mask = key_mask};
-    return run(&a, forward, 0);
+    a.rows = shape->queries * (shape->heads / larger(1, shape->key_heads));
+    if (a.rows == 0)
+        return 0;
+    return a.rows <= FEW ? run_few(&a) : run(&a, forward, 0);
 }
 
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,

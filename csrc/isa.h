@@ -98,6 +98,8 @@ typedef struct {
      * top becomes the maximum of itself and the column, decay = e^(old - new top), p = e^(p - top)
      * and total = total * decay + the sum of p, in order. Below 2^-126, e^x is 0. */
     void (*weigh)(float *p, float *top, float *total, float *decay, int64_t ld, int64_t keys);
+    /* The same for the scores p[n] of one query; returns its decay. */
+    float (*weigh_row)(float *p, float *top, float *total, int64_t n);
     /* The same columns again: p = e^(p - lse), ds = p * (ds - delta). */
     void (*weigh_again)(float *p, float *ds, const float *lse, const float *delta, int64_t ld,
                         int64_t keys);

@@ -641,6 +641,22 @@ static TARGET void weigh(float *p, float *top, float *total, float *decay, int64
     }
 }
 
+/* The same for one query whose scores lie side by side. */
+static TARGET float weigh_row(float *p, float *top, float *total, int64_t n)
+{
+    const float old = *top, largest = row_max(p, n);
+    *top = largest > old ? largest : old;
+    const float shift = *top == -INFINITY ? 0 : *top;
+    row_exp_sum(p, p, n, shift);
+    float sum = 0, decay;
+    for (int64_t j = 0; j < n; j++)
+        sum += p[j];
+    vf factor = vexp_flushed(vset(old - shift));
+    vstore_part(&decay, factor, 1);
+    vstore_part(total, vfma(vset(*total), factor, vset(sum)), 1);
+    return decay;
+}
+
 static TARGET void weigh_again(float *p, float *ds, const float *lse, const float *delta,
                                int64_t ld, int64_t keys)
 {
@@ -750,5 +766,5 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
     .squares = row_squares, .centred_dot = row_centred_dot, .affine = row_affine,           \
     .blend = row_blend,                                                                     \
-    .weigh = weigh, .weigh_again = weigh_again, .dot_columns = dot_columns,                 \
-    .multiply_add = multiply_add
+    .weigh = weigh, .weigh_row = weigh_row, .weigh_again = weigh_again,                     \
+    .dot_columns = dot_columns, .multiply_add = multiply_add

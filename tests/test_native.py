@@ -418,6 +418,9 @@ def cases():
             *(x[:1, :1] for x in (g, q, k, v)), None, None, True, 0.2,
             *c.attention(*(x[:1, :1] for x in (q, k, v)), None, None, True, 0.2), False)[:3],
         "attention with masks": lambda c: attend(c, normal(4, 130, 130), mask, False),
+        "attention of few queries": lambda c: (
+            *c.attention(q[:, :, :3], k[:, :2], v[:, :2], normal(2, 1, 3, 130), mask, True, 0.2),
+            *c.attention(q[:, :, :1], k, v, None, None, True, 0.2)),
         "cross_entropy": lambda c: loss(c, 0.0),
         "cross_entropy smoothed": lambda c: loss(c, 0.1),
         "extremes": lambda c: (c.max(flat), c.max(x, 0), c.min(x, 1), c.argmax(x)),
@@ -561,6 +564,28 @@ def test_attention_depends_on_what_a_query_sees_and_on_nothing_else(every_isa, l
     masked, _ = c.attention(q[:, :, -1:], *hidden, None, np.stack([shown] * 3), False, 0.3)
     biased, _ = c.attention(q, *hidden, bias, None, False, 0.3)
     assert same(masked, y[:, :, -1:]) and same(biased, y)
+
+
+@pytest.mark.parametrize("length", [1, 2, 95, 96, 97, 192, 293])
+@pytest.mark.parametrize("heads, key_heads, queries", [(3, 3, 1), (4, 2, 1), (4, 1, 2), (2, 2, 5)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_few_queries_see_what_many_see(every_isa, length, heads, key_heads, queries, causal):
+    """Keys and values are read in place for a few queries, and packed for many: the same bits."""
+    c, many = every_isa, queries + 40
+    rng = np.random.default_rng(length)
+    shown, seen = rng.random((2, length)) < 0.8, rng.random((heads, many, length)) < 0.9
+    shown[1] = False
+    biases = (None, normal(2, 1, many, length), normal(heads, many, 1),
+              np.where(seen, normal(many, length), -np.inf).astype(F32))
+    for (width, value_width), bias, mask in zip(
+        ((1, 1), (64, 64), (33, 20), (16, 50)), biases, (None, None, shown, shown)):
+        q = normal(2, heads, many, width)
+        cached = normal(2, key_heads, 300, width, seed=1), normal(2, 300, key_heads, value_width)
+        k, v = cached[0][:, :, :length], cached[1].transpose(0, 2, 1, 3)[:, :, :length]
+        y, lse = c.attention(q, k, v, bias, mask, causal, 0.3)
+        last = None if bias is None else bias[..., 40:, :]
+        few, few_lse = c.attention(q[:, :, 40:], k, v, last, mask, causal, 0.3)
+        assert same(few, y[:, :, 40:]) and same(few_lse, lse[:, :, 40:])
 
 
 @pytest.mark.parametrize("heads, width", [(1, 48), (2, 64), (3, 96)])
@@ -743,7 +768,9 @@ def test_nan_in_one_place_reaches_its_row_and_no_other(every_isa):
     q = x.reshape(k.shape)
     for y in (c.softmax(x), c.layernorm(x, gain, gain, 1e-5)[0], c.rmsnorm(x, gain, 1e-5)[0],
               c.matmul(x, w), c.linear(x, w, None, "gelu", None)[0],
-              c.attention(q, k, k, None, None, False, 0.1)[0].reshape(20, 50)):
+              c.attention(q, k, k, None, None, False, 0.1)[0].reshape(20, 50),
+              np.concatenate([c.attention(few[None, None], k[:, :1], k[:, :1], None, None, False,
+                                          0.1)[0][0, 0] for few in np.split(x, 10)])):
         assert np.isnan(y[7]).all() and np.isfinite(np.delete(y, 7, 0)).all()
 
 
