@@ -260,6 +260,11 @@ static void check_rows(int64_t n)
     expect(0, 0, n, ROUNDINGS(n));
     expect(1, 0, n, ROUNDINGS(n));
     clear(0);
+    BOTH("weigh_row", memcpy(OUT(0), x, (size_t)n * sizeof *x); OUT(1)[0] = 0.5f; OUT(1)[1] = 2;
+         OUT(1)[2] = k->weigh_row(OUT(0), OUT(1), OUT(1) + 1, n))
+    expect(0, 0, n, ROUNDINGS(0));
+    expect(1, 0, 3, ROUNDINGS(n));
+    clear(0);
     BOTH("log_softmax", k->log_softmax(OUT(0), x, n);
          k->log_softmax_backward(OUT(1), dy, OUT(0), n))
     expect(0, 0, n, ROUNDINGS(n));
