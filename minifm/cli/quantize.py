@@ -12,7 +12,6 @@ EXAMPLE = """\
 example:
   minifm quantize runs/demo/last --format int8 --out runs/demo-int8
   minifm quantize openai-community/gpt2 --format int4 --out gpt2-int4 --text book.txt
-  minifm generate gpt2-int4 "It was a dark"
 """
 
 
