@@ -18,6 +18,7 @@
  */
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <math.h>
@@ -66,10 +67,6 @@ typedef struct {
     float *bias;            /* of a sliver of queries [KEYS, NR] */
     float *y_t;             /* y of a sliver, transposed [E, NR] */
 } Room;
-
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-static int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
-static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 static const float *at(const float *x, const int64_t strides[3], int64_t b, int64_t h, int64_t i)
 {

@@ -15,6 +15,7 @@
 #include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <string.h>
@@ -31,10 +32,6 @@ enum {
 
 /* Below this many multiply-adds, waking the pool costs more than it brings. */
 static const double WORTH_THREADS = 4e5;
-
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-static int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
-static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 /* -- windows ------------------------------------------------------------------------------------ */
 

@@ -9,11 +9,13 @@
  * a block of the larger one by ticket, packs it for itself and multiplies it by the whole panel
  * (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). `thin`:
  * few or small rows, or many small products; a ticket packs its own sliver of B and reads A in
- * place. `streamed`: few rows times a large B, as in decoding; B is read once, row by row.
+ * place. `streamed` and `streamed_across`: few rows times a large B, as in decoding, which is read
+ * once, where it lies: row by row, or, where its columns are what lies in one piece, across them.
  */
 #include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <string.h>
@@ -52,11 +54,18 @@ typedef struct {
     int64_t group;          /* columns of a ticket (thin, streamed) */
 } Product;
 
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-static int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
-static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 /* -- pieces ----------------------------------------------------------------------------------- */
+
+/* The operands of one product of the batch. */
+static const float *a_of(const Product *p, int64_t item)
+{
+    return p->a + (p->a_offsets ? p->a_offsets[item] : 0);
+}
+
+static const float *b_of(const Product *p, int64_t item)
+{
+    return p->b + (p->b_offsets ? p->b_offsets[item] : 0);
+}
 
 void one_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
                      int64_t a_row, int64_t a_k, int64_t b_k, int64_t rows, int64_t width,
@@ -248,8 +257,8 @@ static void thin(void *context, int thread, int threads)
     for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
         int64_t item = t / across, j0 = t % across * p->group;
         int64_t j1 = smaller(p->n, j0 + p->group);
-        const float *a = p->a + (p->a_offsets ? p->a_offsets[item] : 0);
-        const float *b = p->b + (p->b_offsets ? p->b_offsets[item] : 0);
+        const float *a = a_of(p, item);
+        const float *b = b_of(p, item);
         for (int64_t j = j0; j < j1; j += NR)
             thin_sliver(p, a, b, p->c + item * p->m * p->n, j, room);
         epilogue(p, 0, p->m, j0, j1);
@@ -264,8 +273,8 @@ static void thin(void *context, int thread, int threads)
 static void stream_columns(const Product *p, int64_t item, float *sums, int64_t k, int64_t j,
                            int64_t j_end)
 {
-    const float *a = p->a + (p->a_offsets ? p->a_offsets[item] : 0) + k * p->a_k;
-    const float *b = p->b + (p->b_offsets ? p->b_offsets[item] : 0) + k * p->b_k;
+    const float *a = a_of(p, item) + k * p->a_k;
+    const float *b = b_of(p, item) + k * p->b_k;
     const int64_t at_once = STREAMED_SUMS / p->m / 16 * 16, stride = at_once + 16;
     const int64_t depth = smaller(KC, p->k - k);
     int64_t a_row = p->a_row;
@@ -340,8 +349,8 @@ static void streamed_across(void *context, int thread, int threads)
     float sums[STREAMED_ROWS * STREAMED_ACROSS];
     for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
         int64_t item = t / across, j = t % across * p->group, width = smaller(p->group, p->n - j);
-        const float *a = p->a + (p->a_offsets ? p->a_offsets[item] : 0);
-        const float *b = p->b + (p->b_offsets ? p->b_offsets[item] : 0) + j * p->b_col;
+        const float *a = a_of(p, item);
+        const float *b = b_of(p, item) + j * p->b_col;
         for (int64_t k = 0; k < p->k; k += KC) {
             memset(sums, 0, sizeof sums);
             kernels->stream_across(sums, a + k * p->a_k, b + k, stride, smaller(KC, p->k - k),
@@ -374,8 +383,8 @@ static int run_blocked(Product *p)
         return -1;
     Product item = *p;
     for (int64_t i = 0; i < p->batch; i++) {
-        item.a = p->a + (p->a_offsets ? p->a_offsets[i] : 0);
-        item.b = p->b + (p->b_offsets ? p->b_offsets[i] : 0);
+        item.a = a_of(p, i);
+        item.b = b_of(p, i);
         item.c = p->c + i * p->m * p->n;
         pool_run(blocked, &item, 0);
     }

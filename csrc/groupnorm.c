@@ -7,6 +7,7 @@
  */
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <math.h>
@@ -22,8 +23,6 @@ typedef struct {
     int function;
     float *sums;                        /* [batch, 2, channels] */
 } GroupNorm;
-
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 
 /* The mean and the sum of squared distances from it, from those of the pieces (Chan, Golub &
  * LeVeque 1983). */

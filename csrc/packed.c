@@ -19,13 +19,11 @@
 #include "packed.h"
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <math.h>
 #include <string.h>
-
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-static int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 /* Bytes of the codes of one panel. */
 static int64_t panel_bytes(int64_t k, int format)
