@@ -1,10 +1,11 @@
 /* Every entry of a table of micro-kernels, TABLE, against the portable one, on random rows of all
  * lengths around the vectors: for processors that run this small program, but no Python.
  *
- * Where a law says how a number comes about (moves, single roundings, a tile's multiply-adds in
- * order), the results are the same to the bit; elsewhere they differ by roundings, and stay within
- * a bound on those. Each output lies between canaries. Exit status 0 if all is well.
+ * Where a law says how a number comes about (moves, single roundings, multiply-adds in order), the
+ * results are the law's to the bit; elsewhere they differ from the portable ones by roundings, and
+ * stay within a bound on those. Each output lies between canaries. Exit status 0 if all is well.
  */
+#include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
 
@@ -160,20 +161,21 @@ static void check_packing(int64_t depth, int64_t columns, int width)
     }
 }
 
-/* Runs of all lengths around a vector; what is overwritten beyond the last of them may be anything. */
-static void check_gather(int64_t length)
+/* `count` runs of all lengths around a vector, and as long as a tile; what is overwritten beyond
+ * the last of them may be anything. */
+static void check_gather(int64_t length, int count)
 {
-    enum { K = 5, COUNT = 3, BEYOND = 15 };
+    enum { K = 5, BEYOND = 15 };
     const int64_t rows[K] = {40, 0, 7, 7, 100};
-    const int64_t runs[2 * COUNT] = {3, length, 0, 1, 11, (length + 1) / 2};
-    const int64_t total = length + 1 + (length + 1) / 2;
+    const int64_t runs[6] = {3, length, 0, 1, 11, (length + 1) / 2};
+    const int64_t total = count == 1 ? length : length + 1 + (length + 1) / 2;
     const float *in = operand(1);
     what = "gather", size = length;
     clear(0.5f);
-    TABLE.gather(out[0][1] + MARGIN, in, rows, runs, total, K, COUNT);
+    TABLE.gather(out[0][1] + MARGIN, in, rows, runs, total, K, count);
     float *wanted = out[0][0] + MARGIN;
     for (int p = 0; p < K; p++)
-        for (int run = 0; run < COUNT; run++)
+        for (int run = 0; run < count; run++)
             for (int64_t i = 0; i < runs[2 * run + 1]; i++)
                 *wanted++ = in[rows[p] + runs[2 * run] + i];
     memcpy(wanted, out[0][1] + MARGIN + K * total, BEYOND * sizeof *wanted);
@@ -302,27 +304,54 @@ static void check_special(int64_t n)
     for (int value = 0; value < 9; value++)
         for (int64_t lane = 0; lane < n; lane++) {
             float *x = operand(1);
+            const float *y = operand(1);
             x[lane] = values[value];
             for (int f = MINIFM_RELU; f <= MINIFM_SIGN; f++) {
                 clear(0);
                 BOTH("map of a special value", k->map(OUT(0), x, n, f))
                 expect(0, 0, n, ROUNDINGS(8));
             }
+            for (int f = MINIFM_RELU; f <= MINIFM_GELU_QUICK; f++) {
+                clear(0);
+                BOTH("slope at a special value", k->map_backward(OUT(0), y, x, n, f))
+                expect(0, 0, n, ROUNDINGS(64));
+            }
+            for (int operation = MINIFM_ADD; operation <= MINIFM_MINIMUM; operation++) {
+                clear(0);
+                BOTH("binary of a special value", k->binary(OUT(0), x, y, n, 1, 1, operation);
+                     k->binary(OUT(1), y, x, n, 1, 1, operation))
+                expect(0, 0, 0, EXACT);
+                expect(1, 0, 0, EXACT);
+            }
             clear(0);
             BOTH("row with a special value", k->softmax(OUT(0), x, n);
-                 *OUT(1) = k->logsumexp(x, n))
+                 k->log_softmax(OUT(1), x, n); OUT(2)[0] = k->logsumexp(x, n);
+                 OUT(2)[1] = k->extreme(x, n, MINIFM_MAXIMUM);
+                 OUT(2)[2] = k->extreme(x, n, MINIFM_MINIMUM))
             expect(0, 0, n, ROUNDINGS(n));
-            expect(1, 0, 1, ROUNDINGS(n));
+            expect(1, 0, n, ROUNDINGS(n));
+            expect(2, 0, 3, ROUNDINGS(n));
+            clear(0);
+            BOTH("scores with a special value", memcpy(OUT(0), x, (size_t)n * sizeof *x);
+                 OUT(1)[0] = 0.5f; OUT(1)[1] = 2;
+                 OUT(1)[2] = k->weigh_row(OUT(0), OUT(1), OUT(1) + 1, n))
+            expect(0, 0, n, ROUNDINGS(0));
+            expect(1, 0, 3, ROUNDINGS(n));
+            clear(0);
+            BOTH("norm of a special value", k->layernorm(OUT(0), OUT(2), OUT(2) + 1, x, y, y, n, 1);
+                 k->rmsnorm(OUT(1), OUT(2) + 2, x, y, n, 1))
+            expect(0, 0, n, ROUNDINGS(8 * n));
+            expect(1, 0, n, ROUNDINGS(8 * n));
+            expect(2, 0, 3, ROUNDINGS(8 * n));
         }
 }
 
-/* -- columns, for attention: as many as a table's tile has; those that both have are compared ---- */
+/* -- columns, for attention: as many as a table's tile has, and the portable ones piece by piece -- */
 
 static void check_columns(int64_t keys)
 {
     enum { LD = 40 };
-    const int NR = TABLE.tile_cols < kernels_portable.tile_cols ? TABLE.tile_cols
-                                                                : kernels_portable.tile_cols;
+    const int NR = TABLE.tile_cols;
     const float *x = operand(1), *y = operand(1);
     float columns[2][4][LD], lse[LD], delta[LD];
     size = keys;
@@ -336,8 +365,10 @@ static void check_columns(int64_t keys)
         for (int64_t i = 0; i < keys * LD; i++)
             for (int t = 0; t < 2; t++)
                 OUT(0)[i] = i % 7 ? 5 * x[i] : -INFINITY, OUT(1)[i] = y[i];
-        BOTH("weigh", if (again) k->weigh_again(OUT(0), OUT(1), lse, delta, LD, keys);
-             else k->weigh(OUT(0), columns[t][0], columns[t][1], columns[t][2], LD, keys))
+        BOTH("weigh", for (int j = 0; j < NR; j += k->tile_cols) if (again)
+                 k->weigh_again(OUT(0) + j, OUT(1) + j, lse + j, delta + j, LD, keys);
+             else k->weigh(OUT(0) + j, columns[t][0] + j, columns[t][1] + j, columns[t][2] + j, LD,
+                           keys))
         for (int t = 0; t < 2; t++)
             for (int64_t j = 0; j < keys; j++)
                 for (int o = 0; o < 2; o++)
@@ -352,63 +383,156 @@ static void check_columns(int64_t keys)
     what = "dot_columns";
     clear(0);
     TABLE.dot_columns(out[0][1] + MARGIN, x, y, keys);
-    for (int j = 0; j < TABLE.tile_cols; j++) {
+    for (int j = 0; j < NR; j++) {
         float sum = 0;
         for (int64_t i = 0; i < keys; i++)
-            sum = fmaf(x[i * TABLE.tile_cols + j], y[i * TABLE.tile_cols + j], sum);
+            sum = fmaf(x[i * NR + j], y[i * NR + j], sum);
         out[0][0][MARGIN + j] = sum;
     }
     expect(0, 0, 0, EXACT);
 }
 
-/* -- packed weights: panels of 16 columns on every table -------------------------------------------- */
+/* -- packed weights, element by element against their laws ---------------------------------------- */
 
-static void check_packed(int64_t depth, int rows)
+enum { LDY = 20, DEEPEST = 700, GROUPS = 3, FIRST_ROW = 2 };
+
+static float from_bf16(uint16_t half)
 {
-    enum { GROUPS = 3 };
-    static uint8_t codes[GROUPS * GROUP * COLS];
-    static uint16_t scales[GROUPS * COLS], halves[40 * COLS];
-    static int8_t q[2][MAX_PANEL_ROWS * GROUPS * GROUP];
-    static int32_t sums[MAX_PANEL_ROWS * GROUPS];
-    static float d[2][MAX_PANEL_ROWS * GROUPS];
-    const float *x = operand(1), *panel = operand(1);
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Blocks of KC, added in order, as gemm.c has it. */
+static float panel_sum(const float *x, const float *panel, int64_t depth, int column)
+{
+    float total = 0;
+    for (int64_t begin = 0; begin < depth || begin == 0; begin += KC) {
+        float sum = 0;
+        for (int64_t p = begin; p < depth && p < begin + KC; p++)
+            sum = fmaf(x[p], panel[p * COLS + column], sum);
+        total = begin ? total + sum : sum;
+    }
+    return total;
+}
+
+static void check_float_panels(int64_t depth, int rows)
+{
+    static uint16_t halves[DEEPEST * COLS];
+    const float *x = operand(1), *floats = operand(1);
+    float *widened = operand(1);
     size = depth;
+    for (int64_t i = 0; i < depth * COLS; i++) {
+        halves[i] = (uint16_t)(0xbf00 + (i * 37 & 255));
+        widened[i] = from_bf16(halves[i]);
+    }
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        what = bf16 ? "panel_bf16" : "panel_fp32";
+        clear(0);
+        if (bf16)
+            TABLE.panel_bf16(out[0][1] + MARGIN, x, halves, LDY, depth, depth + 1, rows);
+        else
+            TABLE.panel_fp32(out[0][1] + MARGIN, x, floats, LDY, depth, depth + 1, rows);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < COLS; c++)
+                out[0][0][MARGIN + r * LDY + c] =
+                    panel_sum(x + r * (depth + 1), bf16 ? widened : floats, depth, c);
+        expect(0, 0, 0, EXACT);
+    }
+}
+
+/* Code k of a column, of 8 bits; or of 4, where 16 k below one another share their bytes. */
+static int code_at(const uint8_t *codes, int64_t k, int column, int four)
+{
+    const int64_t byte = four ? k / GROUP * (GROUP / 2) + k % (GROUP / 2) : k;
+    const uint8_t code = codes[(byte / 4 * COLS + column) * 4 + byte % 4];
+    if (!four)
+        return (int8_t)code;
+    return (k % GROUP < GROUP / 2 ? code & 15 : code >> 4) - 8;
+}
+
+/* The products of a group are exact, and groups are added in order. */
+static float int_sum(const Rounded *x, int64_t row, const uint8_t *codes, const uint16_t *scales,
+                     int column, int four)
+{
+    float total = 0;
+    for (int64_t g = 0; g < x->groups; g++) {
+        int32_t dot = 0;
+        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k++)
+            dot += x->codes[row * x->groups * GROUP + k] * code_at(codes, k, column, four);
+        const float scale = from_bf16(scales[g * COLS + column]);
+        total += x->scales[row * x->groups + g] * scale * (float)dot;
+    }
+    return total;
+}
+
+/* Codes are any, or all `same` where that is not 0: the largest sums that can be. */
+static void check_int_panels(int64_t groups, int rows, uint8_t same)
+{
+    static uint8_t codes[GROUPS * GROUP * COLS];
+    static uint16_t scales[GROUPS * COLS];
+    static int8_t q[(FIRST_ROW + MAX_PANEL_ROWS) * GROUPS * GROUP];
+    static int32_t sums[(FIRST_ROW + MAX_PANEL_ROWS) * GROUPS];
+    static float d[(FIRST_ROW + MAX_PANEL_ROWS) * GROUPS];
+    const float *x = operand(1);
+    size = groups;
     for (int i = 0; i < GROUPS * GROUP * COLS; i++)
-        codes[i] = (uint8_t)(int8_t)(127 * uniform());
+        codes[i] = same ? same : (uint8_t)(int8_t)(127 * uniform());
     for (int i = 0; i < GROUPS * COLS; i++)
         scales[i] = (uint16_t)(0x3c00 + i);
-    for (int64_t i = 0; i < depth * COLS; i++)
-        halves[i] = (uint16_t)(0xbf00 + (i * 37 & 255));
-    clear(0);
-    BOTH("panel_fp32", k->panel_fp32(OUT(0), x, panel, 20, depth, depth + 1, rows))
-    expect(0, 0, rows * 20, ROUNDINGS(depth));
-    clear(0);
-    BOTH("panel_bf16", k->panel_bf16(OUT(0), x, halves, 20, depth, depth + 1, rows))
-    expect(0, 0, rows * 20, ROUNDINGS(depth));
-    clear(0);
-    BOTH("round_group", for (int g = 0; g < rows * GROUPS; g++)
-         d[t][g] = k->round_group(q[t] + g * GROUP, x + g * GROUP))
-    what = "round_group";
-    if (memcmp(q[0], q[1], sizeof q[0]) || memcmp(d[0], d[1], sizeof d[0])) {
-        printf("round_group differs\n");
+    for (int64_t i = 0; i < (FIRST_ROW + rows) * groups; i++) {
+        d[i] = x[i], sums[i] = 0;
+        for (int l = 0; l < GROUP; l++) {
+            q[i * GROUP + l] = same ? 127 : (int8_t)(127 * uniform());
+            sums[i] += q[i * GROUP + l];
+        }
+    }
+    const Rounded rounded = {q, d, sums, groups};
+    for (int four = 0; four < 2; four++) {
+        what = four ? "panel_int4" : "panel_int8";
+        clear(0);
+        if (four)
+            TABLE.panel_int4(out[0][1] + MARGIN, &rounded, FIRST_ROW, codes, scales, LDY, rows);
+        else
+            TABLE.panel_int8(out[0][1] + MARGIN, &rounded, FIRST_ROW, codes, scales, LDY, rows);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < COLS; c++)
+                out[0][0][MARGIN + r * LDY + c] =
+                    int_sum(&rounded, FIRST_ROW + r, codes, scales, c, four);
+        expect(0, 0, 0, EXACT);
+    }
+}
+
+/* A group of any numbers; where `special` is not 0, that is one of them. */
+static void check_rounding(float special, int lane)
+{
+    float *x = operand(1), scale[2];
+    int8_t q[2][GROUP];
+    if (special != 0)
+        x[lane] = special;
+    BOTH("round_group", scale[t] = k->round_group(q[t], x))
+    if (memcmp(q[0], q[1], sizeof q[0]) ||
+        (memcmp(scale, scale + 1, sizeof *scale) && !(isnan(scale[0]) && isnan(scale[1])))) {
+        printf("round_group differs: %g at %d\n", (double)special, lane);
         failures++;
     }
-    for (int g = 0; g < rows * GROUPS; g++) {
-        sums[g] = 0;
-        for (int i = 0; i < GROUP; i++)
-            sums[g] += q[0][g * GROUP + i];
-    }
-    Rounded rounded = {q[0], d[0], sums, GROUPS};
     clear(0);
-    BOTH("panel_int4", k->panel_int4(OUT(1), &rounded, 0, codes, scales, 20, rows))
-    expect(1, 0, 0, EXACT);
-    clear(0);
-    BOTH("panel_int8", k->panel_int8(OUT(0), &rounded, 0, codes, scales, 20, rows))
+    BOTH("round_to_bf16", memcpy(OUT(0), x, GROUP * sizeof *x); k->round_to_bf16(OUT(0), lane))
     expect(0, 0, 0, EXACT);
-    clear(0);
-    BOTH("round_to_bf16", memcpy(OUT(2), x, (size_t)depth * sizeof *x);
-         k->round_to_bf16(OUT(2), depth))
-    expect(2, 0, 0, EXACT);
+}
+
+/* -- the ceiling: every lane of every chain ends at the fixed point of x / 2 + 1 ------------------- */
+
+static void check_multiply_add(void)
+{
+    enum { ROUNDS = 100 };
+    float sum = 0;
+    const int64_t flops = TABLE.multiply_add(&sum, ROUNDS), lanes = flops / (2 * ROUNDS);
+    if (lanes <= 0 || flops != lanes * 2 * ROUNDS || sum != (float)(2 * lanes)) {
+        printf("multiply_add: %lld operations, %g\n", (long long)flops, (double)sum);
+        failures++;
+    }
 }
 
 int main(void)
@@ -432,14 +556,26 @@ int main(void)
             check_packing(depth, columns, TABLE.tile_cols);
         }
     for (int64_t length = 0; length < 40; length++)
-        check_gather(length);
+        check_gather(length, 1), check_gather(length, 3);
     for (int64_t keys = 0; keys < 40; keys++)
         check_columns(keys);
-    for (int64_t depth = 0; depth < 40; depth++)
-        for (int rows = 1; rows <= TABLE.panel_rows && rows <= kernels_portable.panel_rows; rows++)
-            check_packed(depth, rows);
+    for (size = 2047; size < 5000; size += size < 2049 ? 1 : 2050) /* rows in several pieces */
+        check_sums(size), check_rows(size);
+    const uint8_t same[] = {0, 127, (uint8_t)-127, 0xff};
+    for (int rows = 1; rows <= TABLE.panel_rows; rows++) {
+        for (int64_t depth = 0; depth <= DEEPEST; depth += depth < 9 ? 1 : depth < 380 ? 75 : 158)
+            check_float_panels(depth, rows);
+        for (int64_t groups = 0; groups <= GROUPS; groups++)
+            for (size_t i = 0; i < sizeof same; i++)
+                check_int_panels(groups, rows, same[i]);
+    }
+    const float special[] = {0, NAN, INFINITY, -INFINITY, 3.4e38f, 1e-40f, -1};
+    for (size_t i = 0; i < sizeof special / sizeof *special; i++)
+        for (int lane = 0; lane < GROUP; lane++)
+            check_rounding(special[i], lane);
     for (size = 1; size < 19; size += 5)
         check_special(size);
+    check_multiply_add();
     printf("%s against portable: %d differences\n", TABLE.name, failures);
     return failures > 0;
 }
