@@ -30,21 +30,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = [f"tests/test_{name}.py" for name in (
     "native", "native_limits", "native_laws", "backends", "conv", "packed", "precision")]
+POOL = "tests/test_pool.py"
 CC = os.environ.get("CC", "gcc")
 
 
 @dataclass(frozen=True)
 class Instrument:
     """Flags of the compiler for all files and for some, libraries that must be loaded before any
-    other, and settings."""
+    other, settings, and test files beyond TESTS."""
 
     flags: list[str] = field(default_factory=list)
     own: dict[str, list[str]] = field(default_factory=dict)
     preloaded: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    more: list[str] = field(default_factory=list)
 
 
 INSTRUMENTS = {
+    # The pool of arrays rests, so that the bounds of arrays are malloc's, and are watched.
     # Not float-divide-by-zero: 1 / 0 is infinity here, as IEEE 754 says. Python keeps memory to
     # its end, so leaks are not looked for; its small blocks come from malloc to be watched too.
     "address": Instrument(
@@ -57,8 +60,9 @@ INSTRUMENTS = {
     # Only csrc/ is instrumented: how Python and BLAS synchronise, the sanitizer cannot see.
     "threads": Instrument(
         ["-O1", "-g", "-fsanitize=thread"], {}, ["libtsan.so"],
-        {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:die_after_fork=0:halt_on_error=1"}),
-    "coverage": Instrument(["-O1", "--coverage", "-fprofile-update=atomic"]),
+        {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:die_after_fork=0:halt_on_error=1"
+         ":allocator_may_return_null=1"}, [POOL]),
+    "coverage": Instrument(["-O1", "--coverage", "-fprofile-update=atomic"], more=[POOL]),
     "avx512": Instrument(
         environment={"MINIFM_ISA": "avx512"},
         own={"isa_avx512": ["-O2", "-mavx2", "-mfma", "-Itests/emulated/avx512"]}),
@@ -210,7 +214,7 @@ def main(name, *arguments):
     place = build(name)
     settings = environment(name, place)
     named = any(Path(argument.split("::")[0]).exists() for argument in arguments)
-    tests = [] if named else TESTS
+    tests = [] if named else [*TESTS, *INSTRUMENTS[name].more]
     # gcc's UBSan writes to the standard error and nowhere else, so that must not be captured.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys",
                *tests, *arguments]

@@ -24,6 +24,7 @@ from minifm import backends
 from minifm.backends.reference import Reference
 from minifm.backends.reference.arrays import Arrays
 from minifm.backends.reference.convolution import _columns
+from minifm.backends.reference.packed import FORMATS
 from minifm.errors import ConfigError, FallbackError
 from minifm.generation.generate import tokens
 from minifm.generation.sampling import Sampling
@@ -161,6 +162,20 @@ def test_a_product_can_be_added_to_what_is_there(every_isa, m, n, k):
     every_isa.matmul_into(out, x, -w)
     bound = 4 * k * parity.U * (np.abs(x) @ np.abs(w))
     assert (np.abs(out) <= bound).all()
+
+
+@pytest.mark.parametrize("m, n, k", [(4700, 4650, 9), (41, 45, 104_500)], ids=str)
+def test_a_product_larger_than_what_is_packed_at_once(c, m, n, k):
+    """More rows and columns than a panel has, and more of K: sums of 384, added in order."""
+    x, w = normal(m, k), normal(k, n, seed=1)
+    whole, wanted = c.matmul(x, w), 0
+    for i in (slice(0, 40), slice(m - 40, m)):
+        parts = [c.matmul(x[i, j : j + 384], w[j : j + 384, -50:]) for j in range(0, k, 384)]
+        wanted = parts[0]
+        for part in parts[1:]:
+            wanted = wanted + part
+        assert same(whole[i, -50:], wanted)
+    assert same(c.matmul(x, w[:, :40]), whole[:, :40])
 
 
 # -- convolutions: every path, every edge ----------------------------------------------------------
@@ -308,28 +323,6 @@ def test_the_largest_of_windows_with_nan_and_nothing_finite(every_isa):
     assert np.isfinite(back[0][1]).all() and np.isinf(back[0][0, 0]).sum() == 1
 
 
-@pytest.mark.parametrize("call", [
-    "c.convolve(x, w, (1, 1), (1, 1), 1)",
-    "c.convolve_image_adjoint(x, w.transpose(1, 0, 2, 3), (64, 64), (1, 1), (1, 1), 1)",
-    "c.convolve_weight_adjoint(y, x, (3, 3), (1, 1), (1, 1), 1)"])
-def test_a_convolution_without_memory_is_a_memory_error(call):
-    """An image of 64 MB is laid out anew; the process may have 32 MB more."""
-    assert python(f"""
-import numpy as np, resource, minifm
-c = minifm.backend()
-x, y = np.ones((1, 4096, 64, 64), np.float32), np.ones((1, 1, 64, 64), np.float32)
-w = np.ones((1, 4096, 3, 3), np.float32)
-used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if "VmSize" in line)
-resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), -1))
-try:
-    {call}
-except MemoryError as error:
-    print(error)
-resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-c.convolve(x, w, (1, 1), (1, 1), 1)
-""", MINIFM_BACKEND="c", MINIFM_THREADS="1").startswith("a kernel of the C backend found no memory")
-
-
 # -- any number of threads -------------------------------------------------------------------------
 
 
@@ -381,6 +374,14 @@ def cases():
                 mean, c.average_pool2d_backward(y, (23, 37), (3, 2), (2, 1), (1, 0)),
                 c.upsample_nearest(maps, (3, 2)), c.upsample_nearest(maps, (2, 3)),
                 c.upsample_nearest_backward(maps[:, :, :22, :36], (2, 3)))
+
+    def packed(c):
+        results = ()
+        for format in FORMATS:
+            weight = c.pack(b, format)
+            results += (c.linear(a, weight, None, None, None)[0], c.unpack(weight),
+                        *c.linear(a[:20], weight, b[0], "gelu", normal(20, 310)))
+        return results
 
     def loss(c, smoothing):
         losses, lse = c.cross_entropy(x, targets, -100, smoothing)
@@ -434,6 +435,7 @@ def cases():
         "groupnorm": group_norms,
         "pooling": pools,
         "adamw and ema": in_place,
+        "packed": packed,
         "noise": lambda c: (c.random_bits((1, 2), 50_001), c.uniform((1, 2), (50_001,), F32),
                             c.normal((1, 2), (50_001,), F32), c.dropout(flat, 0.3, (1, 2))),
     }
@@ -630,6 +632,8 @@ class GuardedOutputs:
         self.numpy = SimpleNamespace(**{**vars(np), "empty": self.empty})
 
     def empty(self, shape, dtype):
+        if np.dtype(dtype).itemsize < 4:        # packed codes: see test_packed.py
+            return np.empty(shape, dtype)
         each = np.dtype(dtype).itemsize // 4
         words = int(np.prod(shape)) * each
         room = np.full(words + 2 * self.margin + 1, POISON, np.uint32)

@@ -25,7 +25,8 @@ if "c" not in AVAILABLE:
 import test_native
 from test_native import CASES, F32, normal, same
 
-from minifm.backends.native import lib
+from minifm.backends.native import ffi, lib
+from minifm.backends.reference.packed import Packed
 
 c, every_isa = test_native.c, test_native.every_isa        # fixtures
 
@@ -47,8 +48,26 @@ EMPTY = {
     "an empty product": "b.matmul(z(3, 0), z(0, 4)), b.matmul(z(0, 3), z(3, 4)), "
                         "b.matmul(z(0, 3, 4), z(4, 5)), "
                         "b.linear(z(3, 0), z(0, 4), z(4), 'gelu', None)",
-    "packed": "[b.linear(z(3, 0), b.pack(z(0, 5), f), None, None, None)[0] "
+    "packed": "[b.linear(z(*x), b.pack(z(*w), f), None, None, None)[0] "
+              "for x, w in (((3, 0), (0, 5)), ((0, 3), (3, 5)), ((3, 5), (5, 0))) "
               "for f in ('int8', 'int4', 'bf16', 'fp32')]",
+    "no images": "b.conv2d(z(0, 2, 5, 6), z(3, 2, 3, 3), z(3), *once), "
+                 "b.convolve_image_adjoint(z(0, 3, 5, 6), z(3, 2, 3, 3), (5, 6), *once), "
+                 "b.convolve_weight_adjoint(z(0, 3, 5, 6), z(0, 2, 5, 6), (3, 3), *once)",
+    "no channels": "b.conv2d(z(2, 0, 5, 6), z(3, 0, 3, 3), z(3), *once), "
+                   "b.convolve(z(2, 2, 5, 6), z(0, 2, 3, 3), (2, 1), (1, 1), 1), "
+                   "b.convolve_image_adjoint(z(2, 0, 5, 6), z(0, 2, 3, 3), (5, 6), *once), "
+                   "b.convolve_weight_adjoint(z(2, 0, 5, 6), z(2, 2, 5, 6), (3, 3), *once)",
+    "no planes": "b.max_pool2d(z(0, 4, 3, 5), *half), b.average_pool2d(z(2, 0, 3, 5), *half), "
+                 "b.average_pool2d_backward(z(2, 0, 2, 3), (3, 5), *half), "
+                 "b.upsample_nearest(z(0, 4, 3, 5), (2, 2)), "
+                 "b.upsample_nearest_backward(z(2, 4, 0, 6), (2, 2))",
+    "no positions": "b.groupnorm(z(0, 4, 3), z(4), z(4), 2, 1e-5, None), "
+                    "b.groupnorm_backward(*[z(2, 4, 0)] * 2, *[z(4)] * 2, *[z(2, 2)] * 2, 2, "
+                    "'silu'), "
+                    "b.groupnorm_backward(*[z(0, 4, 3)] * 2, *[z(4)] * 2, *[z(0, 2)] * 2, 2, None)",
+    "no parameters": "b.adamw(*[[]] * 5, *adam), b.adamw(*[[z(0)]] * 4, [0.1], *adam), "
+                     "b.ema([], [], 0.9), b.ema([z(0)], [z(0)], 0.9)",
     "no text": "b.embedding(z(5, 4), ids), b.embedding_backward(z(0, 4), ids, 5, None), "
                "b.cross_entropy(z(0, 4), ids, -100, 0.1)",
     "no noise": "b.uniform((1, 2), (0,), z(0).dtype), b.dropout(z(0), 0.5, (1, 2))",
@@ -61,6 +80,8 @@ def test_sizes_of_zero_in_a_process_that_has_computed_nothing(name):
 import numpy as np, minifm
 from minifm import backends
 z, ids = lambda *shape: np.zeros(shape, np.float32), np.zeros(0, int)
+once, half = ((1, 1), (1, 1), 1), ((2, 2), (2, 2), (1, 1))      # stride, padding, ...
+adam = 0.1, 0.9, 0.99, 1e-8, 1, 1.0
 def flat(result):
     if isinstance(result, (tuple, list)):
         return [y for part in result for y in flat(part)]
@@ -149,11 +170,15 @@ def child(case, wanted):
     print(*lacking, flush=True)
     return LACKED if lacking else HAD_ALL
 
-# a case of its own: after attention, its scratch would be there
+# cases of their own: after those of their families, their scratch would be there
 q = normal(1, 2, 30, 16)
 y, lse = Reference().attention(q, q, q, None, None, True, 0.2)
 CASES["attention_backward"] = lambda c: c.attention_backward(
     q, q, q, q, None, None, True, 0.2, y, lse, False)[:3]
+CASES["weight_adjoint"] = lambda c: c.convolve_weight_adjoint(
+    q, q, (3, 3), (1, 1), (1, 1), 1)
+CASES["packed int8"] = lambda c: c.linear(
+    q[0, 0], c.pack(normal(16, 9), "int8"), None, None, None)[0]
 
 for case in CASES:
     wanted = tuple_of(CASES[case](Reference()))
@@ -172,7 +197,8 @@ for case in CASES:
     assert set(met.split()) >= {
         "minifm_matmul", "minifm_linear", "minifm_sum", "minifm_sum_of_squares",
         "minifm_layernorm_backward", "minifm_rmsnorm_backward", "minifm_attention",
-        "minifm_attention_backward"}
+        "minifm_attention_backward", "minifm_convolve", "minifm_convolve_image_adjoint",
+        "minifm_convolve_weight_adjoint", "minifm_groupnorm_backward", "minifm_packed_linear"}
 
 
 def test_without_threads_the_caller_computes_alone(failing_memory):
@@ -306,3 +332,63 @@ def test_rows_beyond_2_to_the_31(c, vast):
     dy, last = normal(4, 64), table[-1].copy()
     assert c.embedding_backward(dy, ids, len(table), table) is table
     assert same(table[-1], c.add(c.add(last, dy[1]), dy[3])) and same(table[0], dy[0])
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int4"])
+def test_packed_rows_beyond_2_to_the_31(c, vast, format):
+    """A table of zeros but for its last 16 rows."""
+    bits = vast.view(np.uint8)
+    last, scales = c.pack(normal(64, 16), format), None
+    panels = 1 + 2**31 // last.codes.size
+    codes = bits[: panels * last.codes.nbytes].view(last.codes.dtype).reshape(
+        panels, *last.codes.shape[1:])
+    codes[-1] = last.codes[0]
+    if last.scales is not None:
+        scales = np.zeros((panels, *last.scales.shape[1:]), np.uint16)
+        scales[-1] = last.scales[0]
+    table = Packed(format, (16 * panels, 64), 1, codes, scales)
+    found = c.embedding(table, np.array([0, 16 * panels - 1, 16 * panels - 16]))
+    assert same(found[1:], c.unpack(last).T[[15, 0]]) and not found[0].any()
+
+
+def test_images_beyond_2_to_the_31(c, vast):
+    """The corners of an image of 65,537 x 32,768 pixels, and their neighbours."""
+    x = vast[: 65537 * 32768].reshape(1, 1, 65537, 32768)
+    x[0, 0, ::65536, [0, 1, -2, -1]] = normal(4, 2)
+    w, dy, stride = normal(1, 1, 1, 2), normal(1, 1, 2, 2, seed=1), (65536, 32766)
+    small = np.ascontiguousarray(x[:, :, ::65536, [0, 1, -2, -1]])
+    assert same(c.convolve(x, w, stride, (0, 0), 1), c.convolve(small, w, (1, 2), (0, 0), 1))
+    assert same(c.convolve_weight_adjoint(dy, x, (1, 2), stride, (0, 0), 1),
+                c.convolve_weight_adjoint(dy, small, (1, 2), (1, 2), (0, 0), 1))
+    assert same(c.max_pool2d(x, (1, 2), stride, (0, 0)),
+                c.max_pool2d(small, (1, 2), (1, 2), (0, 0)))
+    assert same(c.average_pool2d(x, (1, 2), stride, (0, 0)),
+                c.average_pool2d(small, (1, 2), (1, 2), (0, 0)))
+
+
+def test_parameters_of_more_than_2_to_the_31_elements_in_all(c):
+    """Most of them are the same zeros again and again, which an update leaves as they are."""
+    lib.minifm_set_threads(1)
+    zeros, first, last = np.zeros(2**17, F32), normal(70_000), normal(70_000, seed=1)
+    between = [zeros] * 2**14
+    wanted = c.sum_of_squares([last])
+    assert c.sum_of_squares([*between, last]) == wanted
+    averages = np.zeros_like(first), np.zeros_like(last)
+    c.ema([averages[0], *between, averages[1]], [first, *between, last], 0.75)
+    assert same(averages, (first * F32(0.25), last * F32(0.25))) and not zeros.any()
+
+
+# -- the ceilings that a benchmark holds kernels against -------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_ceiling_reads_and_copies_all_that_it_says(every_isa, threads):
+    lib.minifm_set_threads(threads)
+    x = np.random.default_rng(0).integers(0, 2**63, 1200, np.uint64)
+    room = np.full(x.size + 2, 7, np.uint64)
+    given, to = (ffi.from_buffer("uint64_t[]", array) for array in (x, room[1:-1]))
+    assert lib.minifm_read(given, x.size) == int(x.sum())
+    lib.minifm_copy(to, given, x.size - 1)
+    assert same(room[1:-2], x[:-1]) and (room[[0, -2, -1]] == 7).all()
+    once, twice = lib.minifm_multiply_adds(1000), lib.minifm_multiply_adds(2000)
+    assert twice == 2 * once and once % (2 * 1000 * threads) == 0 < once

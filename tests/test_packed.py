@@ -211,7 +211,30 @@ def test_what_is_not_finite_in_x_spoils_its_row_alone(backend, format):
 
 
 @EACH_FORMAT
-def test_a_kernel_writes_its_output_whole_and_nothing_else(c, format, monkeypatch):
+def test_packing_writes_its_codes_whole_and_nothing_else(c, format, monkeypatch):
+    """Codes and scales lie in bytes that all begin as one value, then as another."""
+    from minifm.backends.c import packed as module
+    for _, k, n in SHAPES:
+        found = []
+        for canary in (0xA5, 0x5A):
+            with monkeypatch.context() as patch:
+                patch.setattr(module.np, "empty",
+                              lambda size, dtype, value=canary: np.full(size, value, dtype))
+                packed = c.pack(normal(k, n), format)
+            found.append([x for x in (packed.codes, packed.scales) if x is not None])
+            for array in found[-1]:
+                whole = array
+                while whole.base is not None:
+                    whole = whole.base
+                inside = np.frombuffer(whole, np.uint8)
+                start = array.ctypes.data - whole.ctypes.data
+                outside = np.delete(inside, slice(start, start + array.nbytes))
+                assert outside.size == 64 and (outside == canary).all()
+        assert all(same(a, b) for a, b in zip(*found))
+
+
+@EACH_FORMAT
+def test_a_product_and_a_lookup_write_their_output_whole_and_nothing_else(c, format, monkeypatch):
     """Outputs lie between canaries and begin as NaN."""
     from minifm.backends.c import packed as module
     made = []

@@ -10,6 +10,8 @@ image, P x Q the smaller one, with P = (H + 2 padding - R) // stride + 1. `strid
 here, as everywhere in the field, is a cross-correlation: the window is not flipped.
 """
 
+import math
+
 import numpy as np
 
 from minifm.backends.reference.fallback import composed
@@ -26,16 +28,16 @@ class Convolution:
         """
         O, _, R, S = w.shape
         columns, (B, P, Q) = _columns(x, (R, S), stride, padding, groups)
-        kernels = w.reshape(groups, O // groups, -1)                        # [G, O/G, C/G R S]
+        kernels = _by_group(w, groups)                                      # [G, O/G, C/G R S]
         y = np.matmul(kernels, columns).reshape(O, B, P, Q)
         return np.ascontiguousarray(y.transpose(1, 0, 2, 3))                # [B, O, P, Q]
 
     def convolve_image_adjoint(self, dy, w, size, stride, padding, groups):
         """dx [B, C, H, W] of dy [B, O, P, Q]; `size` is (H, W), which P and Q do not determine."""
-        B, O, P, Q = dy.shape
+        B, _, P, Q = dy.shape
         channels, R, S = groups * w.shape[1], *w.shape[2:]
-        kernels = w.reshape(groups, O // groups, -1).transpose(0, 2, 1)     # [G, C/G R S, O/G]
-        rows = dy.transpose(1, 0, 2, 3).reshape(groups, O // groups, -1)    # [G, O/G, B P Q]
+        kernels = _by_group(w, groups).transpose(0, 2, 1)                   # [G, C/G R S, O/G]
+        rows = _by_group(dy.transpose(1, 0, 2, 3), groups)                  # [G, O/G, B P Q]
         columns = np.matmul(kernels, rows).reshape(channels, R, S, B, P, Q)
         shape = (channels, B, size[0] + 2 * padding[0], size[1] + 2 * padding[1])
         padded = np.zeros(shape, dy.dtype)
@@ -47,7 +49,7 @@ class Convolution:
         """dw [O, C/G, R, S] of dy [B, O, P, Q] and x [B, C, H, W]."""
         O, C = dy.shape[1], x.shape[1]
         columns, _ = _columns(x, window, stride, padding, groups)
-        rows = dy.transpose(1, 0, 2, 3).reshape(groups, O // groups, -1)    # [G, O/G, B P Q]
+        rows = _by_group(dy.transpose(1, 0, 2, 3), groups)                  # [G, O/G, B P Q]
         dw = np.matmul(rows, columns.transpose(0, 2, 1))                    # [G, O/G, C/G R S]
         return dw.reshape(O, C // groups, *window)
 
@@ -150,6 +152,11 @@ def _columns(x, window, stride, padding, groups):
     B, C, P, Q, R, S = windows.shape
     ordered = windows.transpose(1, 4, 5, 0, 2, 3)                           # [C, R, S, B, P, Q]
     return ordered.reshape(groups, C // groups * R * S, B * P * Q), (B, P, Q)
+
+
+def _by_group(x, groups):
+    """x [O, ...] as a matrix for each group of outputs, [G, O/G, all the rest]."""
+    return x.reshape(groups, len(x) // groups, math.prod(x.shape[1:]))
 
 
 def _places(r, s, stride, size):
