@@ -37,6 +37,7 @@ typedef struct {
     float *y, *lse_out, *dq, *dk, *dv, *dbias;
     const float *q, *k, *v, *bias, *dy, *y_in, *lse;
     const uint8_t *key_mask;
+    const int64_t *lengths; /* of each batch's keys; NULL: all have s->keys */
     int64_t rows;           /* queries of a block */
     int64_t d_padded, e_padded;     /* widths, in whole tiles */
     int64_t blocks;         /* of the queries of a head */
@@ -84,12 +85,23 @@ static int64_t row_of(const Shape *s, int64_t b, int64_t h, int64_t i)
     return (b * s->heads + h) * s->queries + i;
 }
 
-/* How many keys query i sees: 0 ... visible - 1. */
-static int64_t visible(const Shape *s, int64_t i)
+/* How many keys batch b has. */
+static int64_t keys_of(const Attention *a, int64_t b)
 {
-    if (!s->causal)
-        return s->keys;
-    return smaller(s->keys, larger(0, i + s->keys - s->queries + 1));
+    return a->lengths ? smaller(a->s->keys, larger(0, a->lengths[b])) : a->s->keys;
+}
+
+/* How many keys the causal mask lets query 0 of batch b see; query i sees i more. May be negative. */
+static int64_t first_sees(const Attention *a, int64_t b)
+{
+    return keys_of(a, b) - a->s->queries + 1;
+}
+
+/* How many keys query i of batch b sees: 0 ... visible - 1. */
+static int64_t visible(const Attention *a, int64_t b, int64_t i)
+{
+    const int64_t keys = keys_of(a, b);
+    return a->s->causal ? smaller(keys, larger(0, i + first_sees(a, b))) : keys;
 }
 
 /* -- packing ------------------------------------------------------------------------------------- */
@@ -124,19 +136,21 @@ static void copy_rows(float *out, int64_t out_stride, const float *x, int64_t st
 /* -- products ------------------------------------------------------------------------------------ */
 
 /* How many of the block's n keys from j0 on at least one of `count` queries from i on sees. */
-static int64_t seen_by(const Shape *s, int64_t i, int64_t count, int64_t j0, int64_t n)
+static int64_t seen_by(const Attention *a, int64_t b, int64_t i, int64_t count, int64_t j0,
+                       int64_t n)
 {
-    return larger(0, smaller(n, visible(s, smaller(i + count, s->queries) - 1) - j0));
+    return larger(0, smaller(n, visible(a, b, smaller(i + count, a->s->queries) - 1) - j0));
 }
 
 /* scores[keys, queries] of n rows of x (keys or values) and the slivers of a block of queries
  * (or dys), but for tiles that nobody sees. */
-static void multiply_scores(float *scores, const Attention *a, const float *x, int64_t width,
-                            const float *slivers, int64_t i0, int64_t rows, int64_t j0, int64_t n)
+static void multiply_scores(float *scores, const Attention *a, int64_t b, const float *x,
+                            int64_t width, const float *slivers, int64_t i0, int64_t rows,
+                            int64_t j0, int64_t n)
 {
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     for (int64_t c = 0; c < rows; c += NR) {
-        int64_t seen = seen_by(a->s, i0 + c, NR, j0, n);
+        int64_t seen = seen_by(a, b, i0 + c, NR, j0, n);
         for (int64_t j = 0; j < seen; j += MR)
             kernels->tile(scores + j * a->rows + c, x + j * width, slivers + c * width, a->rows,
                           width, width, 1, NR, (int)MR, 0);
@@ -144,7 +158,7 @@ static void multiply_scores(float *scores, const Attention *a, const float *x, i
 }
 
 /* sums[queries, width] += the weights, transposed, times slivers [ld, NR] of the keys' rows. */
-static void multiply_rows(float *sums, const Attention *a, const float *weights,
+static void multiply_rows(float *sums, const Attention *a, int64_t b, const float *weights,
                           const float *slivers, int64_t ld, int64_t padded, int64_t i0,
                           int64_t rows, int64_t j0, int64_t n)
 {
@@ -152,21 +166,20 @@ static void multiply_rows(float *sums, const Attention *a, const float *weights,
     for (int64_t c = 0; c < padded; c += NR)
         for (int64_t r = 0; r < rows; r += MR)
             kernels->tile(sums + r * padded + c, weights + r, slivers + c * ld, padded,
-                          seen_by(a->s, i0 + r, MR, j0, n), 1, a->rows, NR,
+                          seen_by(a, b, i0 + r, MR, j0, n), 1, a->rows, NR,
                           (int)smaller(MR, rows - r), 1);
 }
 
 /* sums[keys, width] += the weights times slivers [queries, NR] of the queries' rows. */
-static void multiply_keys(float *sums, const Attention *a, const float *weights,
+static void multiply_keys(float *sums, const Attention *a, int64_t b, const float *weights,
                           const float *slivers, int64_t padded, int64_t i0, int64_t rows,
                           int64_t j0, int64_t n)
 {
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
-    const Shape *s = a->s;
     for (int64_t c = 0; c < padded; c += NR)
         for (int64_t j = 0; j < n; j += MR) {
             /* the first query of the block that sees the key */
-            int64_t first = s->causal ? larger(0, j0 + j - (s->keys - s->queries) - i0) : 0;
+            int64_t first = a->s->causal ? larger(0, j0 + j + 1 - first_sees(a, b) - i0) : 0;
             kernels->tile(sums + j * padded + c, weights + j * a->rows + first,
                           slivers + c * a->rows + first * NR, padded, rows - first, a->rows, 1, NR,
                           (int)smaller(MR, n - j), 1);
@@ -213,7 +226,7 @@ static void bias_and_mask(const Attention *a, Room *room, float *scores, int64_t
     }
     if (a->s->causal) {
         /* query i + r sees keys 0 ... first + r - 1 of the block */
-        const int64_t first = i + a->s->keys - a->s->queries + 1 - j0;
+        const int64_t first = i + first_sees(a, b) - j0;
         for (int64_t j = larger(0, first); j < n; j++)
             fill(scores + j * a->rows, smaller(NR, j - first + 1), -INFINITY);
     }
@@ -227,7 +240,7 @@ static void weigh_block(const Attention *a, Room *room, int64_t b, int64_t h, in
 {
     const int64_t NR = kernels->tile_cols;
     for (int64_t c = 0; c < rows; c += NR) {
-        int64_t seen = seen_by(a->s, i0 + c, NR, j0, n), width = smaller(NR, rows - c);
+        int64_t seen = seen_by(a, b, i0 + c, NR, j0, n), width = smaller(NR, rows - c);
         bias_and_mask(a, room, room->p + c, b, h, i0 + c, width, j0, seen);
         kernels->weigh(room->p + c, room->top + c, room->total + c, room->decay + c, a->rows,
                        seen);
@@ -254,7 +267,7 @@ static void forward_block(const Attention *a, Room *room, const Part *part, int6
                           int64_t rows)
 {
     const Shape *s = a->s;
-    const int64_t n = visible(s, i0 + rows - 1);
+    const int64_t n = visible(a, part->b, i0 + rows - 1);
     pack_transposed(room->queries_t, at(a->q, s->q_strides, part->b, h, i0), s->q_strides[2], rows,
                     s->width, s->scale);
     memset(room->sums, 0, (size_t)(rows * a->e_padded) * sizeof *room->sums);
@@ -262,11 +275,11 @@ static void forward_block(const Attention *a, Room *room, const Part *part, int6
     fill(room->total, a->rows, 0);
     for (int64_t j = 0; j < n; j += KEYS) {
         int64_t keys = smaller(KEYS, n - j);
-        multiply_scores(room->p, a, room->keys + j * s->width, s->width, room->queries_t, i0, rows,
-                        j, keys);
+        multiply_scores(room->p, a, part->b, room->keys + j * s->width, s->width, room->queries_t,
+                        i0, rows, j, keys);
         weigh_block(a, room, part->b, h, i0, rows, j, keys);
-        multiply_rows(room->sums, a, room->p, room->values + j * kernels->tile_cols, s->keys,
-                      a->e_padded, i0, rows, j, keys);
+        multiply_rows(room->sums, a, part->b, room->p, room->values + j * kernels->tile_cols,
+                      s->keys, a->e_padded, i0, rows, j, keys);
     }
     for (int64_t r = 0; r < rows; r++)
         finish_query(a, room->sums + r * a->e_padded, room->top[r], room->total[r], part->b, h,
@@ -302,7 +315,7 @@ static void weigh_query(const Attention *a, Room *room, int64_t row, int64_t b, 
                         int64_t i, int64_t j0, int64_t n)
 {
     const Shape *s = a->s;
-    const int64_t seen = seen_by(s, i, 1, j0, n), step = s->bias_strides[3];
+    const int64_t seen = seen_by(a, b, i, 1, j0, n), step = s->bias_strides[3];
     float *p = room->p + row * KEYS, *sums = room->sums + row * s->value_width;
     if (a->bias)
         kernels->binary(p, p, at(a->bias, s->bias_strides, b, h, i) + j0 * step, seen, 1,
@@ -321,7 +334,7 @@ static void forward_few(const Attention *a, Room *room, int64_t b, int64_t g)
 {
     const Shape *s = a->s;
     const int64_t D = s->width, E = s->value_width, h0 = g * (s->heads / s->key_heads);
-    const int64_t rows = a->rows, end = visible(s, s->queries - 1);
+    const int64_t rows = a->rows, end = visible(a, b, s->queries - 1);
     for (int64_t r = 0; r < rows; r++)
         kernels->scale(room->queries + r * D,
                        at(a->q, s->q_strides, b, h0 + r / s->queries, r % s->queries), D, s->scale);
@@ -371,7 +384,7 @@ static void weigh_again(const Attention *a, Room *room, int64_t b, int64_t h, in
 {
     const int64_t NR = kernels->tile_cols;
     for (int64_t c = 0; c < rows; c += NR) {
-        int64_t seen = seen_by(a->s, i0 + c, NR, j0, n), width = smaller(NR, rows - c);
+        int64_t seen = seen_by(a, b, i0 + c, NR, j0, n), width = smaller(NR, rows - c);
         bias_and_mask(a, room, room->p + c, b, h, i0 + c, width, j0, seen);
         kernels->weigh_again(room->p + c, room->ds + c, room->top + c, room->total + c, a->rows,
                                 seen);
@@ -398,7 +411,7 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
 {
     const Shape *s = a->s;
     const int64_t b = part->b, D = s->width, E = s->value_width, NR = kernels->tile_cols;
-    const int64_t end = smaller(part->j1, visible(s, i0 + rows - 1));
+    const int64_t end = smaller(part->j1, visible(a, b, i0 + rows - 1));
     const float *q = at(a->q, s->q_strides, b, h, i0), *dy = at(a->dy, s->dy_strides, b, h, i0);
     pack_transposed(room->queries_t, q, s->q_strides[2], rows, D, s->scale);
     pack_transposed(room->dys_t, dy, s->dy_strides[2], rows, E, 1);
@@ -409,17 +422,17 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
     memset(room->sums, 0, (size_t)(rows * a->d_padded) * sizeof *room->sums);
     for (int64_t j = part->j0; j < end; j += KEYS) {
         const int64_t n = smaller(KEYS, end - j), at_j = j - part->j0;
-        multiply_scores(room->p, a, room->keys + at_j * D, D, room->queries_t, i0, rows, j, n);
-        multiply_scores(room->ds, a, room->values + at_j * E, E, room->dys_t, i0, rows, j, n);
+        multiply_scores(room->p, a, b, room->keys + at_j * D, D, room->queries_t, i0, rows, j, n);
+        multiply_scores(room->ds, a, b, room->values + at_j * E, E, room->dys_t, i0, rows, j, n);
         weigh_again(a, room, b, h, i0, rows, j, n);
         if (part->want_kv) {
-            multiply_keys(room->dv + at_j * a->e_padded, a, room->p, room->dys, a->e_padded, i0,
+            multiply_keys(room->dv + at_j * a->e_padded, a, b, room->p, room->dys, a->e_padded, i0,
                           rows, j, n);
-            multiply_keys(room->dk + at_j * a->d_padded, a, room->ds, room->queries, a->d_padded,
-                          i0, rows, j, n);
+            multiply_keys(room->dk + at_j * a->d_padded, a, b, room->ds, room->queries,
+                          a->d_padded, i0, rows, j, n);
         }
         if (part->want_q)
-            multiply_rows(room->sums, a, room->ds, room->key_slivers + at_j * NR,
+            multiply_rows(room->sums, a, b, room->ds, room->key_slivers + at_j * NR,
                           part->j1 - part->j0, a->d_padded, i0, rows, j, n);
         if (part->want_q && a->dbias)
             write_dbias(a, room, b, h, i0, rows, j, n);
@@ -527,7 +540,7 @@ static Part query_part(const Attention *a, int64_t head, int64_t split)
     /* in one head only, the last query sees most keys */
     int64_t last = part.u0 / a->blocks == (part.u1 - 1) / a->blocks
                        ? (part.u1 - 1) % a->blocks * a->rows + a->rows - 1 : s->queries - 1;
-    part.j1 = visible(s, smaller(last, s->queries - 1));
+    part.j1 = visible(a, part.b, smaller(last, s->queries - 1));
     return part;
 }
 
@@ -646,11 +659,11 @@ static int run(Attention *a, Task task, int is_backward)
 }
 
 int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
-                     const float *bias, const uint8_t *key_mask,
+                     const float *bias, const uint8_t *key_mask, const int64_t *lengths,
                      const minifm_attention_shape *shape)
 {
     Attention a = {.s = shape, .y = y, .lse_out = lse, .q = q, .k = k, .v = v, .bias = bias,
-                   .key_mask = key_mask};
+                   .key_mask = key_mask, .lengths = lengths};
     a.rows = shape->queries * (shape->heads / larger(1, shape->key_heads));
     if (a.rows == 0)
         return 0;
@@ -659,10 +672,11 @@ int minifm_attention(float *y, float *lse, const float *q, const float *k, const
 
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
                               const float *q, const float *k, const float *v, const float *bias,
-                              const uint8_t *key_mask, const float *y, const float *lse,
-                              const minifm_attention_shape *shape)
+                              const uint8_t *key_mask, const int64_t *lengths, const float *y,
+                              const float *lse, const minifm_attention_shape *shape)
 {
     Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dbias = dbias, .dy = dy, .q = q,
-                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .y_in = y, .lse = lse};
+                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .lengths = lengths, .y_in = y,
+                   .lse = lse};
     return run(&a, backward, 1);
 }

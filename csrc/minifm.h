@@ -189,15 +189,26 @@ typedef struct {
 } minifm_attention_shape;
 
 /* y [batch, queries, heads, value_width] by y_strides; lse [batch, heads, queries]; bias and dbias
- * [batch, heads, queries, keys], dbias contiguous; key_mask [batch, keys] of 0 and 1. bias, dbias
- * and key_mask may be NULL. */
+ * [batch, heads, queries, keys], dbias contiguous; key_mask [batch, keys] of 0 and 1; lengths[batch],
+ * of which batch b has only the first lengths[b] keys. bias, dbias, key_mask and lengths may be
+ * NULL. */
 int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
-                     const float *bias, const uint8_t *key_mask,
+                     const float *bias, const uint8_t *key_mask, const int64_t *lengths,
                      const minifm_attention_shape *shape);
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
                               const float *q, const float *k, const float *v, const float *bias,
-                              const uint8_t *key_mask, const float *y, const float *lse,
-                              const minifm_attention_shape *shape);
+                              const uint8_t *key_mask, const int64_t *lengths, const float *y,
+                              const float *lse, const minifm_attention_shape *shape);
+
+/* -- cache.c -------------------------------------------------------------------------------------- */
+
+/* keys [batch, heads, capacity, width]: slot starts[b] + t of each head = k of token t; values
+ * likewise. k, v [batch, heads, tokens, ...] by strides but for the last. Returns 0, or -1, and
+ * nothing is written, where tokens would fall outside of the slots. */
+int minifm_cache_append(float *keys, float *values, const float *k, const float *v,
+                        const int64_t *starts, const int64_t *k_strides, const int64_t *v_strides,
+                        int64_t batch, int64_t heads, int64_t tokens, int64_t capacity,
+                        int64_t width, int64_t value_width);
 
 /* -- loss.c -------------------------------------------------------------------------------------- */
 

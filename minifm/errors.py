@@ -34,6 +34,10 @@ class FallbackError(UserError):
     """Under MINIFM_STRICT=1: a backend had no kernel of its own for a verb."""
 
 
+class CaptureError(UserError):
+    """A function whose kernels cannot be recorded, because not all of it is kernels."""
+
+
 class GraphError(UserError, RuntimeError):
     """A backward pass that cannot be right: graph already freed, weight changed since, no graph."""
 

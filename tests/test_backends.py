@@ -160,7 +160,7 @@ def test_a_gpt_trains_and_generates_on_opaque_arrays():
         found_text, found = train_and_generate()
     assert found_text == text
     assert all(np.array_equal(a, b) for a, b in zip(found, weights, strict=True))
-    assert {"adamw", "write", "add_into", "matmul_into"} <= backend.calls
+    assert {"adamw", "cache_append", "add_into", "matmul_into"} <= backend.calls
 
 
 def test_what_is_joined_is_a_copy(backend):

@@ -4,6 +4,7 @@ MINIFM_ISA forces an instruction set; MINIFM_THREADS, see threads.py.
 """
 
 import os
+from types import SimpleNamespace
 
 from minifm.backends import threads
 from minifm.errors import BackendUnavailable, ConfigError
@@ -11,13 +12,17 @@ from minifm.errors import BackendUnavailable, ConfigError
 REMEDY = "install gcc or clang, then minifm again from its source"
 
 try:
-    from minifm.backends._csrc import ffi, lib
+    from minifm.backends._csrc import ffi
+    from minifm.backends._csrc import lib as compiled
 except ImportError as error:
     raise BackendUnavailable(
         f"backend 'c': the compiled extension is not there ({error}); {REMEDY}") from error
 
 
 from minifm.backends import pool  # noqa: E402 (it needs the extension too)
+
+# The functions and constants of csrc/minifm.h, in a namespace where one may stand in for another.
+lib = SimpleNamespace(**{name: getattr(compiled, name) for name in dir(compiled)})
 
 
 class Native:

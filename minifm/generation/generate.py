@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minifm.errors import ConfigError
+from minifm.generation.decoder import Decoder
 from minifm.generation.sampling import Sampling, draw
 from minifm.rng import Rng
-from minifm.tensor import no_grad
 from minifm.text import StreamDecoder
 
 
@@ -67,7 +67,7 @@ def tokens(model, prompts, sampling, max_tokens, rng, finished=()):
     """
     context, lengths = model.config.context, np.array([len(p) for p in prompts])
     check_prompts(prompts, context, max_tokens)
-    cache = model.cache(len(prompts), int(lengths.max()) + max_tokens)
+    decoder = Decoder(model, len(prompts), int(lengths.max()) + max_tokens)
     seen = [list(p) for p in prompts]
     live = range(len(prompts))
     ids = np.zeros((len(prompts), lengths.max()), np.int64)             # [B, T], padded right
@@ -75,7 +75,7 @@ def tokens(model, prompts, sampling, max_tokens, rng, finished=()):
         ids[row, : len(prompt)] = prompt
     counts = lengths
     for number in range(max_tokens):
-        logits = last_logits(model, ids, counts, cache)                 # [B, V]
+        logits = decoder(ids, counts)                                   # [B, V]
         for row in live:
             seen[row].append(draw(logits[row], seen[row], sampling,
                                   rng.child("row", row, number).uniform_number()))
@@ -86,14 +86,6 @@ def tokens(model, prompts, sampling, max_tokens, rng, finished=()):
         # A finished row goes along as one token of padding, which its cache does not keep.
         ids = np.array([[s[-1]] for s in seen])                         # [B, 1]
         counts = np.array([int(row in live) for row in range(len(prompts))])
-
-
-def last_logits(model, ids, counts, cache):
-    """Logits after the last real token of each row, [B, V], as NumPy."""
-    with no_grad():
-        x = model.features(ids, cache=cache, counts=counts)             # [B, T, C]
-        last = np.maximum(counts - 1, 0)
-        return model.logits(x[np.arange(len(last)), last]).numpy()
 
 
 def check_prompts(ids, context, max_tokens):

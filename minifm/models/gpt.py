@@ -103,8 +103,13 @@ class GPT(Module):
         self.norm = LayerNorm(C, config.norm_epsilon)
 
     def __call__(self, ids, *, cache=None, counts=None, key_mask=None, rng=None):
-        """ids [B, T] -> logits [B, T, V]. The arguments are those of `features`."""
-        x = self.features(ids, cache=cache, counts=counts, key_mask=key_mask, rng=rng)
+        """ids [B, T] -> logits [B, T, V].
+
+        cache     a Cache that holds the tokens before these; they are added to it
+        counts    [B]: how many of the T tokens are real in each row, with a cache (nn/cache.py)
+        """
+        placement = cache.place(np.shape(ids)[-1], counts) if cache is not None else None
+        x = self.features(ids, placement=placement, key_mask=key_mask, rng=rng)
         return self.logits(x)
 
     def loss(self, ids, targets, *, denominator=None, rng=None, recompute=False):
@@ -116,18 +121,15 @@ class GPT(Module):
         return ops.linear_cross_entropy(x, self.token_embedding.weight, targets,
                                         denominator=denominator)
 
-    def features(self, ids, *, cache=None, counts=None, key_mask=None, rng=None,
-                 recompute=False):
+    def features(self, ids, *, placement=None, key_mask=None, rng=None, recompute=False):
         """ids [B, T] -> what the head reads, [B, T, C].
 
-        cache     a Cache that holds the tokens before these; they are added to it
-        counts    [B]: how many of the T tokens are real in each row, with a cache (nn/cache.py)
+        placement where a Cache puts these tokens, behind those that it holds (nn/cache.py)
         key_mask  bool [B, T], without a cache: False marks padding, on either side
         rng       turns dropout on
         recompute computes the inside of each block again in the backward pass
         """
         ids = np.asarray(ids)
-        placement = cache.place(ids.shape[-1], counts) if cache is not None else None
         positions = self.positions(ids, placement, key_mask)
         x = self.token_embedding(ids) + self.position_embedding(positions)      # [B, T, C]
         dropout = self.config.dropout

@@ -20,10 +20,9 @@ class SelfAttention(Module):
         key_mask   bool [B, T]: False hides padding; only without a cache
         """
         q, k, v = ops.split_heads(self.project(x), self.heads)  # [B, H, T, D] each
-        bias = None
+        lengths = None
         if placement is not None:
             k, v = placement.extend(layer, k, v)                # [B, H, S, D]
-            key_mask, bias = placement.key_mask, placement.bias
-        causal = placement is None or not placement.rows_first
-        y = ops.attention(q, k, v, causal=causal, bias=bias, key_mask=key_mask)
+            lengths = placement.lengths
+        y = ops.attention(q, k, v, causal=True, key_mask=key_mask, lengths=lengths)
         return self.output(ops.merge_heads(y), residual=residual)

@@ -24,50 +24,46 @@ class Cache:
         self.capacity, self.dtype = capacity, dtype
 
     def place(self, tokens, counts=None):
-        """Where the next `tokens` tokens of each row go; the attention's view of the past.
-
-        counts [B] says how many of them are real in each row (the rest is padding on the
-        right); default: all. Returns a Placement and advances `lengths`.
-        """
-        starts, counts = self.lengths, np.asarray(tokens if counts is None else counts)
-        if counts.min(initial=0) < 0 or counts.max(initial=0) > tokens:
-            raise ConfigError(f"counts: expected 0 … {tokens}, got {counts.tolist()}")
-        if starts.max(initial=0) + tokens > self.capacity:
-            raise ConfigError(f"the cache holds {self.capacity} tokens a row; "
-                              f"{starts.max()} are in it and {tokens} more do not fit")
-        self.lengths = starts + counts
-        return Placement(self, starts, tokens)
+        """The Placement of the next `tokens` tokens of each row; see Placement.advance."""
+        return Placement(self, tokens).advance(counts)
 
 
 class Placement:
-    """The slots of one call's tokens, and which slots each of them may look at."""
+    """The slots of one call's T tokens, and how far each of them may look.
 
-    def __init__(self, cache, starts, tokens):
-        self.cache = cache
-        self.positions = starts[:, None] + np.arange(tokens)            # [B, T]
-        self.visible = int(starts.max(initial=0)) + tokens              # S
-        self.key_mask = self.bias = None
-        if (starts == starts[:1]).all():
-            # All rows start together: causality alone hides the padding of shorter rows.
-            self.index = (slice(None), slice(None), slice(self.visible - tokens, self.visible))
-            self.rows_first = False
-            return
-        rows = np.arange(len(starts))[:, None]                          # [B, 1]
-        self.index = (rows, slice(None), self.positions)
-        self.rows_first = True
-        seen = np.arange(self.visible) <= self.positions[..., None]     # [B, T, S]
-        if tokens == 1:
-            self.key_mask = seen[:, 0]
-        else:
-            self.bias = np.where(seen, 0, -np.inf).astype(cache.dtype)[:, None]     # [B, 1, T, S]
+    starts [B]          the slot of each row's first token
+    positions [B, T]    the slot of every token, which is its position
+    lengths [B]         the slots that are filled once all these tokens are in
+    """
+
+    def __init__(self, cache, tokens):
+        self.cache, self.tokens = cache, tokens
+        self.starts, self.lengths = np.zeros_like(cache.lengths), np.zeros_like(cache.lengths)
+        self.positions = np.zeros((len(cache.lengths), tokens), np.int64)
+
+    def advance(self, counts=None):
+        """Move behind all that the cache holds, and let its `lengths` grow by counts [B].
+
+        counts says how many of the tokens are real in each row (the rest is padding on the
+        right); default: all. The arrays stay the same and change their values, so that calls
+        which were recorded (backend.capture) find the new ones. Returns self.
+        """
+        starts, tokens = self.cache.lengths, self.tokens
+        counts = np.asarray(tokens if counts is None else counts)
+        if counts.min(initial=0) < 0 or counts.max(initial=0) > tokens:
+            raise ConfigError(f"counts: expected 0 … {tokens}, got {counts.tolist()}")
+        if starts.max(initial=0) + tokens > self.cache.capacity:
+            raise ConfigError(f"the cache holds {self.cache.capacity} tokens a row; "
+                              f"{starts.max()} are in it and {tokens} more do not fit")
+        self.starts[:] = starts
+        self.positions[:] = starts[:, None] + np.arange(tokens)
+        self.lengths[:] = starts + tokens
+        self.cache.lengths = starts + counts
+        return self
 
     def extend(self, layer, k, v):
-        """Write k and v [B, K, T, D] of one layer; returns all visible keys and values."""
-        backend, visible = backends.active(), (slice(None), slice(None), slice(0, self.visible))
-        stored = []
-        for store, new in ((self.cache.keys[layer], k.data), (self.cache.values[layer], v.data)):
-            if self.rows_first:     # NumPy puts the indexed axes first: [B, T, K, D]
-                new = backend.transpose(new, (0, 2, 1, 3))
-            backend.write(store, self.index, new)
-            stored.append(Tensor(backend.getitem(store, visible)))
-        return stored
+        """Write k and v [B, K, T, D] of one layer; returns all its keys and values, of which row
+        b has the first lengths[b]."""
+        backend, keys, values = backends.active(), self.cache.keys[layer], self.cache.values[layer]
+        backend.cache_append(keys, values, k.data, v.data, backend.from_numpy(self.starts))
+        return Tensor(keys), Tensor(values)

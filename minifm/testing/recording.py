@@ -4,8 +4,6 @@
     with backends.use(recorder):
         example.node()
     recorder.calls          # [Call("layernorm", (x, gamma, beta, 1e-05), {}, (y, mean, rstd))]
-
-Only what an op itself asks for is noted: what one verb asks of another is the backend's affair.
 """
 
 import math
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifm.backends import use
-from minifm.backends.reference import Reference
+from minifm.backends.relay import Relay
 
 # These look things up: they read no more of their first operand than they return.
 LOOKUPS = ("embedding", "getitem", "take_along")
@@ -31,26 +29,17 @@ class Call:
     result: object
 
 
-class Recorder(Reference):
+class Recorder(Relay):
     """`inner` with every call noted in `calls`. Arrays are those of `inner`."""
 
     def __init__(self, inner):
-        super().__init__()
-        self.inner, self.name, self.calls = inner, inner.name, []
+        super().__init__(inner)
+        self.calls = []
 
-
-def _noted(verb):
-    def noted(self, *arguments, **options):
-        result = getattr(self.inner, verb)(*arguments, **options)
+    def relay(self, verb, arguments, options):
+        result = super().relay(verb, arguments, options)
         self.calls.append(Call(verb, arguments, options, result))
         return result
-    noted.__name__ = verb
-    return noted
-
-
-for _name in dir(Reference):
-    if callable(getattr(Reference, _name)) and not _name.startswith("_"):
-        setattr(Recorder, _name, _noted(_name))
 
 
 # -- what one call of an op costs ------------------------------------------------------------------

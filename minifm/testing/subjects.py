@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from minifm import backends, tensor
+from minifm.generation.decoder import Decoder
 from minifm.models import GPT, GPTConfig
 from minifm.models.packing import pack_model
 from minifm.rng import Rng
@@ -140,25 +141,20 @@ class TokenSubject:
                 pack_model(self.model, format)
             weights = sum(p.data.nbytes for p in self.model.parameters().values())
             weights -= 4 * (T - tokens) * C                 # of the positions, these alone are read
-            self.cache = self.model.cache(1)
+            self.decoder = Decoder(self.model, 1)
             if position:
-                self.following(ids[:, :position])
+                self.decoder(ids[:, :position])
         last = position + tokens
         flops = (tokens * (config.flops_per_token(0) - 2 * V * C) + 2 * V * C   # one row of logits
                  + 2 * L * C * (last * (last + 1) - position * (position + 1)))
         self.costs = observed(backend, "logits", self.calls, flops,
                               weights + 4 * 2 * L * C * last)
 
-    def following(self, ids):
-        with tensor.no_grad():
-            x = self.model.features(ids, cache=self.cache)
-            return self.model.logits(x[:, -1]).numpy()
-
     def calls(self, phase):
         while True:
             with backends.use(self.backend):
-                self.cache.lengths = np.array([self.position])
-                self.following(self.ids)
+                self.decoder.cache.lengths = np.array([self.position])
+                self.decoder(self.ids)
             yield
 
 

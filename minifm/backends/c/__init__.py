@@ -7,6 +7,7 @@ family, as in the reference; read `operands.py` first.
 
 from minifm.backends.c.arrays import Arrays
 from minifm.backends.c.attention import Attention
+from minifm.backends.c.capture import Capture
 from minifm.backends.c.convolution import Convolution
 from minifm.backends.c.elementwise import Elementwise
 from minifm.backends.c.embedding import Embedding
@@ -35,6 +36,9 @@ class CBackend(
     def __init__(self):
         Operands.__init__(self)
         Native.__init__(self)
+
+    def capture(self, function):
+        return Capture(self, function)
 
 
 count_fallbacks(CBackend, Reference, shared=(arrays.Arrays, Native))

@@ -5,6 +5,7 @@ import numpy as np
 from minifm.backends.c.operands import (
     BYTES,
     F32,
+    INTEGERS,
     NULL,
     Operands,
     done,
@@ -15,12 +16,13 @@ from minifm.backends.c.operands import (
 )
 from minifm.backends.native import ffi, lib
 from minifm.backends.reference import Reference
+from minifm.errors import ShapeError
 
 
 class Attention(Operands):
-    def attention(self, q, k, v, bias, key_mask, causal, scale):
+    def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None):
         if not q.dtype == k.dtype == v.dtype == F32:
-            return Reference.attention(self, q, k, v, bias, key_mask, causal, scale)
+            return Reference.attention(self, q, k, v, bias, key_mask, causal, scale, lengths)
         q, k, v = (self._heads(x, "attention") for x in (q, k, v))
         B, H, T, _ = q.shape
         y = np.empty((B, T, H, v.shape[3]), F32).transpose(0, 2, 1, 3)      # [B, H, T, E]
@@ -31,15 +33,31 @@ class Attention(Operands):
         mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
         done(lib.minifm_attention(
             strided_pointer(y), pointer(lse), strided_pointer(q), strided_pointer(k),
-            strided_pointer(v), bias_pointer, mask, shape))
+            strided_pointer(v), bias_pointer, mask,
+            self._lengths(lengths, "attention"), shape))
         return y, lse
 
+    def cache_append(self, keys, values, k, v, starts):
+        given = keys, values, k, v
+        if any(x.dtype != F32 for x in given) or not (keys.flags.carray and values.flags.carray):
+            self._on_numpy("cache_append", *given, starts)
+            return
+        k, v = self._heads(k, "cache_append"), self._heads(v, "cache_append")
+        (B, K, T, D), E, capacity = k.shape, v.shape[3], keys.shape[2]
+        if lib.minifm_cache_append(
+                pointer(keys), pointer(values), strided_pointer(k), strided_pointer(v),
+                from_buffer(INTEGERS, self._integers(starts, "cache_append")),
+                ffi.new(INTEGERS, steps(k)), ffi.new(INTEGERS, steps(v)), B, K, T, capacity, D, E):
+            raise ShapeError(f"cache_append: {T} tokens from slots {starts.tolist()} on do not "
+                             f"fit the {capacity} that there are")
+
     def attention_backward(
-        self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias
+        self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias,
+        lengths=None,
     ):
         if not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
             return Reference.attention_backward(self, dy, q, k, v, bias, key_mask, causal, scale,
-                                                y, lse, needs_bias)
+                                                y, lse, needs_bias, lengths)
         dy, q, k, v, y = (self._heads(x, "attention_backward") for x in (dy, q, k, v, y))
         dq, dk, dv = _packed_like(q, k, v)
         shape = _attention_shape(q, k, v, causal, scale)
@@ -49,9 +67,12 @@ class Attention(Operands):
         mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
         done(lib.minifm_attention_backward(
             *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
-            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask, strided_pointer(y),
-            pointer(lse), shape))
+            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask,
+            self._lengths(lengths, "attention_backward"), strided_pointer(y), pointer(lse), shape))
         return dq, dk, dv, dbias
+
+    def _lengths(self, lengths, verb):
+        return NULL if lengths is None else from_buffer(INTEGERS, self._integers(lengths, verb))
 
     def _heads(self, x, verb):
         """x [B, H, T, D] where a head's row is contiguous, else a copy, counted."""

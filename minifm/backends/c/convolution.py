@@ -11,7 +11,6 @@ from minifm.backends.c.operands import (
     Operands,
     done,
     from_buffer,
-    indices_of,
     pointer,
 )
 from minifm.backends.native import ffi, lib
@@ -79,7 +78,8 @@ class Convolution(Operands):
     def max_pool2d_backward(self, dy, place, size, window, stride, padding):
         if dy.dtype != F32:
             return self._on_numpy("max_pool2d_backward", dy, place, size, window, stride, padding)
-        dy, place = self._contiguous(dy, "max_pool2d_backward"), indices_of(place)
+        dy = self._contiguous(dy, "max_pool2d_backward")
+        place = self._integers(place, "max_pool2d_backward")
         dx = np.empty((*dy.shape[:2], *size), F32)
         sizes, _ = _pooling(dx.shape, window, stride, padding)
         lib.minifm_max_pool_backward(pointer(dx), pointer(dy), from_buffer(INTEGERS, place), sizes)

@@ -7,7 +7,6 @@ from minifm.backends.c.operands import (
     INTEGERS,
     Operands,
     from_buffer,
-    indices_of,
     pointer,
     steps,
     strided_pointer,
@@ -24,7 +23,7 @@ class Embedding(Operands):
             return self.embedding_packed(w, ids)
         if w.dtype != F32:
             return self._on_numpy("embedding", w, ids)
-        w, indices = self._contiguous(w, "embedding"), indices_of(ids)
+        w, indices = self._contiguous(w, "embedding"), self._integers(ids, "embedding")
         V, C = w.shape
         y = np.empty((*ids.shape, C), F32)
         if lib.minifm_embedding(pointer(y), pointer(w), from_buffer(INTEGERS, indices),
@@ -35,7 +34,8 @@ class Embedding(Operands):
     def embedding_backward(self, dy, ids, rows, weight_grad):
         if dy.dtype != F32 or not (weight_grad is None or weight_grad.flags.carray):
             return self._on_numpy("embedding_backward", dy, ids, rows, weight_grad)
-        dy, indices, C = self._contiguous(dy, "embedding_backward"), indices_of(ids), dy.shape[-1]
+        dy, C = self._contiguous(dy, "embedding_backward"), dy.shape[-1]
+        indices = self._integers(ids, "embedding_backward")
         dw = np.zeros((rows, C), F32) if weight_grad is None else weight_grad
         if lib.minifm_embedding_backward(pointer(dw), pointer(dy), from_buffer(INTEGERS, indices),
                                          indices.size, rows, C):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, INTEGERS, Operands, from_buffer, indices_of, pointer
+from minifm.backends.c.operands import F32, INTEGERS, Operands, from_buffer, pointer
 from minifm.backends.native import lib
 from minifm.backends.reference.embedding import check_ids
 
@@ -11,7 +11,8 @@ class Loss(Operands):
     def cross_entropy(self, logits, targets, ignore_index, smoothing):
         if logits.dtype != F32:
             return self._on_numpy("cross_entropy", logits, targets, ignore_index, smoothing)
-        logits, indices = self._contiguous(logits, "cross_entropy"), indices_of(targets)
+        logits = self._contiguous(logits, "cross_entropy")
+        indices = self._integers(targets, "cross_entropy")
         N, V = logits.shape
         losses, lse = np.empty(N, F32), np.empty(N, F32)
         if lib.minifm_cross_entropy(pointer(losses), pointer(lse), pointer(logits),
@@ -28,7 +29,7 @@ class Loss(Operands):
         d = np.empty(logits.shape, F32)
         if lib.minifm_cross_entropy_backward(
                 pointer(d), pointer(dlosses), pointer(logits),
-                from_buffer(INTEGERS, indices_of(targets)), pointer(lse), *logits.shape,
-                ignore_index, smoothing):
+                from_buffer(INTEGERS, self._integers(targets, "cross_entropy_backward")),
+                pointer(lse), *logits.shape, ignore_index, smoothing):
             check_ids(targets, logits.shape[1], "cross_entropy targets", ignore_index)
         return d

@@ -49,13 +49,6 @@ def done(status):
         raise MemoryError("a kernel of the C backend found no memory for its scratch")
 
 
-def indices_of(ids):
-    """Integer ids as a contiguous int64 array."""
-    if ids.dtype == I64 and ids.flags.c_contiguous and ids.flags.aligned:
-        return ids
-    return np.array(ids, I64, order="C")
-
-
 class Operands(Reference):
     """The helpers of all families: which arrays a kernel reads as they are, what happens else."""
 
@@ -70,6 +63,13 @@ class Operands(Reference):
             return x
         self.copies[verb] += 1
         return np.array(x, order="C")
+
+    def _integers(self, ids, verb):
+        """Integer ids as a contiguous int64 array: themselves, or a copy, counted."""
+        if ids.dtype == I64 and ids.flags.c_contiguous and ids.flags.aligned:
+            return ids
+        self.copies[verb] += 1
+        return np.array(ids, I64, order="C")
 
     def _on_numpy(self, verb, *arguments):
         """The reference's verb. Counted as a fallback, unless for float64, which belongs there."""

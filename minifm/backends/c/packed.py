@@ -12,7 +12,6 @@ from minifm.backends.c.operands import (
     Operands,
     done,
     from_buffer,
-    indices_of,
     pointer,
     steps,
     strided_pointer,
@@ -88,7 +87,7 @@ class Packing(Operands):
         return rows if packed.inner == 1 else np.ascontiguousarray(rows.T)
 
     def _look_up(self, packed, ids):
-        indices, N, K = indices_of(ids), packed.outputs, packed.depth
+        indices, N, K = self._integers(ids, "embedding"), packed.outputs, packed.depth
         y = np.empty((*ids.shape, K), F32)
         if lib.minifm_packed_rows(pointer(y), from_buffer(packed.codes), _halves(packed.scales),
                                   from_buffer(INTEGERS, indices), indices.size, N, K,

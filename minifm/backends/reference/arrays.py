@@ -24,6 +24,15 @@ class Arrays:
     def sync(self):
         """Wait until every verb called so far has finished. On the host they all have."""
 
+    def capture(self, function):
+        """`function`, to be called again and again on the same arrays, whatever they now hold.
+
+        A backend may record what the first call asks of its kernels and repeat that; then what
+        a call returns is written anew by the next. The function takes no arguments, keeps no
+        graph and computes by verbs alone, the same ones each time.
+        """
+        return function
+
     def enter_thread(self):
         """Called in each thread that computes, before its first op and when it switches here."""
 
@@ -50,9 +59,15 @@ class Arrays:
     def astype(self, x, dtype):
         return x.astype(dtype, copy=False)
 
-    def causal_mask(self, queries, keys):
-        """bool [T, S]: query i, at position S - T + i, may look at keys up to its own position."""
-        return np.tri(queries, keys, keys - queries, dtype=bool)
+    def visible_mask(self, queries, keys, lengths, causal):
+        """bool [B, T, S], or [1, T, S] without lengths: which keys a query may look at.
+
+        Of row b's S keys the first lengths[b] are there (None: all). With `causal`, its query i
+        sits at position lengths[b] - T + i and looks at keys up to that.
+        """
+        there = np.array([keys]) if lengths is None else np.minimum(lengths, keys)
+        before = np.arange(1 - queries, 1) if causal else np.zeros(queries, int)
+        return np.arange(keys) < (there[:, None] + before)[..., None]
 
     # -- views -----------------------------------------------------------------------------
 
@@ -70,10 +85,6 @@ class Arrays:
         return x[index]
 
     # -- pieces ----------------------------------------------------------------------------
-
-    def write(self, x, index, value):
-        """x[index] = value, in place: how a key-value cache grows."""
-        x[index] = value
 
     def concatenate(self, arrays, axis):
         return np.concatenate(arrays, axis=axis)

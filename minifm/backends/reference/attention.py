@@ -4,21 +4,27 @@ Grouped query heads (Ainslie et al. 2023): H query heads share K key/value heads
 K. Masks are -inf in the scores; a query that may look at nothing gets zeros.
 """
 
+import numpy as np
+
 from minifm.backends.reference.fallback import composed
+from minifm.errors import ShapeError
 
 MASKED = float("-inf")
 
 
 class Attention:
     @composed
-    def attention(self, q, k, v, bias, key_mask, causal, scale):
+    def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None):
         """y = softmax(scale q kᵀ + bias + masks) v.
 
         q [B, H, T, D], k and v [B, K, S, D]; bias broadcasts to [B, H, T, S] or is None;
-        key_mask bool [B, S], True where a key may be looked at, or None. With `causal`, query i
-        sits at position S - T + i. Returns y [B, H, T, D] and the log-sum-exp [B, H, T].
+        key_mask bool [B, S], True where a key may be looked at, or None. Of row b only the first
+        lengths[b] keys are there (None: all S), whatever lies behind them. With `causal`, query i
+        sits at position lengths[b] - T + i. Returns y [B, H, T, D] and the log-sum-exp [B, H, T].
         """
-        scores = self.attention_scores(q, k, bias, key_mask, causal, scale)     # [B, K, G, T, S]
+        k, v = self.rows_within(k, lengths), self.rows_within(v, lengths)
+        scores = self.attention_scores(q, k, bias, key_mask, causal, scale,
+                                       lengths)                             # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
         lse = self.logsumexp(scores, -1)                                        # [B, K, G, T]
         y = self.matmul(self.softmax(scores, -1), self.reshape(v, (B, K, 1, S, v.shape[3])))
@@ -27,14 +33,17 @@ class Attention:
 
     @composed
     def attention_backward(
-        self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias
+        self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias,
+        lengths=None,
     ):
         """dq, dk, dv and dbias [B, H, T, S] (None unless `needs_bias`).
 
         The weights are computed again. A backend that never holds a row of scores keeps the
         log-sum-exp for that, and takes Σ_j p_j dp_j from the row sum of dy · y (Dao et al. 2022).
         """
-        scores = self.attention_scores(q, k, bias, key_mask, causal, scale)     # [B, K, G, T, S]
+        k, v = self.rows_within(k, lengths), self.rows_within(v, lengths)
+        scores = self.attention_scores(q, k, bias, key_mask, causal, scale,
+                                       lengths)                             # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
         D, E = k.shape[3], v.shape[3]
         p = self.softmax(scores, -1)
@@ -50,8 +59,22 @@ class Attention:
         dk = self.sum(self.matmul(self.transpose(ds, (0, 1, 2, 4, 3)), queries), 2)
         return self.reshape(dq, q.shape), dk, dv, dbias
 
+    def cache_append(self, keys, values, k, v, starts):
+        """keys[b, :, starts[b] + t] = k[b, :, t] and values likewise, in place: how a cache grows.
+
+        keys and values [B, K, capacity, D]; k and v [B, K, T, D]; starts int [B]. Raises
+        ShapeError where a token would fall outside of the capacity.
+        """
+        B, _, T, _ = k.shape
+        places = starts[:, None] + np.arange(T)                                 # [B, T]
+        if places.min(initial=0) < 0 or places.max(initial=0) >= keys.shape[2]:
+            raise ShapeError(f"cache_append: {T} tokens from slots {starts.tolist()} on do not "
+                             f"fit the {keys.shape[2]} that there are")
+        for store, new in ((keys, k), (values, v)):
+            store[np.arange(B)[:, None], :, places] = new.transpose(0, 2, 1, 3)
+
     @composed
-    def attention_scores(self, q, k, bias, key_mask, causal, scale):
+    def attention_scores(self, q, k, bias, key_mask, causal, scale, lengths):
         """scale q kᵀ + bias with -inf where a key is hidden, [B, K, G, T, S], G = H / K."""
         (B, H, T, D), (_, K, S, _) = q.shape, k.shape
         queries = self.reshape(q, (B, K, H // K, T, D))
@@ -62,6 +85,17 @@ class Attention:
             scores = self.add(scores, self.reshape(full, scores.shape))
         if key_mask is not None:
             scores = self.where(self.reshape(key_mask, (B, 1, 1, 1, S)), scores, MASKED)
-        if causal:
-            scores = self.where(self.causal_mask(T, S), scores, MASKED)
+        if causal or lengths is not None:
+            visible = self.visible_mask(T, S, lengths, causal)
+            visible = self.reshape(visible, (visible.shape[0], 1, 1, T, S))
+            scores = self.where(visible, scores, MASKED)
         return scores
+
+    @composed
+    def rows_within(self, x, lengths):
+        """x [B, K, S, D] with zeros behind the first lengths[b] of the S rows; None: x itself."""
+        if lengths is None:
+            return x
+        B, S = x.shape[0], x.shape[2]
+        there = self.visible_mask(1, S, lengths, False)                         # [B, 1, S]
+        return self.where(self.reshape(there, (B, 1, S, 1)), x, 0.0)

@@ -1,0 +1,96 @@
+"""What a function asks of the kernels, recorded once and repeated: how decoding leaves Python.
+
+The verbs of one token are always the same, on arrays of the same shapes; only what the arrays
+hold changes. Going through a hundred ops in Python takes longer than many of their kernels. So a
+`Capture` runs a function once and keeps each kernel that it called, with its arguments; from then
+on it calls these. (CUDA graphs do the same for a GPU.) The arrays between the kernels are kept,
+too, and written anew each time.
+"""
+
+import threading
+
+import numpy as np
+
+from minifm import backends
+from minifm.backends.native import lib
+from minifm.backends.relay import Relay
+from minifm.errors import CaptureError
+
+_one_at_a_time = threading.Lock()
+
+
+class Capture:
+    """`function()`, whose kernels are recorded by the first call and repeated by all others.
+
+    Calls the function on `backend` and returns what it returned; the arrays in that are written
+    anew by the next call. Raises CaptureError for a function in which NumPy computes something.
+    """
+
+    def __init__(self, backend, function):
+        self.backend, self.function = backend, function
+        self.calls = None       # (kernel, arguments), in order
+
+    def __call__(self):
+        if self.calls is None:
+            recording = _Recording(self.backend)
+            self.result = recording.run(self.function)
+            self.calls, self.kept = recording.calls, recording.kept
+            return self.result
+        for kernel, arguments in self.calls:
+            if kernel(*arguments):
+                raise MemoryError("a recorded kernel of the C backend could not be repeated")
+        return self.result
+
+
+class _Recording(Relay):
+    """Notes the kernels behind each verb, and sees that there is nothing else behind it."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.calls = []
+        self.kept = []          # arguments and results of the verbs: kernels know addresses only
+        self.thread = threading.get_ident()
+
+    def run(self, function):
+        """function(), on this backend, with a note of every kernel that this thread calls."""
+        with _one_at_a_time:
+            kernels = {name: kernel for name, kernel in vars(lib).items() if callable(kernel)}
+            vars(lib).update({name: self._noting(kernel) for name, kernel in kernels.items()})
+            try:
+                with backends.use(self):
+                    return function()
+            finally:
+                vars(lib).update(kernels)
+
+    def _noting(self, kernel):
+        def noting(*arguments):
+            if threading.get_ident() == self.thread:
+                self.calls.append((kernel, arguments))
+            return kernel(*arguments)
+        return noting
+
+    def relay(self, verb, arguments, options):
+        if threading.get_ident() != self.thread:
+            return super().relay(verb, arguments, options)
+        kernels, on_numpy = len(self.calls), self._on_numpy()
+        result = super().relay(verb, arguments, options)
+        if self._on_numpy() != on_numpy or (
+                len(self.calls) == kernels and not _are_views(result, arguments)):
+            raise CaptureError(f"capture: NumPy computes (a part of) {verb!r} for operands "
+                               f"{_described(arguments)}; what is recorded must be kernels alone")
+        self.kept += arguments, options, result
+        return result
+
+    def _on_numpy(self):
+        return self.inner.fallbacks.total() + self.inner.copies.total()
+
+
+def _are_views(results, operands):
+    """Whether every array among the results is a view of an operand."""
+    results = results if isinstance(results, tuple) else (results,)
+    return all(any(np.may_share_memory(x, y) for y in operands if isinstance(y, np.ndarray))
+               for x in results if isinstance(x, np.ndarray))
+
+
+def _described(operands):
+    return ", ".join(f"{list(x.shape)} {x.dtype}" for x in operands if isinstance(x, np.ndarray))

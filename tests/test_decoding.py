@@ -1,0 +1,230 @@
+"""One token after the other: the cache, attention over what it holds, and recorded kernels.
+
+Whatever way a token takes (whole sequence, cache, batch, recording), the C backend gives it the
+same bits.
+"""
+
+import threading
+
+import numpy as np
+import pytest
+from conftest import AVAILABLE
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minifm as mf
+from minifm import backends
+from minifm.backends.reference import Reference
+from minifm.errors import CaptureError, ShapeError
+from minifm.generation.decoder import Decoder
+from minifm.models import GPT, GPTConfig
+from minifm.models.packing import pack_model
+from minifm.observe import OpTimer
+
+F32 = np.float32
+SHAPE = GPTConfig(vocabulary=61, context=40, layers=2, heads=2, width=16)
+needs_c = pytest.mark.skipif("c" not in AVAILABLE, reason="no C extension")
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, F32)
+
+
+def same(x, y):
+    return np.array_equal(x, y, equal_nan=True)
+
+
+@pytest.fixture(params=backends.get("c").available_isas() if "c" in AVAILABLE else [])
+def every_isa(request):
+    backend = backends.get("c")
+    before = backend.isa
+    with backends.use(backend):
+        backend.set_isa(request.param)
+        yield backend
+        backend.set_isa(before)
+
+
+# -- rows of unlike lengths ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries", [1, 3, 50])
+@pytest.mark.parametrize("causal", [False, True])
+def test_keys_behind_a_rows_length_are_not_read(every_isa, queries, causal):
+    """Each row is what attention over its own keys alone is, whatever lies behind: NaN here."""
+    lengths = np.array([0, 1, 50, 96, 97, 200])
+    q = normal(len(lengths), 4, queries, 24)
+    k, v = (normal(len(lengths), 2, 200, 24, seed=i) for i in (1, 2))
+    for row, length in enumerate(lengths):
+        k[row, :, length:] = v[row, :, length:] = np.nan
+    c, dy, rest = every_isa, normal(*q.shape, seed=3), (None, None, causal, 0.2)
+    y, lse = c.attention(q, k, v, *rest, lengths)
+    dq, dk, dv, dbias = c.attention_backward(dy, q, k, v, *rest, y, lse, True, lengths)
+    for row, n in enumerate(lengths):
+        alone = tuple(x[row : row + 1] for x in (q, k[:, :, :n], v[:, :, :n]))
+        one = slice(row, row + 1)
+        wanted, wanted_lse = c.attention(*alone, *rest)
+        assert same(y[one], wanted) and same(lse[one], wanted_lse)
+        grads = c.attention_backward(dy[one], *alone, *rest, wanted, wanted_lse, True)
+        for found, grad in zip((dq, dk[:, :, :n], dv[:, :, :n], dbias[..., :n]), grads):
+            assert same(found[one], grad)
+        assert not (dk[row, :, n:].any() or dv[row, :, n:].any() or dbias[row, ..., n:].any())
+
+
+def test_the_reference_looks_at_no_key_behind_a_rows_length():
+    q, k, v = (normal(2, 2, n, 4, seed=n).astype(float) for n in (3, 6, 6))
+    lengths = np.array([6, 4])
+    k[1, :, 4:] = v[1, :, 4:] = np.nan
+    y, lse = Reference().attention(q, k, v, None, None, True, 0.5, lengths)
+    row = q[1:], k[1:, :, :4], v[1:, :, :4]
+    wanted, wanted_lse = Reference().attention(*row, None, None, True, 0.5)
+    np.testing.assert_allclose(y[1:], wanted, rtol=1e-12)
+    np.testing.assert_allclose(lse[1:], wanted_lse, rtol=1e-12)
+
+
+def test_lengths_are_integers(backend):
+    x = normal(2, 1, 3, 4)
+    with pytest.raises(ShapeError, match="lengths must be integers"):
+        mf.attention(x, x, x, lengths=np.array([1.0, 2.0], F32))
+
+
+# -- the cache -------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 3), st.integers(1, 3), st.integers(0, 5), st.integers(1, 5), st.booleans(),
+       st.integers(0, 99))
+def test_appended_tokens_lie_in_their_slots_and_nowhere_else(
+        backend, B, K, T, D, across, seed):
+    random = np.random.default_rng(seed)
+    keys, values = normal(B, K, 9, D), normal(B, K, 9, D + 1, seed=1)
+    k, v = ((normal(B, T, K, n, seed=2).transpose(0, 2, 1, 3) if across
+             else normal(B, K, T, n, seed=2)) for n in (D, D + 1))
+    starts = random.integers(0, 9 - T + 1, B)
+    wanted = keys.copy(), values.copy()
+    for b, start in enumerate(starts):
+        wanted[0][b, :, start : start + T], wanted[1][b, :, start : start + T] = k[b], v[b]
+    backend.cache_append(keys, values, k, v, starts)
+    assert same(keys, wanted[0]) and same(values, wanted[1])
+
+
+@pytest.mark.parametrize("starts", [[0, 8], [-1, 0]])
+def test_tokens_outside_of_the_cache_are_refused_and_nothing_is_written(backend, starts):
+    keys, new = np.zeros((2, 1, 9, 3), F32), normal(2, 1, 2, 3)
+    with pytest.raises(ShapeError, match="2 tokens from slots .* do not fit the 9"):
+        backend.cache_append(keys, keys.copy(), new, new, np.array(starts))
+    assert not keys.any()
+
+
+# -- the decoder -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(2, 12), st.integers(0, 99),
+       st.sampled_from([None, "fp32", "bf16", "int8", "int4"]))
+@needs_c
+def test_a_repeated_token_has_the_bits_of_the_full_forward(prompts, more, seed, format):
+    """Rows of unlike lengths, some of which pause; weights as trained and packed."""
+    random = np.random.default_rng(seed)
+    with mf.use("c"):
+        model = GPT(SHAPE, mf.Rng(seed))
+        if format:
+            pack_model(model, format)
+        rows = [list(random.integers(0, 61, n)) for n in prompts]
+        ids = np.zeros((len(rows), max(prompts)), np.int64)
+        for row, prompt in enumerate(rows):
+            ids[row, : len(prompt)] = prompt
+        decoder = Decoder(model, len(rows))
+        logits = decoder(ids, np.array(prompts))
+        for _ in range(more):
+            with mf.no_grad():
+                for row, known in enumerate(rows):
+                    assert same(logits[row], model(np.array([known])).numpy()[0, -1])
+            counts = random.random(len(rows)) < 0.7
+            counts[random.integers(len(rows))] = True
+            new = random.integers(0, 61, (len(rows), 1))
+            found = decoder(new, counts.astype(int))
+            logits = np.where(counts[:, None], found, logits)
+            for row in np.flatnonzero(counts):
+                rows[row].append(new[row, 0])
+        assert decoder.repeat.calls
+
+
+@needs_c
+def test_an_observer_sees_the_ops_of_every_token():
+    with mf.use("c"):
+        decoder = Decoder(GPT(SHAPE, mf.Rng(0)), 1)
+        for token in (3, 1, 4, 1):
+            decoder([[token]])
+        with OpTimer() as timer:
+            watched = decoder([[5]])
+        assert timer.calls["Attention", "forward"] == SHAPE.layers
+        with mf.no_grad():
+            assert same(watched, GPT(SHAPE, mf.Rng(0))(np.array([[3, 1, 4, 1, 5]])).numpy()[:, -1])
+
+
+# -- recorded kernels ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def c():
+    backend = backends.get("c")
+    with backends.use(backend):
+        yield backend
+
+
+@needs_c
+def test_a_recording_computes_with_what_its_arrays_hold_now(c):
+    x, w = normal(5, 8), normal(8, 7)
+    function = c.capture(lambda: mf.gelu(mf.linear(x, w)).data)
+    for seed in range(4):
+        x[:] = normal(5, 8, seed=seed)
+        with mf.no_grad():
+            assert same(function(), mf.gelu(mf.linear(x, w)).numpy())
+
+
+@needs_c
+@pytest.mark.parametrize("function, verb", [
+    (lambda x: mf.reshape(mf.transpose(x, (1, 0)), (-1,)) * 2.0, "reshape"),    # a copy
+    (lambda x: mf.linear(x, normal(8, 16)[:, ::2]), "linear"),                  # copies an operand
+    (lambda x: x + mf.Tensor(backends.active().zeros((4, 8), F32)), "zeros"),
+    (lambda x: mf.Tensor(backends.active().add(x.data.astype(float), 1.0)), "add"),
+])
+def test_what_numpy_computes_is_not_recorded_but_refused(c, function, verb):
+    x = mf.Tensor(normal(4, 8))
+    recorded = c.capture(lambda: function(x))
+    for _ in range(2):              # and a failed recording leaves none behind
+        with mf.no_grad(), pytest.raises(CaptureError, match=f"NumPy computes .*'{verb}'"):
+            recorded()
+    assert backends.active() is c
+    assert same(mf.gelu(x).numpy(), mf.gelu(x).numpy())
+
+
+@needs_c
+def test_other_threads_are_neither_recorded_nor_refused(c):
+    x, failures, begun, stop = normal(4, 8), [], threading.Event(), threading.Event()
+
+    def others():
+        with mf.no_grad():
+            while not stop.is_set():
+                try:
+                    mf.sum(mf.reshape(mf.transpose(mf.Tensor(x), (1, 0)), (-1,)) * 2.0)
+                except Exception as error:      # whatever it is, the test shall tell
+                    failures.append(error)
+                begun.set()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    begun.wait()
+    try:
+        def function():
+            y = mf.Tensor(x)
+            for _ in range(300):
+                y = mf.gelu(y)
+            return y.data
+        with mf.no_grad():
+            recordings = [c.capture(function) for _ in range(5)]
+            results = [recorded().copy() for recorded in recordings]
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
+    assert {len(recorded.calls) for recorded in recordings} == {300}
+    assert all(same(recorded(), y) for recorded, y in zip(recordings, results))
