@@ -4,6 +4,7 @@ Whatever way a token takes (whole sequence, cache, batch, recording), the C back
 same bits.
 """
 
+import sys
 import threading
 
 import numpy as np
@@ -145,6 +146,25 @@ def test_a_repeated_token_has_the_bits_of_the_full_forward(prompts, more, seed, 
             for row in np.flatnonzero(counts):
                 rows[row].append(new[row, 0])
         assert decoder.repeat.calls
+
+
+@needs_c
+def test_a_debugger_steps_through_every_token():
+    called = []
+
+    def trace(frame, event, argument):
+        called.append(frame.f_code.co_qualname)
+
+    with mf.use("c"):
+        decoder = Decoder(GPT(SHAPE, mf.Rng(0)), 1)
+        decoder([[3]])
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            decoder([[1]])
+        finally:
+            sys.settrace(before)
+    assert called.count("Attention.forward") == SHAPE.layers
 
 
 @needs_c
