@@ -131,9 +131,9 @@ INLINE void int_rows(float *y, const Rounded *x, int64_t row, const uint8_t *cod
     EACH_ROW EACH_LANE_BLOCK vstore(y + r * ldy + v * VL, total[r][v]);
 }
 
-/* R as a constant. */
+/* R as a constant; what is never called is not compiled. */
 #define ROWS_CASE(N, CALL)                                                                       \
-    case N: { enum { R = N <= PR ? N : PR }; CALL; } break;
+    case N: { enum { R = N <= PR ? N : PR }; if (N <= PR) CALL; } break;
 #define WITH_ROWS(CALL)                                                                          \
     switch (rows) {                                                                              \
     ROWS_CASE(1, CALL) ROWS_CASE(2, CALL) ROWS_CASE(3, CALL) ROWS_CASE(4, CALL)                  \

@@ -907,6 +907,12 @@ def test_settings_choose():
     assert python(show, MINIFM_BACKEND="c") == f"{ISAS[0]} {cores}"
 
 
+def test_the_backend_says_what_it_is_and_who_made_it(c):
+    made_by, version = c.compiler.split(maxsplit=1)
+    assert made_by in ("gcc", "clang") and version[0].isdigit()
+    assert c.describe().startswith(f"c ({c.isa}, {c.threads} threads, {c.compiler}")
+
+
 def test_one_setting_of_threads_rules_blas_too():
     show = """
 import minifm, threadpoolctl
