@@ -10,7 +10,7 @@ from minifm.backends.reference import Reference
 from minifm.errors import ShapeError
 from minifm.gradcheck import GradientMismatch
 from minifm.op import OPS, Op
-from minifm.ops.elementwise import check_broadcast
+from minifm.ops.arithmetic import check_broadcast
 from minifm.tensor import apply
 from minifm.testing import laws, sabotage, strategies
 from minifm.testing.draw import Explorer

@@ -1,14 +1,17 @@
 """All operations on tensors, and the one table that ties operators to them."""
 
 from minifm.ops.activation import gelu, gelu_quick, gelu_tanh, relu, silu
+from minifm.ops.arithmetic import (
+    add, divide, equal, greater, greater_equal, less, less_equal, maximum, minimum, multiply,
+    power, subtract, where,
+)
 from minifm.ops.attention import attention, merge_heads, split_heads
 from minifm.ops.checkpoint import checkpoint
 from minifm.ops.conv import (
     average_pool2d, conv2d, conv_transpose2d, max_pool2d, upsample_nearest,
 )
-from minifm.ops.elementwise import (
-    absolute, add, cos, divide, equal, erf, exp, greater, greater_equal, less, less_equal, log,
-    maximum, minimum, multiply, negative, power, sigmoid, sin, sqrt, subtract, tanh, where,
+from minifm.ops.elementary import (
+    absolute, cos, erf, exp, log, negative, sigmoid, sin, sqrt, tanh,
 )
 from minifm.ops.embedding import dropout, embedding, rope
 from minifm.ops.loss import count_targets, cross_entropy, linear_cross_entropy, token_losses

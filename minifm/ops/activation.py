@@ -2,7 +2,7 @@
 
 from minifm.errors import ShapeError
 from minifm.op import Op
-from minifm.ops.elementwise import Absolute
+from minifm.ops.elementary import Absolute
 from minifm.tensor import apply
 
 

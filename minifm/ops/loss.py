@@ -9,7 +9,7 @@ import math
 
 from minifm.errors import ConfigError
 from minifm.op import Op, check_integers
-from minifm.ops.elementwise import multiply
+from minifm.ops.arithmetic import multiply
 from minifm.ops.packed import refuse_gradient
 from minifm.ops.precision import active_precision
 from minifm.ops.reduce import sum

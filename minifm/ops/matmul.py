@@ -7,7 +7,7 @@ import numpy as np
 from minifm.errors import ShapeError
 from minifm.op import Op, check_arithmetic, explain
 from minifm.ops.activation import verb_of
-from minifm.ops.elementwise import unbroadcast
+from minifm.ops.arithmetic import unbroadcast
 from minifm.ops.packed import refuse_gradient
 from minifm.ops.precision import active_precision
 from minifm.tensor import apply, leaf_grad

@@ -7,7 +7,8 @@ import numpy as np
 from minifm import backends
 from minifm.errors import ShapeError
 from minifm.op import Op, check_array, check_axis
-from minifm.ops.elementwise import multiply, raw, sqrt, subtract
+from minifm.ops.arithmetic import multiply, raw, subtract
+from minifm.ops.elementary import sqrt
 from minifm.tensor import Tensor, apply
 
 

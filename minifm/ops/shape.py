@@ -9,7 +9,7 @@ import numpy as np
 
 from minifm.errors import ShapeError
 from minifm.op import Op, check_array, check_axis, check_dtypes, check_integers, explain
-from minifm.ops.elementwise import raw, unbroadcast
+from minifm.ops.arithmetic import raw, unbroadcast
 from minifm.tensor import apply
 
 

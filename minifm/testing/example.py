@@ -6,7 +6,7 @@ import numpy as np
 
 from minifm import backends
 from minifm.op import Op
-from minifm.ops.elementwise import raw
+from minifm.ops.arithmetic import raw
 from minifm.tensor import Tensor, apply
 
 

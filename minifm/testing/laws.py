@@ -20,7 +20,7 @@ import numpy as np
 
 from minifm import backends
 from minifm.gradcheck import gradcheck
-from minifm.ops.elementwise import check_broadcast
+from minifm.ops.arithmetic import check_broadcast
 from minifm.tensor import Tensor, propagate
 from minifm.testing.draw import lay_out
 
