@@ -1,9 +1,11 @@
-/* Functions of one or two numbers, over contiguous arrays or, for two, any broadcast of strides. */
+/* Functions of one or more numbers, over contiguous arrays or, for more, any broadcast of strides. */
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
-enum { BLOCK = 8192, MAX_DIMENSIONS = 8, GATHERED = 256 };
+/* numbers of a piece, of an array at most (as NumPy has it), and gathered at once */
+enum { BLOCK = 8192, MAX_DIMENSIONS = 64, GATHERED = 256, MAX_OPERANDS = 3 };
 
 typedef struct {
     float *out;
@@ -52,91 +54,152 @@ void minifm_binary(float *out, const float *x, const float *y, int64_t n, int x_
 
 /* -- any strides --------------------------------------------------------------------------------- */
 
-typedef struct {
-    float *out;
-    const float *x, *y;
-    int ndim, operation;
-    int64_t shape[MAX_DIMENSIONS], x_strides[MAX_DIMENSIONS], y_strides[MAX_DIMENSIONS];
-} Strided;
+/* A walk over an array of results and the elements of its operands that belong to each. */
+typedef struct Walk Walk;
+struct Walk {
+    char *out;
+    const char *in[MAX_OPERANDS];
+    int out_size, in_size[MAX_OPERANDS];            /* bytes of an element */
+    int operands, operation, ndim;
+    int64_t shape[MAX_DIMENSIONS], strides[MAX_OPERANDS][MAX_DIMENSIONS];
+    /* a row of n results; of operand k the elements lie side by side, or it is one (step 0) */
+    void (*row)(const Walk *w, char *out, const char *const *in, const int *step, int64_t n);
+};
 
-/* x[i * stride] for i < n <= GATHERED: itself where a kernel can read it, else in `room`. */
-static const float *gathered(const float *x, int64_t stride, int64_t n, float *room)
+static void binary_row(const Walk *w, char *out, const char *const *in, const int *step, int64_t n)
 {
-    if (stride == 0 || stride == 1)
-        return x;
-    for (int64_t i = 0; i < n; i++)
-        room[i] = x[i * stride];
-    return room;
+    kernels->binary((float *)out, (const float *)in[0], (const float *)in[1], n, step[0], step[1],
+                    w->operation);
 }
 
-/* out[n] = x[n] op y[n], the last dimension at some place of the others. */
-static void strided_row(float *out, const float *x, const float *y, const Strided *s)
+static void compare_row(const Walk *w, char *out, const char *const *in, const int *step,
+                        int64_t n)
 {
-    const int last = s->ndim - 1;
-    const int64_t n = s->shape[last], x_stride = s->x_strides[last], y_stride = s->y_strides[last];
-    const int x_step = x_stride != 0, y_step = y_stride != 0;
-    const int direct = (x_stride == 0 || x_stride == 1) && (y_stride == 0 || y_stride == 1);
+    kernels->compare((uint8_t *)out, (const float *)in[0], (const float *)in[1], n, step[0],
+                     step[1], w->operation);
+}
+
+static void choose_row(const Walk *w, char *out, const char *const *in, const int *step, int64_t n)
+{
+    kernels->choose((float *)out, (const uint8_t *)in[0], (const float *)in[1],
+                    (const float *)in[2], n, step[1], step[2]);
+}
+
+/* room[i] = x[i * stride] for i < n <= GATHERED, bytes or floats. */
+static void gather(char *room, const char *x, int64_t stride, int64_t n, int size)
+{
+    if (size == 1)
+        for (int64_t i = 0; i < n; i++)
+            room[i] = x[i * stride];
+    else
+        for (int64_t i = 0; i < n; i++)
+            ((float *)room)[i] = ((const float *)x)[i * stride];
+}
+
+/* Results first ... first + n of the last dimension, which at[] are the beginnings of. What no
+ * kernel reads in place is gathered first: bytes and a lone number where nothing else moves. */
+static void walk_row(const Walk *w, char *out, const char *const *at, int64_t first, int64_t n)
+{
+    const int last = w->ndim - 1;
+    float room[MAX_OPERANDS][GATHERED];
+    const char *in[MAX_OPERANDS];
+    int moved[MAX_OPERANDS], step[MAX_OPERANDS], direct = 1, still = 1;
+    for (int k = 0; k < w->operands; k++) {
+        const int64_t stride = w->strides[k][last];
+        still &= stride == 0;
+        moved[k] = stride != 1 && (stride != 0 || w->in_size[k] == 1 || (k == 1 && still));
+        step[k] = moved[k] || stride;
+        direct &= !moved[k];
+    }
     const int64_t block = direct ? n : GATHERED;
-    float x_room[GATHERED], y_room[GATHERED];
-    for (int64_t i = 0; i < n; i += block) {
-        int64_t length = n - i < block ? n - i : block;
-        const float *left = gathered(x + i * x_stride, x_stride, length, x_room);
-        const float *right = gathered(y + i * y_stride, y_stride, length, y_room);
-        if (x_step || y_step)
-            kernels->binary(out + i, left, right, length, x_step, y_step, s->operation);
-        else /* one number for the whole row: compute it once, then spread it */
-            for (int64_t j = 0; j < length; j++)
-                kernels->binary(out + i + j, left, right, 1, 1, 1, s->operation);
-    }
-}
-
-static void strided_rows(void *context, int64_t begin, int64_t end)
-{
-    const Strided *s = context;
-    for (int64_t row = begin; row < end; row++) {
-        const float *x = s->x, *y = s->y;
-        int64_t rest = row;
-        for (int d = s->ndim - 2; d >= 0; d--) {
-            int64_t i = rest % s->shape[d];
-            rest /= s->shape[d];
-            x += i * s->x_strides[d];
-            y += i * s->y_strides[d];
+    for (int64_t i = first; i < first + n; i += block) {
+        const int64_t length = smaller(block, first + n - i);
+        for (int k = 0; k < w->operands; k++) {
+            const int64_t stride = w->strides[k][last];
+            in[k] = at[k] + i * stride * w->in_size[k];
+            if (moved[k]) {
+                gather((char *)room[k], in[k], stride, length, w->in_size[k]);
+                in[k] = (const char *)room[k];
+            }
         }
-        strided_row(s->out + row * s->shape[s->ndim - 1], x, y, s);
+        w->row(w, out + i * w->out_size, in, step, length);
     }
 }
 
-/* Merge dimensions that can be walked as one, and drop those of size 1. */
-static void collapse(Strided *s, int ndim, const int64_t *shape, const int64_t *x_strides,
-                     const int64_t *y_strides)
+/* Pieces of rows, the last dimension at some place of the others. */
+static void walk_pieces(void *context, int64_t begin, int64_t end)
+{
+    const Walk *w = context;
+    const int64_t n = w->shape[w->ndim - 1], pieces = ceil_div(n, BLOCK);
+    for (int64_t piece = begin; piece < end; piece++) {
+        const int64_t row = piece / pieces, first = piece % pieces * BLOCK;
+        const char *at[MAX_OPERANDS];
+        for (int k = 0; k < w->operands; k++) {
+            int64_t offset = 0, rest = row;
+            for (int d = w->ndim - 2; d >= 0; rest /= w->shape[d--])
+                offset += rest % w->shape[d] * w->strides[k][d];
+            at[k] = w->in[k] + offset * w->in_size[k];
+        }
+        walk_row(w, w->out + row * n * w->out_size, at, first, smaller(BLOCK, n - first));
+    }
+}
+
+/* Merge dimensions that can be walked as one, and drop those of size 1. sizes_strides is
+ * shape[ndim], then the strides of each operand. */
+static void collapse(Walk *w, int ndim, const int64_t *sizes_strides)
 {
     int top = -1;
     for (int d = 0; d < ndim; d++) {
-        if (shape[d] == 1)
+        const int64_t size = sizes_strides[d], *strides = sizes_strides + ndim + d;
+        if (size == 1)
             continue;
-        if (top >= 0 && s->x_strides[top] == shape[d] * x_strides[d] &&
-            s->y_strides[top] == shape[d] * y_strides[d]) {
-            s->shape[top] *= shape[d];
-        } else {
-            s->shape[++top] = shape[d];
-        }
-        s->x_strides[top] = x_strides[d];
-        s->y_strides[top] = y_strides[d];
+        int merged = top >= 0;
+        for (int k = 0; k < w->operands; k++)
+            merged &= top >= 0 && w->strides[k][top] == size * strides[k * ndim];
+        w->shape[top + !merged] = merged ? w->shape[top] * size : size;
+        top += !merged;
+        for (int k = 0; k < w->operands; k++)
+            w->strides[k][top] = strides[k * ndim];
     }
     if (top < 0) { /* a single element */
-        s->shape[++top] = 1;
-        s->x_strides[top] = s->y_strides[top] = 1;
+        w->shape[++top] = 1;
+        for (int k = 0; k < w->operands; k++)
+            w->strides[k][top] = 1;
     }
-    s->ndim = top + 1;
+    w->ndim = top + 1;
+}
+
+static void walk(Walk *w, int ndim, const int64_t *sizes_strides)
+{
+    collapse(w, ndim, sizes_strides);
+    const int64_t n = w->shape[w->ndim - 1];
+    int64_t pieces = ceil_div(n, BLOCK);
+    for (int d = 0; d < w->ndim - 1; d++)
+        pieces *= w->shape[d];
+    parallel_for(pieces, grain_of(smaller(n, BLOCK)), walk_pieces, w);
 }
 
 void minifm_binary_strided(float *out, const float *x, const float *y, int ndim,
                            const int64_t *sizes_strides, int operation)
 {
-    Strided s = {.out = out, .x = x, .y = y, .operation = operation};
-    collapse(&s, ndim, sizes_strides, sizes_strides + ndim, sizes_strides + 2 * ndim);
-    int64_t rows = 1;
-    for (int d = 0; d < s.ndim - 1; d++)
-        rows *= s.shape[d];
-    parallel_for(rows, grain_of(s.shape[s.ndim - 1]), strided_rows, &s);
+    Walk w = {.out = (char *)out, .in = {(const char *)x, (const char *)y}, .out_size = 4,
+              .in_size = {4, 4}, .operands = 2, .operation = operation, .row = binary_row};
+    walk(&w, ndim, sizes_strides);
+}
+
+void minifm_compare(uint8_t *out, const float *x, const float *y, int ndim,
+                    const int64_t *sizes_strides, int operation)
+{
+    Walk w = {.out = (char *)out, .in = {(const char *)x, (const char *)y}, .out_size = 1,
+              .in_size = {4, 4}, .operands = 2, .operation = operation, .row = compare_row};
+    walk(&w, ndim, sizes_strides);
+}
+
+void minifm_choose(float *out, const uint8_t *condition, const float *x, const float *y, int ndim,
+                   const int64_t *sizes_strides)
+{
+    Walk w = {.out = (char *)out,
+              .in = {(const char *)condition, (const char *)x, (const char *)y}, .out_size = 4,
+              .in_size = {1, 4, 4}, .operands = 3, .row = choose_row};
+    walk(&w, ndim, sizes_strides);
 }

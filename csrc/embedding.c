@@ -1,10 +1,12 @@
-/* Rows of a table by their index, the sum of gradients back into the table, rotary positions.
+/* Rows of a table, and numbers along an axis, by their index; the sum of gradients back to where
+ * they came from; rotary positions.
  *
  * The threads of the backward pass share out columns, not rows, so that no two write one number
  * and every sum is taken in the order of the ids.
  */
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <string.h>
@@ -64,6 +66,70 @@ int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, in
     int64_t each = slabs / pool_threads() > 0 ? slabs / pool_threads() : 1;
     parallel_for(slabs, n * width < 16384 ? slabs : each, add_slabs, &r);
     return 0;
+}
+
+/* -- along an axis: to each of k places in the middle of [outer, k, inner] belongs one of n --------- */
+
+typedef struct {
+    float *out;
+    const float *in;
+    const int64_t *index;
+    int64_t k, n, inner;
+} Along;
+
+/* Negative places count from the end. */
+static inline int64_t place_of(int64_t index, int64_t n) { return index < 0 ? index + n : index; }
+
+static void take_along(void *context, int64_t begin, int64_t end)
+{
+    const Along *a = context;
+    for (int64_t i = begin; i < end; i++) {
+        const Strip here = strip_of(i, a->k, a->inner), there = strip_of(i, a->n, a->inner);
+        for (int64_t j = 0; j < a->k; j++) {
+            const int64_t at = here.in + j * a->inner;
+            for (int64_t c = 0; c < here.width; c++)
+                a->out[at + c] =
+                    a->in[there.in + place_of(a->index[at + c], a->n) * a->inner + c];
+        }
+    }
+}
+
+static void add_along(void *context, int64_t begin, int64_t end)
+{
+    const Along *a = context;
+    for (int64_t i = begin; i < end; i++) {
+        const Strip here = strip_of(i, a->k, a->inner), there = strip_of(i, a->n, a->inner);
+        for (int64_t j = 0; j < a->n; j++)
+            memset(a->out + there.in + j * a->inner, 0, (size_t)there.width * sizeof *a->out);
+        for (int64_t j = 0; j < a->k; j++) {
+            const int64_t at = here.in + j * a->inner;
+            for (int64_t c = 0; c < here.width; c++)
+                a->out[there.in + place_of(a->index[at + c], a->n) * a->inner + c] +=
+                    a->in[at + c];
+        }
+    }
+}
+
+static int along(RangeTask task, Along a, int64_t outer)
+{
+    for (int64_t i = 0; i < outer * a.k * a.inner; i++)
+        if (a.index[i] < -a.n || a.index[i] >= a.n)
+            return -1;
+    parallel_for(strips(outer, a.inner), grain_of(larger(a.k, a.n) * smaller(a.inner, STRIP)),
+                 task, &a);
+    return 0;
+}
+
+int minifm_take_along(float *out, const float *x, const int64_t *index, int64_t outer, int64_t k,
+                      int64_t n, int64_t inner)
+{
+    return along(take_along, (Along){out, x, index, k, n, inner}, outer);
+}
+
+int minifm_add_along(float *out, const float *values, const int64_t *index, int64_t outer,
+                     int64_t k, int64_t n, int64_t inner)
+{
+    return along(add_along, (Along){out, values, index, k, n, inner}, outer);
 }
 
 /* -- rotary positions: every head of a position by the same angles ----------------------------------- */

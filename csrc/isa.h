@@ -52,6 +52,11 @@ typedef struct {
      * number (not both). */
     void (*binary)(float *out, const float *x, const float *y, int64_t n, int x_step, int y_step,
                    int operation);
+    /* The same of a comparison, 1 or 0; out[n] = condition[n] ? x[n] : y[n]. */
+    void (*compare)(uint8_t *out, const float *x, const float *y, int64_t n, int x_step, int y_step,
+                    int operation);
+    void (*choose)(float *out, const uint8_t *condition, const float *x, const float *y, int64_t n,
+                   int x_step, int y_step);
     /* z[n] += bias[n]; y[n] = f(z[n]) + residual[n]. bias and residual may be NULL; y may be z. */
     void (*epilogue)(float *y, float *z, const float *bias, const float *residual, int64_t n,
                      int function);
@@ -127,6 +132,9 @@ typedef struct {
 } Kernels;
 
 extern const Kernels *kernels;
+
+/* For vsplit: the bits of the float next to sqrt(1 / 2). */
+enum { HALF_ROOT = 0x3f3504f3 };
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 

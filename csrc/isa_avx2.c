@@ -45,6 +45,14 @@ INLINE vf vcopysign(vf x, vf sign)
     return _mm256_or_ps(_mm256_andnot_ps(bit, x), _mm256_and_ps(bit, sign));
 }
 INLINE vm vless(vf x, vf y) { return _mm256_cmp_ps(x, y, _CMP_LT_OQ); }
+INLINE vm vless_equal(vf x, vf y) { return _mm256_cmp_ps(x, y, _CMP_LE_OQ); }
+INLINE vm vequal(vf x, vf y) { return _mm256_cmp_ps(x, y, _CMP_EQ_OQ); }
+INLINE int vany(vm m) { return _mm256_movemask_ps(m) != 0; }
+INLINE vm vtrue(const uint8_t *p)
+{
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(wide, _mm256_setzero_si256()));
+}
 INLINE vm vnan(vf x) { return _mm256_cmp_ps(x, x, _CMP_UNORD_Q); }
 INLINE vf vselect(vm m, vf x, vf y) { return _mm256_blendv_ps(y, x, m); }
 INLINE vf vround(vf x) { return _mm256_round_ps(x, 0x08); } /* to nearest even, quietly */
@@ -52,6 +60,15 @@ INLINE vf vround(vf x) { return _mm256_round_ps(x, 0x08); } /* to nearest even, 
 INLINE vf vexponent(vf x)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
+}
+
+INLINE vf vrest(vf x, vf y, vf product) { return _mm256_fmsub_ps(x, y, product); }
+INLINE vf vsplit(vf x, vf *exponent)
+{
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i whole = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(HALF_ROOT)), 23);
+    *exponent = _mm256_cvtepi32_ps(whole);
+    return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(whole, 23)));
 }
 
 INLINE vf power_of_two(__m256i n)

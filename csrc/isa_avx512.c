@@ -43,6 +43,14 @@ INLINE vf vcopysign(vf x, vf sign)
     return _mm512_or_ps(_mm512_andnot_ps(bit, x), _mm512_and_ps(bit, sign));
 }
 INLINE vm vless(vf x, vf y) { return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ); }
+INLINE vm vless_equal(vf x, vf y) { return _mm512_cmp_ps_mask(x, y, _CMP_LE_OQ); }
+INLINE vm vequal(vf x, vf y) { return _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ); }
+INLINE int vany(vm m) { return m != 0; }
+INLINE vm vtrue(const uint8_t *p)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
 INLINE vm vnan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
 INLINE vf vselect(vm m, vf x, vf y) { return _mm512_mask_blend_ps(m, y, x); }
 INLINE vf vround(vf x) { return _mm512_roundscale_ps(x, 0x08); } /* to nearest even, quietly */
@@ -50,6 +58,14 @@ INLINE vf vscale(vf x, vf n) { return _mm512_scalef_ps(x, n); }  /* x * 2^n */
 INLINE vf vexponent(vf x)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
+}
+INLINE vf vrest(vf x, vf y, vf product) { return _mm512_fmsub_ps(x, y, product); }
+INLINE vf vsplit(vf x, vf *exponent)
+{
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i whole = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(HALF_ROOT)), 23);
+    *exponent = _mm512_cvtepi32_ps(whole);
+    return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(whole, 23)));
 }
 INLINE float vsum(vf x) { return _mm512_reduce_add_ps(x); }
 INLINE float vlargest(vf x) { return _mm512_reduce_max_ps(x); }

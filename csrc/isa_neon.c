@@ -43,6 +43,17 @@ INLINE vf vsqrt(vf x) { return vsqrtq_f32(x); }
 INLINE vf vabs(vf x) { return vabsq_f32(x); }
 INLINE vf vcopysign(vf x, vf sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, x); }
 INLINE vm vless(vf x, vf y) { return vcltq_f32(x, y); }
+INLINE vm vless_equal(vf x, vf y) { return vcleq_f32(x, y); }
+INLINE vm vequal(vf x, vf y) { return vceqq_f32(x, y); }
+INLINE int vany(vm m) { return vmaxvq_u32(m) != 0; }
+INLINE vm vtrue(const uint8_t *p)
+{
+    uint32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    uint16x8_t words = vmovl_u8(vcreate_u8(bytes));
+    uint32x4_t wide = vmovl_u16(vget_low_u16(words));
+    return vtstq_u32(wide, wide);
+}
 INLINE vm vnan(vf x) { return vmvnq_u32(vceqq_f32(x, x)); }
 INLINE vf vselect(vm m, vf x, vf y) { return vbslq_f32(m, x, y); }
 INLINE vf vround(vf x) { return vrndnq_f32(x); }
@@ -50,6 +61,15 @@ INLINE vf vround(vf x) { return vrndnq_f32(x); }
 INLINE vf vexponent(vf x)
 {
     return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), 23));
+}
+
+INLINE vf vrest(vf x, vf y, vf product) { return vnegq_f32(vfmsq_f32(product, x, y)); }
+INLINE vf vsplit(vf x, vf *exponent)
+{
+    int32x4_t bits = vreinterpretq_s32_f32(x);
+    int32x4_t whole = vshrq_n_s32(vsubq_s32(bits, vdupq_n_s32(HALF_ROOT)), 23);
+    *exponent = vcvtq_f32_s32(whole);
+    return vreinterpretq_f32_s32(vsubq_s32(bits, vshlq_n_s32(whole, 23)));
 }
 
 INLINE vf power_of_two(int32x4_t n)

@@ -41,7 +41,11 @@ INLINE vf vdiv(vf x, vf y) { return x / y; }
 INLINE vf vfma(vf x, vf y, vf z) { return x * y + z; }
 INLINE vf vfnma(vf x, vf y, vf z) { return z - x * y; }
 INLINE vm vless(vf x, vf y) { return (vm)(x < y); }
+INLINE vm vless_equal(vf x, vf y) { return (vm)(x <= y); }
+INLINE vm vequal(vf x, vf y) { return (vm)(x == y); }
 INLINE vm vnan(vf x) { return (vm)(x != x); }
+INLINE int vany(vm m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
+INLINE vm vtrue(const uint8_t *p) { return (vm)((vm){p[0], p[1], p[2], p[3]} != 0); }
 INLINE vf vselect(vm m, vf x, vf y) { return (vf)((m & (vm)x) | (~m & (vm)y)); }
 INLINE vf vmax(vf x, vf y) { return vselect(vless(y, x), x, y); }
 INLINE vf vmin(vf x, vf y) { return vselect(vless(x, y), x, y); }
@@ -53,6 +57,13 @@ INLINE float vlargest(vf x)
 {
     float left = x[0] > x[2] ? x[0] : x[2], right = x[1] > x[3] ? x[1] : x[3];
     return left > right ? left : right;
+}
+
+typedef double vd __attribute__((vector_size(32)));
+INLINE vf vrest(vf x, vf y, vf product)
+{
+    vd exact = __builtin_convertvector(x, vd) * __builtin_convertvector(y, vd);
+    return __builtin_convertvector(exact - __builtin_convertvector(product, vd), vf);
 }
 
 /* A sum of squares in double precision. */
@@ -78,6 +89,14 @@ INLINE vf vexponent(vf x) { return (vf)((vm)x << 23); }
  * exponent in its lowest bits. */
 INLINE vf power_of_two(vf n) { return vexponent(n + (12582912.0f + 127)); }
 
+typedef int32_t vi __attribute__((vector_size(16)));
+INLINE vf vsplit(vf x, vf *exponent)
+{
+    vi whole = ((vi)x - HALF_ROOT) >> 23;
+    *exponent = __builtin_convertvector(whole, vf);
+    return (vf)((vi)x - (whole << 23));
+}
+
 /* x * 2^n for integral n in -160 ... 130, in two steps so that neither factor overflows. */
 INLINE vf vscale(vf x, vf n)
 {
@@ -86,7 +105,6 @@ INLINE vf vscale(vf x, vf n)
 }
 
 /* Packed weights: see isa_packed.h. */
-typedef int32_t vi __attribute__((vector_size(16)));
 typedef int16_t words __attribute__((vector_size(16)));
 typedef int8_t half_bytes __attribute__((vector_size(8)));
 typedef struct { words low, high; } vb;

@@ -3,7 +3,10 @@
  *   vf a vector of VL floats, vm a mask of lanes        vset vload vstore, _part for n < VL lanes
  *   vadd vsub vmul vdiv vsqrt vabs vcopysign vround     vfma(x, y, z) = x y + z,  vfnma = z - x y
  *   vmax(x, y) = x > y ? x : y, vmin likewise: y where either is NaN
- *   vscale(x, n) = x 2^n      vless vnan, vselect(m, x, y) = m ? x : y      vsum, vlargest over lanes
+ *   vscale(x, n) = x 2^n      vless vless_equal vequal vnan, vselect(m, x, y) = m ? x : y
+ *   vany(m), vsum, vlargest over lanes      vtrue(p): which of VL bytes are not 0
+ *   vrest(x, y, p) = x y - p, exactly, p being the rounded product
+ *   vsplit(x, &e): m of sqrt(1/2) ... sqrt(2) and integral e with x = m 2^e, x no less than 2^-126
  *   vexponent(x): the float whose sign and exponent are the lowest 9 bits of x, its fraction 0
  *
  * The last, partial vector of a row runs the same instructions on padded lanes, so that a value
@@ -12,6 +15,7 @@
 #include "minifm.h"
 
 #include <math.h>
+#include <string.h>
 
 /* The next vector of a row with `left` numbers to go; missing lanes hold `fill`. */
 INLINE vf vget(const float *p, int64_t left, float fill)
@@ -65,18 +69,22 @@ INLINE void vput(float *p, vf x, int64_t left)
 
 /* -- functions of one variable ---------------------------------------------------------------- */
 
-/* e^r - 1, r = x - n log 2 in +- log 2 / 2: r + r^2 P(r), P a minimax polynomial (relative error
- * 3e-9) whose pairs of terms need not wait for each other. log 2 is split so that n * HIGH is
- * exact. */
-INLINE vf exp_rest(vf x, vf n)
+/* e^r - 1, r in +- log 2 / 2: r + r^2 P(r), P a minimax polynomial (relative error 3e-9) whose
+ * pairs of terms need not wait for each other. */
+INLINE vf exp_near_0(vf r)
 {
-    vf r = vfnma(n, vset(0.693359375f), x);
-    r = vfnma(n, vset(-2.12194440e-4f), r);
     vf square = vmul(r, r);
     vf low = vfma(vset(1.666651964e-1f), r, vset(4.999999404e-1f));
     vf high = vfma(vset(8.368780836e-3f), r, vset(4.166839272e-2f));
     high = vfma(vset(1.381446724e-3f), square, high);
     return vfma(vfma(high, square, low), square, r);
+}
+
+/* e^r - 1, r = x - n log 2, with log 2 split so that n * HIGH is exact. */
+INLINE vf exp_rest(vf x, vf n)
+{
+    vf r = vfnma(n, vset(0.693359375f), x);
+    return exp_near_0(vfnma(n, vset(-2.12194440e-4f), r));
 }
 
 /* e^x, x = n log 2 + r. Beyond the clamp the result is 0 or infinity; NaN passes through. */
@@ -157,9 +165,152 @@ INLINE vf vsign(vf x)
 INLINE vf vmaximum(vf x, vf y) { return vselect(vnan(x), x, vmax(x, y)); }
 INLINE vf vminimum(vf x, vf y) { return vselect(vnan(x), x, vmin(x, y)); }
 
+INLINE vf vnegative(vf x) { return vsub(vset(-0.0f), x); }
+
+/* x = m 2^e as vsplit has it, of smaller numbers too. */
+INLINE vf split_any(vf x, vf *e)
+{
+    vm small = vless(x, vset(0x1p-126f));
+    vf m = vsplit(vselect(small, vmul(x, vset(0x1p23f)), x), e);
+    *e = vselect(small, vsub(*e, vset(23)), *e);
+    return m;
+}
+
+/* e log 2 + log m: f - f^2 / 2 + f^3 P(f), f = m - 1, P the minimax polynomial (relative error of
+ * log m 6e-9). */
+INLINE vf vlog(vf x)
+{
+    vf e, m = split_any(x, &e), f = vsub(m, vset(1)), square = vmul(f, f);
+    vf p = vset(-7.63642788e-2f);
+    p = vfma(p, f, vset(1.27622128e-1f));
+    p = vfma(p, f, vset(-1.31596103e-1f));
+    p = vfma(p, f, vset(1.42015800e-1f));
+    p = vfma(p, f, vset(-1.66234091e-1f));
+    p = vfma(p, f, vset(2.00012416e-1f));
+    p = vfma(p, f, vset(-2.50008196e-1f));
+    p = vfma(p, f, vset(3.33333313e-1f));
+    vf y = vfma(vmul(p, f), square, vmul(e, vset(-2.12194440e-4f)));
+    y = vadd(f, vfma(vset(-0.5f), square, y));
+    y = vfma(e, vset(0.693359375f), y);
+    y = vselect(vless(vset(0), x), y, vselect(vless(x, vset(0)), vset(NAN), vset(-INFINITY)));
+    return vselect(vless(x, vset(INFINITY)), y, x);
+}
+
+/* sin(x + quarters pi / 2) for |x| <= NEAR. After Cody & Waite (1980), pi / 2 is taken off in parts
+ * of 11 bits, whose products with n < 2^13 are exact; what the last differences round off is kept
+ * (low). Relative errors of the minimax polynomials: 5e-9 and 2e-10. */
+static const float NEAR = 12800;
+
+INLINE vf vsine_near(vf x, const float quarters)
+{
+    vf t = vabs(x), n = vround(vmul(t, vset(0.636619772f)));
+    vf r = vfnma(n, vset(0x1.fbp-12f), vfnma(n, vset(0x1.92p+0f), t));
+    vf third = vfnma(n, vset(0x1.51p-22f), r), low = vfnma(n, vset(0x1.51p-22f), vsub(r, third));
+    vf high = vfnma(n, vset(0x1.0bp-34f), third);
+    low = vadd(low, vfnma(n, vset(0x1.0bp-34f), vsub(third, high)));
+    low = vfnma(n, vset(0x1.184698p-44f), low);
+    r = vadd(high, low);
+    vf s = vmul(r, r), sine = vset(-1.95051456e-4f), cosine = vset(2.44120856e-5f);
+    sine = vfma(sine, s, vset(8.33209325e-3f));
+    sine = vfma(sine, s, vset(-1.66666538e-1f));
+    sine = vadd(high, vfma(vmul(sine, s), r, low));
+    cosine = vfma(cosine, s, vset(-1.38871302e-3f));
+    cosine = vfma(cosine, s, vset(4.16666418e-2f));
+    cosine = vfma(vfma(cosine, s, vset(-0.5f)), s, vset(1));
+    /* the quadrant, 0 ... 3: the second half of a turn is the negative of the first */
+    vf q = vadd(n, vset(quarters));
+    q = vfnma(vset(4), vround(vfma(q, vset(0.25f), vset(-0.375f))), q);
+    vm negative = vless(vset(1.5f), q);
+    vf y = vselect(vless(vset(0.5f), vselect(negative, vsub(q, vset(2)), q)), cosine, sine);
+    return vselect(negative, vnegative(y), y);
+}
+
+/* Lanes beyond NEAR, one by one by the C library, which knows pi to as many digits as they need. */
+static TARGET __attribute__((noinline)) vf sine_far(vf y, vf x, float (*exact)(float))
+{
+    float found[VL], given[VL];
+    vstore(found, y);
+    vstore(given, x);
+    for (int l = 0; l < VL; l++)
+        if (fabsf(given[l]) > NEAR)
+            found[l] = exact(given[l]);
+    return vload(found);
+}
+
+INLINE vf vsin(vf x)
+{
+    vf y = vmul(vsine_near(x, 0), vcopysign(vset(1), x));
+    return vany(vless(vset(NEAR), vabs(x))) ? sine_far(y, x, sinf) : y;
+}
+
+INLINE vf vcos(vf x)
+{
+    vf y = vsine_near(x, 1);
+    return vany(vless(vset(NEAR), vabs(x))) ? sine_far(y, x, cosf) : y;
+}
+
+/* log2 of x > 0 as a sum, *low the smaller part: e + log2 m, and log2 m = 2 / log 2 artanh s with
+ * s = (m - 1) / (m + 1). x^y asks of it 7 bits more than a float has, so all but the last term of
+ * artanh s = s + s^3 / 3 + s^5 P(s^2) is kept with what its roundings leave. */
+INLINE vf vlog2_sum(vf x, vf *low)
+{
+    const float third = 0.333333343f, third_low = -9.93410748e-9f;
+    const float scale = 2.88539004f, scale_low = 3.85192607e-8f;
+    vf e, m = split_any(x, &e), above = vsub(m, vset(1)), below = vadd(m, vset(1));
+    vf below_low = vsub(m, vsub(below, vset(1))), inverse = vdiv(vset(1), below);
+    vf s = vmul(above, inverse), product = vmul(s, below);
+    vf missing = vsub(vsub(above, product), vrest(s, below, product));
+    vf s_low = vmul(vfnma(s, below_low, missing), inverse), z = vmul(s, s);
+    vf q = vmul(z, vset(third)), q_low = vfma(z, vset(third_low), vrest(z, vset(third), q));
+    q_low = vfma(vrest(s, s, z), vset(third), q_low);
+    vf cube = vmul(s, q), cube_low = vfma(s, q_low, vrest(s, q, cube));
+    vf p = vset(1.17100701e-1f);
+    p = vfma(p, z, vset(1.42735392e-1f));
+    p = vfma(p, z, vset(2.00000763e-1f));
+    vf tail = vfma(vmul(p, z), vmul(s, z), vfma(s_low, z, vadd(cube_low, s_low)));
+    vf sum = vadd(s, cube), sum_low = vadd(vadd(vsub(s, sum), cube), tail);
+    vf first = vmul(sum, vset(scale));
+    vf rest = vfma(sum, vset(scale_low), vrest(sum, vset(scale), first));
+    rest = vfma(sum_low, vset(scale), rest);
+    vf log_m = vadd(first, rest), high = vadd(e, log_m);
+    *low = vadd(vadd(vsub(e, high), log_m), vadd(vsub(first, log_m), rest));
+    return high;
+}
+
+/* Whether x >= 0 is integral: adding 2^23 rounds to an integer what is smaller. */
+INLINE vm vwhole(vf x)
+{
+    vf rounded = vsub(vadd(x, vset(0x1p23f)), vset(0x1p23f));
+    return vequal(vselect(vless(x, vset(0x1p23f)), rounded, x), x);
+}
+
+/* x^y = 2^(y log2 |x|), with the sign of x where y is odd; the exceptions are those of C's pow. */
+INLINE vf vpower(vf x, vf y)
+{
+    const float largest = 3.40282347e38f;
+    vf t = vabs(x), low, exponent = vmax(vset(-largest), vmin(vset(largest), y));
+    vf high = vlog2_sum(t, &low);
+    vm ordinary = vless(vset(0), t);
+    high = vselect(ordinary, high, vset(-INFINITY));
+    high = vselect(vless(t, vset(INFINITY)), high, t);
+    vf p = vmul(exponent, high);
+    vf rest = vfma(exponent, low, vrest(exponent, high, p));
+    rest = vmax(vset(-1), vmin(rest, vset(1)));         /* NaN beside an infinity: 1 */
+    p = vmax(vset(-160), vmin(vset(130), p));
+    vf n = vround(p), r = vmul(vadd(vsub(p, n), rest), vset(0.693147181f));
+    vf size = vscale(vadd(exp_near_0(r), vset(1)), n);
+    vf whole = vabs(exponent), half = vmul(whole, vset(0.5f));
+    vf odd = vselect(vwhole(half), vset(1), vcopysign(vset(1), x));
+    vf signed_size = vmul(size, vselect(vwhole(whole), odd, vset(1)));
+    vf root = vselect(vwhole(whole), signed_size, vset(NAN));      /* of a negative number */
+    vf found = vselect(vless(x, vset(0)), vselect(vless(t, vset(INFINITY)), root, signed_size),
+                       signed_size);
+    found = vselect(vnan(x), x, vselect(vnan(y), y, found));
+    return vselect(vequal(x, vset(1)), x, vselect(vequal(y, vset(0)), vset(1), found));
+}
+
 INLINE vf vrelu(vf x) { return vmax(vset(0), x); }
 INLINE vf vsilu(vf x) { return vmul(x, vsigmoid(x)); }
-INLINE vf vnegative(vf x) { return vsub(vset(-0.0f), x); }
 
 /* Phi, the normal distribution function, and *density = e^(-x^2 / 2), with which its tail ends:
  * Phi(-|x|) = density * k P(k), k = 1 / (1 + 0.32 |x|), after Hastings (1955), who has it as
@@ -247,6 +398,9 @@ static TARGET void row_map(float *y, const float *x, int64_t n, int function)
     case MINIFM_NEGATIVE: MAP(vnegative)
     case MINIFM_ABSOLUTE: MAP(vabs)
     case MINIFM_SIGN: MAP(vsign)
+    case MINIFM_LOG: MAP(vlog)
+    case MINIFM_SIN: MAP(vsin)
+    case MINIFM_COS: MAP(vcos)
     }
 }
 
@@ -279,14 +433,16 @@ static TARGET void row_epilogue(float *y, float *z, const float *bias, const flo
 }
 
 /* Both operands vectors, or one of them a single number. */
-#define BINARY(f)                                                                             \
+#define OF_TWO(put, f)                                                                        \
     if (x_step && y_step)                                                                     \
-        EACH_VECTOR vput(out + i, f(vget(x + i, left, 1), vget(y + i, left, 1)), left);       \
+        EACH_VECTOR put(out + i, f(vget(x + i, left, 1), vget(y + i, left, 1)), left);        \
     else if (x_step)                                                                          \
-        EACH_VECTOR vput(out + i, f(vget(x + i, left, 1), vset(*y)), left);                   \
+        EACH_VECTOR put(out + i, f(vget(x + i, left, 1), vset(*y)), left);                    \
     else                                                                                      \
-        EACH_VECTOR vput(out + i, f(vset(*x), vget(y + i, left, 1)), left);                   \
+        EACH_VECTOR put(out + i, f(vset(*x), vget(y + i, left, 1)), left);                    \
     break;
+#define BINARY(f) OF_TWO(vput, f)
+#define COMPARE(f) OF_TWO(vput_truth, f)
 
 static TARGET void row_binary(float *out, const float *x, const float *y, int64_t n, int x_step,
                               int y_step, int operation)
@@ -298,6 +454,37 @@ static TARGET void row_binary(float *out, const float *x, const float *y, int64_
     case MINIFM_DIVIDE: BINARY(vdiv)
     case MINIFM_MAXIMUM: BINARY(vmaximum)
     case MINIFM_MINIMUM: BINARY(vminimum)
+    case MINIFM_POWER: BINARY(vpower)
+    }
+}
+
+INLINE void vput_truth(uint8_t *p, vm m, int64_t left)
+{
+    int8_t bytes[VL];
+    vstore_bytes(bytes, vselect(m, vset(1), vset(0)));
+    memcpy(p, bytes, (size_t)(left < VL ? left : VL));
+}
+
+static TARGET void row_compare(uint8_t *out, const float *x, const float *y, int64_t n, int x_step,
+                               int y_step, int operation)
+{
+    switch (operation) {
+    case MINIFM_LESS: COMPARE(vless)
+    case MINIFM_LESS_EQUAL: COMPARE(vless_equal)
+    case MINIFM_EQUAL: COMPARE(vequal)
+    }
+}
+
+static TARGET void row_choose(float *out, const uint8_t *condition, const float *x, const float *y,
+                              int64_t n, int x_step, int y_step)
+{
+    EACH_VECTOR
+    {
+        uint8_t bytes[VL] = {0};
+        memcpy(bytes, condition + i, (size_t)(left < VL ? left : VL));
+        vf first = x_step ? vget(x + i, left, 0) : vset(*x);
+        vf second = y_step ? vget(y + i, left, 0) : vset(*y);
+        vput(out + i, vselect(vtrue(bytes), first, second), left);
     }
 }
 
@@ -761,7 +948,8 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \
     .sum = row_sum, .sum_of_squares = row_sum_of_squares, .exp_sum = row_exp_sum,           \
     .scale = row_scale,                                                                     \
-    .shift_scale = row_shift_scale, .binary = row_binary, .ema = row_ema,                   \
+    .shift_scale = row_shift_scale, .binary = row_binary, .compare = row_compare,           \
+    .choose = row_choose, .ema = row_ema,                                                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \
     .rmsnorm = row_rmsnorm, .rmsnorm_backward = row_rmsnorm_backward, .adamw = row_adamw,   \
     .squares = row_squares, .centred_dot = row_centred_dot, .affine = row_affine,           \

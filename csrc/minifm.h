@@ -25,13 +25,17 @@ enum {
     MINIFM_IDENTITY,
     MINIFM_RELU, MINIFM_SILU, MINIFM_GELU, MINIFM_GELU_TANH, MINIFM_GELU_QUICK,
     MINIFM_SIGMOID, MINIFM_TANH, MINIFM_EXP, MINIFM_ERF, MINIFM_SQRT, MINIFM_NEGATIVE,
-    MINIFM_ABSOLUTE, MINIFM_SIGN,
+    MINIFM_ABSOLUTE, MINIFM_SIGN, MINIFM_LOG, MINIFM_SIN, MINIFM_COS,
 };
 
 /* Functions of two. */
 enum {
     MINIFM_ADD, MINIFM_SUBTRACT, MINIFM_MULTIPLY, MINIFM_DIVIDE, MINIFM_MAXIMUM, MINIFM_MINIMUM,
+    MINIFM_POWER,
 };
+
+/* Comparisons. */
+enum { MINIFM_LESS, MINIFM_LESS_EQUAL, MINIFM_EQUAL };
 
 /* -- memory: pool.c ---------------------------------------------------------------------------- */
 
@@ -98,10 +102,15 @@ void minifm_map_backward(float *dx, const float *dy, const float *x, int64_t n, 
 /* out[n] = x[n] op y[n]; an operand whose step is 0 is one number. out may be x or y. */
 void minifm_binary(float *out, const float *x, const float *y, int64_t n, int x_step, int y_step,
                    int operation);
-/* The same on arrays of up to 8 dimensions, x and y by strides (0: broadcast), out contiguous.
+/* The same on arrays of up to 64 dimensions, x and y by strides (0: broadcast), out contiguous.
  * sizes_strides is shape[ndim], strides of x[ndim], strides of y[ndim]. */
 void minifm_binary_strided(float *out, const float *x, const float *y, int ndim,
                            const int64_t *sizes_strides, int operation);
+/* Likewise a comparison, 1 or 0 a byte; and out = condition ? x : y, whose strides come first. */
+void minifm_compare(uint8_t *out, const float *x, const float *y, int ndim,
+                    const int64_t *sizes_strides, int operation);
+void minifm_choose(float *out, const uint8_t *condition, const float *x, const float *y, int ndim,
+                   const int64_t *sizes_strides);
 
 /* -- reduce.c ------------------------------------------------------------------------------------ */
 
@@ -113,8 +122,8 @@ int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inn
  * (n > 0), and NaN where there is one; `operation` is MINIFM_MAXIMUM or MINIFM_MINIMUM. */
 void minifm_extreme(float *out, const float *x, int64_t outer, int64_t n, int64_t inner,
                     int operation);
-/* out[rows] = the first place of the largest of x[rows, n], n > 0, or of the first NaN. */
-void minifm_argmax(int64_t *out, const float *x, int64_t rows, int64_t n);
+/* Likewise the first place of the largest, or of the first NaN. */
+void minifm_argmax(int64_t *out, const float *x, int64_t outer, int64_t n, int64_t inner);
 
 /* -- norm.c -------------------------------------------------------------------------------------- */
 
@@ -230,6 +239,15 @@ int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, in
 /* dw[ids[i]] += dy[i] for i = 0, 1, ..., in that order. Returns the same; then dw is unchanged. */
 int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, int64_t n,
                               int64_t rows, int64_t width);
+
+/* out[outer, k, inner] = x[outer, n, inner] where index[outer, k, inner] says in the middle dimension,
+ * a negative one from its end; and the adjoint: out[outer, n, inner] = 0, values[outer, k, inner]
+ * added at these places, in the order of k. They return -1, and do nothing, where a place is
+ * outside. */
+int minifm_take_along(float *out, const float *x, const int64_t *index, int64_t outer, int64_t k,
+                      int64_t n, int64_t inner);
+int minifm_add_along(float *out, const float *values, const int64_t *index, int64_t outer,
+                     int64_t k, int64_t n, int64_t inner);
 
 /* y[batch, positions, heads, 2 half] = x [batch, heads, positions, 2 half], by strides but for the
  * last, with each pair (x_d, x_{d + half}) rotated; cos, sin [batch, positions, half], where a new

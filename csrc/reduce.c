@@ -1,10 +1,11 @@
-/* Sums and extremes. The order in which numbers are added is a function of how many there are and of whether
- * they lie side by side (lanes of a vector) or apart (one row added to the next), and of nothing
- * else: not of the threads, and not of how many other sums are taken in the same call. The one
- * case that changes sides: a column that is alone lies side by side.
+/* Sums and extremes. The order in which numbers are added is a function of how many there are and
+ * of whether they lie side by side (lanes of a vector) or apart (one row added to the next), and of
+ * nothing else: not of the threads, and not of how many other sums are taken in the same call. The
+ * one case that changes sides: a column that is alone lies side by side.
  */
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 #include <string.h>
@@ -149,16 +150,16 @@ static void extreme_of_rows(void *context, int64_t begin, int64_t end)
         ((float *)e->out)[i] = kernels->extreme(e->x + i * e->n, e->n, e->operation);
 }
 
-/* Each of the outer dimension's blocks [n, inner], row by row. */
-static void extreme_of_blocks(void *context, int64_t begin, int64_t end)
+/* A strip of columns of each of the outer dimension's blocks [n, inner], row by row. */
+static void extreme_of_strips(void *context, int64_t begin, int64_t end)
 {
     const Extremes *e = context;
     for (int64_t i = begin; i < end; i++) {
-        float *out = (float *)e->out + i * e->inner;
-        const float *x = e->x + i * e->n * e->inner;
-        memcpy(out, x, (size_t)e->inner * sizeof *out);
+        const Strip s = strip_of(i, e->n, e->inner);
+        float *out = (float *)e->out + s.out;
+        memcpy(out, e->x + s.in, (size_t)s.width * sizeof *out);
         for (int64_t j = 1; j < e->n; j++)
-            kernels->binary(out, out, x + j * e->inner, e->inner, 1, 1, e->operation);
+            kernels->binary(out, out, e->x + s.in + j * e->inner, s.width, 1, 1, e->operation);
     }
 }
 
@@ -166,7 +167,11 @@ void minifm_extreme(float *out, const float *x, int64_t outer, int64_t n, int64_
                     int operation)
 {
     Extremes e = {out, x, n, inner, operation};
-    parallel_for(outer, grain_of(n * inner), inner == 1 ? extreme_of_rows : extreme_of_blocks, &e);
+    if (inner == 1)
+        parallel_for(outer, grain_of(n), extreme_of_rows, &e);
+    else
+        parallel_for(strips(outer, inner), grain_of(n * smaller(inner, STRIP)), extreme_of_strips,
+                     &e);
 }
 
 static void argmax_of_rows(void *context, int64_t begin, int64_t end)
@@ -181,8 +186,32 @@ static void argmax_of_rows(void *context, int64_t begin, int64_t end)
     }
 }
 
-void minifm_argmax(int64_t *out, const float *x, int64_t rows, int64_t n)
+/* The largest of every column, then, from the last row up, where it is. */
+static void argmax_of_strips(void *context, int64_t begin, int64_t end)
 {
-    Extremes e = {out, x, n, 1, MINIFM_MAXIMUM};
-    parallel_for(rows, grain_of(n), argmax_of_rows, &e);
+    const Extremes *e = context;
+    float largest[STRIP];
+    for (int64_t i = begin; i < end; i++) {
+        const Strip s = strip_of(i, e->n, e->inner);
+        const float *x = e->x + s.in;
+        int64_t *place = (int64_t *)e->out + s.out;
+        memcpy(largest, x, (size_t)s.width * sizeof *x);
+        for (int64_t j = 1; j < e->n; j++)
+            kernels->binary(largest, largest, x + j * e->inner, s.width, 1, 1, MINIFM_MAXIMUM);
+        for (int64_t j = e->n - 1; j >= 0; j--) {
+            const float *row = x + j * e->inner;
+            for (int64_t c = 0; c < s.width; c++)
+                place[c] = row[c] == largest[c] || row[c] != row[c] ? j : place[c];
+        }
+    }
+}
+
+void minifm_argmax(int64_t *out, const float *x, int64_t outer, int64_t n, int64_t inner)
+{
+    Extremes e = {out, x, n, inner, MINIFM_MAXIMUM};
+    if (inner == 1)
+        parallel_for(outer, grain_of(n), argmax_of_rows, &e);
+    else
+        parallel_for(strips(outer, inner), grain_of(n * smaller(inner, STRIP)), argmax_of_strips,
+                     &e);
 }

@@ -97,7 +97,7 @@ def test_special_values_agree_with_the_reference(other_isa, op):
     parity.special_values_agree(op)
 
 
-@pytest.mark.parametrize("name", ["exp", "tanh", "erf", "sigmoid"])
+@pytest.mark.parametrize("name", WIDE)
 def test_transcendentals_are_within_4_ulp(other_isa, name):
     low, high = WIDE[name]
     x = np.concatenate([np.linspace(low, high, 20_001), np.geomspace(1e-30, high, 5_000)])
@@ -335,6 +335,7 @@ def cases():
     ids, rows = np.random.default_rng(3).integers(0, 50, 3000), normal(3000, 130)
     targets = np.where(np.arange(260) % 7, np.arange(260) % 130, -100)
     mask = np.random.default_rng(4).random((2, 130)) < 0.8
+    places = np.random.default_rng(5).integers(0, 130, (260, 50))
     many = normal(5000, 7)
     photos, filters = normal(5, 12, 23, 37), normal(40, 12, 3, 3, seed=1)
     maps, narrow = normal(5, 40, 23, 37, seed=2), normal(40, 4, 3, 2, seed=3)
@@ -424,7 +425,16 @@ def cases():
             *c.attention(q[:, :, :1], k, v, None, None, True, 0.2)),
         "cross_entropy": lambda c: loss(c, 0.0),
         "cross_entropy smoothed": lambda c: loss(c, 0.1),
-        "extremes": lambda c: (c.max(flat), c.max(x, 0), c.min(x, 1), c.argmax(x)),
+        "extremes": lambda c: (c.max(flat), c.max(x, 0), c.min(x, 1), c.argmax(x), c.argmax(x, 0)),
+        "comparisons and choices": lambda c: (
+            c.less(flat, 0.5), c.greater_equal(x, x[:, :1]), c.equal(x, dy.T[:1, :1]),
+            c.where(c.less(x, dy), x, dy), c.where(x > 0, x[:, :1], 0.0)),
+        "places": lambda c: (
+            c.take_along(x, places, 1), c.add_along(x.shape, places, dy[:, :50], 1),
+            c.scatter_add(x.shape, (places[:, 0], places[:, 1]), dy[:, 0]),
+            c.scatter_add((9,), places.reshape(-1) % 9, dy[:, :50].reshape(-1))),
+        "functions": lambda c: (c.log(np.abs(flat)), c.sin(flat * 9e3), c.cos(flat * 9e3),
+                                c.power(np.abs(flat), 1.7)),
         "rope": lambda c: c.rope(q, k[0, 0, :, :20], v[0, 0, :, :20], False),
         "embedding": lambda c: c.embedding(rows[:50], ids),
         "embedding_backward": lambda c: c.embedding_backward(rows, ids, 50, None),
@@ -620,7 +630,12 @@ def test_gpt_in_a_batch_or_from_a_cache_is_the_full_forward(c, heads, width, len
 
 # -- memory ----------------------------------------------------------------------------------------
 
-POISON = 0x7FC0DEAD     # a NaN that no kernel makes
+POISON = 0x7FC0DEAD     # a NaN that no kernel makes; its last byte is no truth value
+
+
+def poison(word):
+    """As much of it as an unsigned integer type holds."""
+    return POISON & np.iinfo(word).max
 
 
 class GuardedOutputs:
@@ -632,12 +647,14 @@ class GuardedOutputs:
         self.numpy = SimpleNamespace(**{**vars(np), "empty": self.empty})
 
     def empty(self, shape, dtype):
-        if np.dtype(dtype).itemsize < 4:        # packed codes: see test_packed.py
+        dtype = np.dtype(dtype)
+        if dtype.itemsize < 4 and dtype.kind != "b":        # packed codes: see test_packed.py
             return np.empty(shape, dtype)
-        each = np.dtype(dtype).itemsize // 4
+        word = np.dtype(np.uint8 if dtype.kind == "b" else np.uint32)
+        each = dtype.itemsize // word.itemsize
         words = int(np.prod(shape)) * each
-        room = np.full(words + 2 * self.margin + 1, POISON, np.uint32)
-        start = self.margin + (room.ctypes.data // 4 + self.margin) % each
+        room = np.full(words + 2 * self.margin + 1, poison(word), word)
+        start = self.margin + (room.ctypes.data // word.itemsize + self.margin) % each
         self.given.append((room, start, start + words))
         return room[start : start + words].view(dtype).reshape(shape)
 
@@ -649,9 +666,9 @@ class GuardedOutputs:
 
     def check(self):
         for room, start, end in self.given:
-            assert (room[:start] == POISON).all() and (room[end:] == POISON).all(), (
-                "a kernel wrote beside its output")
-            assert not (room[start:end] == POISON).any(), "a kernel left its output unwritten"
+            spoilt = room == poison(room.dtype)
+            assert spoilt[:start].all() and spoilt[end:].all(), "a kernel wrote beside its output"
+            assert not spoilt[start:end].any(), "a kernel left its output unwritten"
 
 
 @pytest.mark.parametrize("op", EVERY_OP)
@@ -804,13 +821,132 @@ def test_numpy_computes_nothing_uncounted(c, op, data):
     assert called <= c.fallbacks
 
 
-def test_places_added_up_by_numpy_are_counted(c):
-    c.fallbacks.clear()
-    c.scatter_add((5, 2), (np.array([1, 1]), np.array([0, 1])), normal(2))
-    c.scatter_add((5,), slice(1, 3), normal(2))
-    c.scatter_add((5,), np.array([1, -1]), normal(2))
-    c.scatter_add((5,), np.array([1, 1]), np.ones(2))
-    assert c.fallbacks == {"scatter_add": 1}
+PLACES = [
+    slice(1, 3), np.array([1, -1, 1]), np.array(2), (np.array([1, 1]), np.array([0, -4])),
+    (np.array([[0], [2]]), slice(None), np.array([1, 1, 0])), (..., np.array([2, 2, 0])),
+    (slice(None, None, 2), None, np.array([3, 0, 3, 3])), np.arange(5) > 1, np.zeros(5, bool),
+    (1, np.arange(4) % 2 == 0), np.eye(5, 4) > 0, (np.array([[4, 4], [0, 4]]), 1), np.zeros(0, int),
+    (slice(1, 4), np.eye(4, 3) > 0), (np.array([1, 0]), None, np.array([3, 3]), slice(2)),
+]
+
+
+@pytest.mark.parametrize("index", PLACES, ids=str)
+def test_any_index_adds_what_numpy_adds(every_isa, index):
+    x = np.arange(60, dtype=F32).reshape(5, 4, 3)
+    values, wanted = np.arange(x[index].size, dtype=F32).reshape(x[index].shape), np.zeros_like(x)
+    np.add.at(wanted, index, values)
+    every_isa.fallbacks.clear()
+    assert same(every_isa.scatter_add(x.shape, index, values), wanted)
+    np.add.at(wanted, index, -1)
+    assert same(every_isa.scatter_add(x.shape, index, values - 1), wanted)
+    assert not every_isa.fallbacks
+
+
+@pytest.mark.parametrize("index", [np.array([5]), (np.array([0]), np.array([-5])), np.eye(3) > 0])
+def test_an_index_outside_is_numpys_error(c, index):
+    with pytest.raises(IndexError):
+        c.scatter_add((5, 4, 3), index, normal(3))
+
+
+@pytest.mark.parametrize("shape, axis, picked", [
+    ((7,), 0, (3,)), ((4, 5), 1, (4, 9)), ((4, 5), 0, (2, 5)), ((3, 6, 2500), 1, (3, 4, 2500)),
+    ((3, 6, 5), -1, (3, 6, 2)), ((3, 6, 5), -2, (1, 4, 5)), ((1, 6, 5), 1, (3, 2, 1)),
+    ((2, 3), 1, (2, 0)), ((0, 3), 1, (0, 2))])
+def test_numbers_along_an_axis_are_numpys(every_isa, shape, axis, picked):
+    index = np.random.default_rng(0).integers(-shape[axis], shape[axis], picked)
+    x = normal(*shape)
+    every_isa.fallbacks.clear()
+    for places in (index, index.astype(np.int32), np.asfortranarray(index)):
+        taken = every_isa.take_along(x, places, axis)
+        assert same(taken, np.take_along_axis(x, index, axis))
+        if all(a <= b for i, (a, b) in enumerate(zip(picked, shape)) if i != axis % x.ndim):
+            values = np.arange(index.size, dtype=F32).reshape(picked)
+            wanted = Reference().add_along(shape, index, values, axis)
+            assert same(every_isa.add_along(shape, places, values, axis), wanted)
+    assert not every_isa.fallbacks
+    for verb, other in ((every_isa.take_along, x), (every_isa.add_along, shape)):
+        values = () if verb == every_isa.take_along else (normal(*picked),)
+        for wrong in (shape[axis], -shape[axis] - 1):
+            if index.size:
+                with pytest.raises(IndexError):
+                    verb(other, np.full(picked, wrong), *values, axis)
+
+
+def layouts(x):
+    """x as it is, from behind, with gaps, transposed and stretched from one number a row."""
+    yield from (x, x[::-1], np.repeat(x, 3, -1)[..., ::3], np.asfortranarray(x), x[:, :1], x[:1],
+                np.broadcast_to(x[:, :1], x.shape), np.broadcast_to(x[0, :1], x.shape))
+
+
+@pytest.mark.parametrize("n", [1, 7, 33, 700])
+def test_comparisons_and_choices_are_numpys_of_any_strides(every_isa, n):
+    random = np.random.default_rng(n)
+    special = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1, -1, 1e-45], F32)
+    x, y = (special[random.integers(0, 8, (5, n))] for _ in range(2))
+    every_isa.fallbacks.clear()
+    for left in layouts(x):
+        for right in (*layouts(y), F32(0), 1):
+            for verb in ("less", "less_equal", "greater", "greater_equal", "equal"):
+                wanted = getattr(np, verb)(left, right)
+                assert same(getattr(every_isa, verb)(left, right), wanted)
+                assert same(getattr(every_isa, verb)(right, left), getattr(np, verb)(right, left))
+            for chosen in layouts(random.random((5, n)) < 0.5):
+                wanted = np.where(chosen, left, right)
+                assert same(every_isa.where(chosen, left, right), wanted.astype(F32))
+    assert same(every_isa.where(x, x, y), np.where(x, x, y))
+    deep = normal(*[2, 1] * 6, 3)
+    assert same(every_isa.add(deep, deep.T.reshape(deep.shape)),
+                deep + deep.T.reshape(deep.shape))
+    assert not every_isa.fallbacks
+
+
+def in_ulps(found, wanted):
+    """How far `found` is from float64's `wanted`, in units of its last place; 0 for the same."""
+    near = wanted.astype(F32)
+    off = np.abs(found - wanted) / np.spacing(np.abs(near))
+    return np.where((found == near) | (np.isnan(found) & np.isnan(near)), 0, off)
+
+
+@np.errstate(all="ignore")
+def test_powers_are_within_2_ulp_and_their_exceptions_are_those_of_c(every_isa):
+    random, n = np.random.default_rng(0), 40_000
+    bases = np.concatenate([random.uniform(0.5, 2, n), random.uniform(0.98, 1.02, n),
+                            np.exp(random.uniform(-80, 80, n))]).astype(F32)
+    exponents = np.concatenate([random.uniform(-250, 250, n), random.uniform(-9000, 9000, n),
+                                random.uniform(-3, 3, n)]).astype(F32)
+    every_isa.fallbacks.clear()
+    wanted = np.power(bases.astype(float), exponents.astype(float))
+    assert in_ulps(every_isa.power(bases, exponents), wanted).max() <= 2
+    special = np.array([0, 1, 2, 0.5, 3, 1.5, np.inf, 3.4e38, 1e-45, 1.2e-38, 2**22 + 0.5,
+                        2**23 + 1, 2**24 - 1, 2**24, 2**24 + 2], F32)
+    special = np.concatenate([special, -special, [F32(np.nan)]])
+    found = every_isa.power(special[:, None], special)
+    wanted = np.power(special[:, None].astype(float), special.astype(float))
+    assert in_ulps(found, wanted).max() <= 2
+    assert np.array_equal(np.signbit(found), np.signbit(wanted.astype(F32))) or (
+        np.isnan(wanted[np.signbit(found) != np.signbit(wanted)]).all())
+    for exponent in (0, 1, 2, -1, 0.5, 3, -2.5):
+        wanted = np.power(bases.astype(float), exponent)
+        assert in_ulps(every_isa.power(bases, exponent), wanted).max() <= 2
+    assert not every_isa.fallbacks
+
+
+@np.errstate(all="ignore")
+def test_logarithm_sine_and_cosine_are_within_2_ulp_of_all_numbers(every_isa):
+    """Near multiples of pi / 2, where most digits cancel, and beyond 12800, where the C library
+    computes."""
+    random, n = np.random.default_rng(0), 100_000
+    every = random.integers(0, 2**32, n, dtype=np.uint32).view(F32)
+    turns = (random.integers(-8000, 8000, n) * (np.pi / 2)).astype(F32)
+    every_isa.fallbacks.clear()
+    for name in ("log", "sin", "cos"):
+        for x in (every, turns, random.uniform(0.5, 2, n).astype(F32), parity.SPECIAL):
+            wanted = getattr(np, name)(x.astype(float))
+            found = getattr(every_isa, name)(x)
+            assert in_ulps(found, wanted).max() <= 2, name
+            finite = np.isfinite(found)
+            assert np.array_equal(np.signbit(found[finite]), np.signbit(wanted[finite]))
+    assert not every_isa.fallbacks
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 31, 33, 1000])
@@ -829,7 +965,9 @@ def test_extremes_are_numpys_with_nan_and_infinities(every_isa, n):
         for y in (np.flip(x), x[:1], x[:, :1], F32(0.5)):
             assert same(every_isa.maximum(x, y), np.maximum(x, y))
             assert same(every_isa.minimum(x, y), np.minimum(x, y))
-    assert same(every_isa.argmax(x), x.argmax(-1))
+    for y in (x, np.repeat(x, 40, 1)):
+        assert same(every_isa.argmax(y), y.argmax(-1)) and same(every_isa.argmax(y, 0), y.argmax(0))
+    assert same(every_isa.argmax(x.reshape(8, 5, n), 1), x.reshape(8, 5, n).argmax(1))
     assert not every_isa.fallbacks
 
 
@@ -876,8 +1014,8 @@ def test_gpt_trains_and_writes_without_numpy(c):
 
 def test_strict_refuses_what_has_no_kernel(c):
     c.strict = True
-    for call in (lambda: c.sin(normal(3)), lambda: c.add(np.arange(3), np.arange(3)),
-                 lambda: c.scatter_add((5,), np.arange(5) > 2, normal(2))):
+    for call in (lambda: c.sin(np.arange(3)), lambda: c.add(np.arange(3), np.arange(3)),
+                 lambda: c.scatter_add((5,), np.arange(5) > 2, np.arange(2))):
         with pytest.raises(FallbackError, match="MINIFM_STRICT=1"):
             call()
 

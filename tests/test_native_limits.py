@@ -70,6 +70,11 @@ EMPTY = {
                      "b.ema([], [], 0.9), b.ema([z(0)], [z(0)], 0.9)",
     "no text": "b.embedding(z(5, 4), ids), b.embedding_backward(z(0, 4), ids, 5, None), "
                "b.cross_entropy(z(0, 4), ids, -100, 0.1)",
+    "nothing to compare": "b.less(z(0, 3), 1.0), b.equal(z(3, 0), z(3, 1)), b.log(z(0)), "
+                          "b.where(z(0, 3) > 0, z(3), 0.0), b.power(z(0), 1.5)",
+    "no places": "b.take_along(z(4, 3), ids[:, None].reshape(4, 0), 1), b.argmax(z(3, 0), 0), "
+                 "b.add_along((4, 3), ids.reshape(4, 0), z(4, 0), 1), "
+                 "b.scatter_add((4, 3), ids, z(0, 3)), b.scatter_add((4, 0), ids, z(0, 0))",
     "no noise": "b.uniform((1, 2), (0,), z(0).dtype), b.dropout(z(0), 0.5, (1, 2))",
 }
 

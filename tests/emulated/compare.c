@@ -187,8 +187,8 @@ static void check_gather(int64_t length, int count)
 static void check_elementwise(int64_t n)
 {
     const float *x = operand(8), *y = operand(2);
-    for (int f = MINIFM_RELU; f <= MINIFM_SIGN; f++) {
-        const int exact = f == MINIFM_RELU || f >= MINIFM_SQRT;
+    for (int f = MINIFM_RELU; f <= MINIFM_COS; f++) {
+        const int exact = f == MINIFM_RELU || (f >= MINIFM_SQRT && f <= MINIFM_SIGN);
         clear(0);
         BOTH("map", k->map(OUT(0), x, n, f))
         expect(0, 0, n, exact ? EXACT : ROUNDINGS(8));
@@ -198,12 +198,25 @@ static void check_elementwise(int64_t n)
             expect(0, 0, n, f == MINIFM_RELU ? EXACT : ROUNDINGS(64));
         }
     }
-    for (int operation = MINIFM_ADD; operation <= MINIFM_MINIMUM; operation++)
-        for (int steps = 1; steps < 4; steps++) {
+    uint8_t condition[MOST];
+    for (int64_t i = 0; i < n; i++)
+        condition[i] = x[i] > 0;
+    for (int steps = 1; steps < 4; steps++) {
+        for (int operation = MINIFM_ADD; operation <= MINIFM_POWER; operation++) {
             clear(0);
             BOTH("binary", k->binary(OUT(0), x, y, n, steps & 1, steps >> 1, operation))
-            expect(0, 0, n, EXACT);
+            expect(0, 0, n, operation == MINIFM_POWER ? ROUNDINGS(0) : EXACT);
         }
+        for (int operation = MINIFM_LESS; operation <= MINIFM_EQUAL; operation++) {
+            clear(0);
+            BOTH("compare", k->compare((uint8_t *)OUT(0), x, operation == MINIFM_EQUAL ? x : y, n,
+                                       steps & 1, steps >> 1, operation))
+            expect(0, 0, 0, EXACT);
+        }
+        clear(0);
+        BOTH("choose", k->choose(OUT(0), condition, x, y, n, steps & 1, steps >> 1))
+        expect(0, 0, 0, EXACT);
+    }
     for (int parts = 0; parts < 4; parts++) {
         clear(0.1f);
         BOTH("epilogue", k->epilogue(OUT(0), OUT(1), parts & 1 ? x : NULL, parts & 2 ? y : NULL,
@@ -299,14 +312,23 @@ static void check_rows(int64_t n)
 /* Infinities, NaN and numbers at the ends of the range, one in each lane in turn. */
 static void check_special(int64_t n)
 {
-    const float values[] = {NAN,    INFINITY, -INFINITY, 3.4e38f, -3.4e38f,
-                            1e-40f, -0.0f,    88.7f,     -103.9f};
-    for (int value = 0; value < 9; value++)
+    const float values[] = {NAN,   INFINITY, -INFINITY, 3.4e38f, -3.4e38f, 1e-40f,
+                            -0.0f, 88.7f,    -103.9f,   12799,   -1e6f};
+    enum { VALUES = sizeof values / sizeof *values };
+    for (int value = 0; value < VALUES; value++)
         for (int64_t lane = 0; lane < n; lane++) {
             float *x = operand(1);
             const float *y = operand(1);
             x[lane] = values[value];
-            for (int f = MINIFM_RELU; f <= MINIFM_SIGN; f++) {
+            for (int v = 0; v < VALUES; v++) {
+                const float *y = values + v;
+                clear(0);
+                BOTH("power of a special value", k->binary(OUT(0), x, y, n, 1, 0, MINIFM_POWER);
+                     k->binary(OUT(1), y, x, n, 0, 1, MINIFM_POWER))
+                expect(0, 0, n, ROUNDINGS(0));
+                expect(1, 0, n, ROUNDINGS(0));
+            }
+            for (int f = MINIFM_RELU; f <= MINIFM_COS; f++) {
                 clear(0);
                 BOTH("map of a special value", k->map(OUT(0), x, n, f))
                 expect(0, 0, n, ROUNDINGS(8));

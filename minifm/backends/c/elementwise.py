@@ -1,21 +1,21 @@
-"""Arithmetic of two arrays of any strides, and functions of one variable."""
+"""Arithmetic and comparisons of arrays of any strides, and functions of one variable."""
 
 from functools import lru_cache
 
 import numpy as np
 
 from minifm.backends.c.operands import (
+    BYTES,
     F32,
     FUNCTIONS,
     INTEGERS,
     Operands,
+    from_buffer,
     pointer,
     steps,
     strided_pointer,
 )
 from minifm.backends.native import ffi, lib
-
-MAX_DIMENSIONS = 8
 
 
 class Elementwise(Operands):
@@ -38,10 +38,33 @@ class Elementwise(Operands):
         return self._binary("minimum", lib.MINIFM_MINIMUM, x, y)
 
     def power(self, x, y):
-        """Squares and reciprocals; other exponents are NumPy's."""
-        if isinstance(y, (int, float)) and y in (2, -1):
+        if isinstance(y, (int, float)) and y in (2, -1):    # right to the last bit, and faster
             return self.multiply(x, x) if y == 2 else self.divide(1, x)
-        return self._on_numpy("power", x, y)
+        return self._binary("power", lib.MINIFM_POWER, x, y)
+
+    def where(self, condition, x, y):
+        left, right = _operand(x), _operand(y)
+        if left is None or right is None or not (hasattr(x, "dtype") or hasattr(y, "dtype")):
+            return self._on_numpy("where", condition, x, y)
+        chosen = np.asarray(condition, np.bool_)
+        self.copies["where"] += chosen is not condition
+        left, right = self._stepped(left, "where"), self._stepped(right, "where")
+        return self._strided(lib.minifm_choose, F32, (chosen, left, right))
+
+    def greater(self, x, y):
+        return self._compare("greater", lib.MINIFM_LESS, x, y, True)
+
+    def greater_equal(self, x, y):
+        return self._compare("greater_equal", lib.MINIFM_LESS_EQUAL, x, y, True)
+
+    def less(self, x, y):
+        return self._compare("less", lib.MINIFM_LESS, x, y)
+
+    def less_equal(self, x, y):
+        return self._compare("less_equal", lib.MINIFM_LESS_EQUAL, x, y)
+
+    def equal(self, x, y):
+        return self._compare("equal", lib.MINIFM_EQUAL, x, y)
 
     def add_into(self, out, x):
         if not (out.dtype == F32 == x.dtype and out.flags.carray and out.shape == x.shape):
@@ -50,7 +73,8 @@ class Elementwise(Operands):
             p = pointer(out)
             lib.minifm_binary(p, p, pointer(x), out.size, 1, 1, lib.MINIFM_ADD)
         else:
-            self._strided(lib.MINIFM_ADD, out, x, out)
+            self._strided(lib.minifm_binary_strided, F32, (out, self._stepped(x, "add_into")),
+                          lib.MINIFM_ADD, out=out)
 
     def _binary(self, verb, operation, x, y):
         left, right = _operand(x), _operand(y)
@@ -63,22 +87,30 @@ class Elementwise(Operands):
                                   left.shape != () or not right.shape,
                                   right.shape != () or not left.shape, operation)
                 return out
-        if max(left.ndim, right.ndim) > MAX_DIMENSIONS:
-            return self._on_numpy(verb, x, y)
-        if steps(left) is None:
-            left = self._contiguous(left, verb)
-        if steps(right) is None:
-            right = self._contiguous(right, verb)
-        return self._strided(operation, left, right, None)
+        operands = self._stepped(left, verb), self._stepped(right, verb)
+        return self._strided(lib.minifm_binary_strided, F32, operands, operation)
 
-    def _strided(self, operation, x, y, out):
-        """x op y of any broadcastable strides, into `out` or a new array."""
-        shape, plan = _broadcast_plan(x.shape, x.strides, y.shape, y.strides)
+    def _compare(self, verb, operation, x, y, swapped=False):
+        left, right = _operand(x), _operand(y)
+        if left is None or right is None or not (hasattr(x, "dtype") or hasattr(y, "dtype")):
+            return self._on_numpy(verb, x, y)
+        operands = self._stepped(left, verb), self._stepped(right, verb)
+        return self._strided(lib.minifm_compare, np.bool_, operands[::-1] if swapped else operands,
+                             operation)
+
+    def _stepped(self, x, verb):
+        """x itself where its strides are whole elements, else a copy, counted."""
+        return self._contiguous(x, verb) if steps(x) is None else x
+
+    def _strided(self, kernel, dtype, operands, *operation, out=None):
+        """The kernel's result of operands of any broadcastable strides, into `out` or a new
+        array."""
+        shape, plan = _broadcast_plan(*((x.shape, x.strides, x.itemsize) for x in operands))
         if out is None:
-            out = np.empty(shape, F32)
+            out = np.empty(shape, dtype)
         if out.size:
-            lib.minifm_binary_strided(pointer(out), strided_pointer(x), strided_pointer(y),
-                                      len(shape), plan, operation)
+            kernel(pointer(out) if dtype is F32 else from_buffer(BYTES, out),
+                   *map(strided_pointer, operands), len(shape), plan, *operation)
         return out
 
     def negative(self, x):
@@ -89,6 +121,15 @@ class Elementwise(Operands):
 
     def sign(self, x):
         return self._map("sign", lib.MINIFM_SIGN, x)
+
+    def log(self, x):
+        return self._map("log", lib.MINIFM_LOG, x)
+
+    def sin(self, x):
+        return self._map("sin", lib.MINIFM_SIN, x)
+
+    def cos(self, x):
+        return self._map("cos", lib.MINIFM_COS, x)
 
     def exp(self, x):
         return self._map("exp", lib.MINIFM_EXP, x)
@@ -164,11 +205,12 @@ def _operand(x):
 
 
 @lru_cache(maxsize=4096)
-def _broadcast_plan(x_shape, x_strides, y_shape, y_strides):
-    """The common shape, and the int64 array of sizes and strides that the kernel reads."""
-    shape = np.broadcast_shapes(x_shape, y_shape)
+def _broadcast_plan(*operands):
+    """The common shape of operands (shape, strides, bytes of an element), and the int64 array of
+    sizes and strides that the kernel reads."""
+    shape = np.broadcast_shapes(*(own for own, _, _ in operands))
     plan = list(shape)
-    for own, strides in ((x_shape, x_strides), (y_shape, y_strides)):
+    for own, strides, each in operands:
         plan += [0] * (len(shape) - len(own))
-        plan += [0 if size == 1 else stride // 4 for size, stride in zip(own, strides)]
+        plan += [0 if size == 1 else stride // each for size, stride in zip(own, strides)]
     return shape, ffi.new(INTEGERS, plan)

@@ -17,7 +17,7 @@ F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 NULL = ffi.NULL
 FLOATS, INTEGERS, BYTES, WORDS = (
     ffi.typeof(t) for t in ("float[]", "int64_t[]", "uint8_t[]", "uint64_t[]"))
-FLOAT_POINTER = ffi.typeof("float *")
+FLOAT_POINTER, BYTE_POINTER = ffi.typeof("float *"), ffi.typeof("uint8_t *")
 FUNCTIONS = {None: lib.MINIFM_IDENTITY, "relu": lib.MINIFM_RELU, "silu": lib.MINIFM_SILU,
              "gelu": lib.MINIFM_GELU, "gelu_tanh": lib.MINIFM_GELU_TANH,
              "gelu_quick": lib.MINIFM_GELU_QUICK}
@@ -30,10 +30,11 @@ def pointer(x):
 
 
 def strided_pointer(x):
-    """The first element of an array with any strides."""
+    """The first element of an array of float32, or bool, with any strides."""
+    narrow = x.itemsize == 1
     if x.flags.c_contiguous:
-        return from_buffer(FLOATS, x)
-    return ffi.cast(FLOAT_POINTER, x.__array_interface__["data"][0])
+        return from_buffer(BYTES if narrow else FLOATS, x)
+    return ffi.cast(BYTE_POINTER if narrow else FLOAT_POINTER, x.__array_interface__["data"][0])
 
 
 def steps(x):

@@ -22,11 +22,13 @@ class Reduction(Operands):
         return self._extreme("min", lib.MINIFM_MINIMUM, x, axis, keepdims)
 
     def argmax(self, x, axis=-1):
-        if x.dtype != F32 or not x.size or axis % x.ndim != x.ndim - 1:
+        if x.dtype != F32 or not x.size:
             return self._on_numpy("argmax", x, axis)
-        x = self._contiguous(x, "argmax")
-        places = np.empty(x.shape[:-1], I64)
-        lib.minifm_argmax(from_buffer(INTEGERS, places), pointer(x), places.size, x.shape[-1])
+        x, axis = self._contiguous(x, "argmax"), axis % x.ndim
+        outer, inner = x.shape[:axis], x.shape[axis + 1:]
+        places = np.empty(outer + inner, I64)
+        lib.minifm_argmax(from_buffer(INTEGERS, places), pointer(x), math.prod(outer),
+                          x.shape[axis], math.prod(inner))
         return places
 
     def _extreme(self, verb, operation, x, axis, keepdims):
