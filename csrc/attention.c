@@ -62,7 +62,6 @@ typedef struct {
     float *queries, *dys;   /* scale q, dy of the block: slivers [queries, NR] of D, E */
     float *p, *ds;          /* scores, then weights, and score gradients [KEYS, queries] */
     float *sums;            /* of the block: y or dq [queries, E or D] */
-    float *block_sums;      /* few queries: what the block of keys adds to them [queries, E] */
     float *dk, *dv;         /* [S, D], [S, E] */
     float *top, *total, *decay;     /* of each query; backward: lse and delta in the first two */
     float *bias;            /* of a sliver of queries [KEYS, NR] */
@@ -343,15 +342,12 @@ static void forward_few(const Attention *a, Room *room, int64_t b, int64_t g)
     fill(room->total, rows, 0);
     for (int64_t j = 0; j < end; j += KEYS) {
         const int64_t n = smaller(KEYS, end - j);
-        fill(room->p, rows * KEYS, 0);
-        kernels->stream_across(room->p, room->queries, at(a->k, s->k_strides, b, g, j), KEYS, D, D,
-                               1, s->k_strides[2], (int)rows, n);
+        kernels->score(room->p, room->queries, at(a->k, s->k_strides, b, g, j), KEYS,
+                       s->k_strides[2], D, (int)rows, n);
         for (int64_t r = 0; r < rows; r++)
             weigh_query(a, room, r, b, h0 + r / s->queries, r % s->queries, j, n);
-        fill(room->block_sums, rows * E, 0);
-        kernels->stream(room->block_sums, room->p, at(a->v, s->v_strides, b, g, j), E, n, KEYS, 1,
-                        s->v_strides[2], (int)rows, E);
-        kernels->binary(room->sums, room->sums, room->block_sums, rows * E, 1, 1, MINIFM_ADD);
+        kernels->add_values(room->sums, room->p, at(a->v, s->v_strides, b, g, j), KEYS,
+                            s->v_strides[2], E, (int)rows, n);
     }
     for (int64_t r = 0; r < rows; r++)
         finish_query(a, room->sums + r * E, room->top[r], room->total[r], b, h0 + r / s->queries,
@@ -521,7 +517,6 @@ static int64_t lay_out_few(Room *room, float *base, const Attention *a)
         {&room->queries, rows * a->s->width},
         {&room->p, rows * KEYS},
         {&room->sums, rows * E},
-        {&room->block_sums, rows * E},
         {&room->top, rows},
         {&room->total, rows},
     };

@@ -105,6 +105,13 @@ typedef struct {
     void (*weigh)(float *p, float *top, float *total, float *decay, int64_t ld, int64_t keys);
     /* The same for the scores p[n] of one query; returns its decay. */
     float (*weigh_row)(float *p, float *top, float *total, int64_t n);
+    /* For q [rows, width], scores[r, n] = q[r] . k[j], over the width in order; sums[r, width] += the
+     * sum of p[r, j] v[j] over n keys in order. Rows of scores and p lie ld apart, of k and v
+     * `stride`. */
+    void (*score)(float *scores, const float *q, const float *k, int64_t ld, int64_t stride,
+                  int64_t width, int rows, int64_t n);
+    void (*add_values)(float *sums, const float *p, const float *v, int64_t ld, int64_t stride,
+                       int64_t width, int rows, int64_t n);
     /* The same columns again: p = e^(p - lse), ds = p * (ds - delta). */
     void (*weigh_again)(float *p, float *ds, const float *lse, const float *delta, int64_t ld,
                         int64_t keys);

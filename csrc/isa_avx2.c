@@ -179,6 +179,7 @@ INLINE void transpose_square(vf x[8])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_attention.h"
 #include "isa_packed.h"
 
 static int supported(void)
@@ -187,7 +188,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx2 = {
-    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
+    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS, PACKED_KERNELS,
 };
 
 #endif

@@ -152,6 +152,7 @@ INLINE void transpose_square(vf x[16])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_attention.h"
 #include "isa_packed.h"
 
 static int supported(void)
@@ -162,7 +163,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx512 = {
-    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
+    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS, PACKED_KERNELS,
 };
 
 #endif

@@ -141,12 +141,13 @@ INLINE void transpose_square(vf x[4])
 
 #include "isa_rows.h"
 #include "isa_tile.h"
+#include "isa_attention.h"
 #include "isa_packed.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_neon = {
-    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS, PACKED_KERNELS,
+    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS, PACKED_KERNELS,
 };
 
 #endif

@@ -579,7 +579,8 @@ def test_attention_depends_on_what_a_query_sees_and_on_nothing_else(every_isa, l
 
 
 @pytest.mark.parametrize("length", [1, 2, 95, 96, 97, 192, 293])
-@pytest.mark.parametrize("heads, key_heads, queries", [(3, 3, 1), (4, 2, 1), (4, 1, 2), (2, 2, 5)])
+@pytest.mark.parametrize("heads, key_heads, queries", [
+    (3, 3, 1), (4, 2, 1), (3, 1, 1), (4, 1, 2), (2, 2, 5), (4, 1, 3)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_few_queries_see_what_many_see(every_isa, length, heads, key_heads, queries, causal):
     """Keys and values are read in place for a few queries, and packed for many: the same bits."""
@@ -588,9 +589,10 @@ def test_few_queries_see_what_many_see(every_isa, length, heads, key_heads, quer
     shown, seen = rng.random((2, length)) < 0.8, rng.random((heads, many, length)) < 0.9
     shown[1] = False
     biases = (None, normal(2, 1, many, length), normal(heads, many, 1),
-              np.where(seen, normal(many, length), -np.inf).astype(F32))
+              np.where(seen, normal(many, length), -np.inf).astype(F32), None)
     for (width, value_width), bias, mask in zip(
-        ((1, 1), (64, 64), (33, 20), (16, 50)), biases, (None, None, shown, shown)):
+        ((1, 1), (64, 64), (33, 20), (16, 50), (128, 150)), biases,
+        (None, None, shown, shown, None)):
         q = normal(2, heads, many, width)
         cached = normal(2, key_heads, 300, width, seed=1), normal(2, 300, key_heads, value_width)
         k, v = cached[0][:, :, :length], cached[1].transpose(0, 2, 1, 3)[:, :, :length]

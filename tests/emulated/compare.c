@@ -135,6 +135,35 @@ static void check_stream(int64_t n, int rows)
     }
 }
 
+/* Few queries against n keys: the sum over the keys is finished before it is added. */
+static void check_few_queries(int64_t n, int64_t width, int rows)
+{
+    const Kernels *k = &TABLE;
+    const float *a = operand(1), *b = operand(1);
+    what = "score", size = n;
+    clear(0.5f);
+    k->score(out[0][1] + MARGIN, a, b, n + 1, width + 2, width, rows, n);
+    for (int r = 0; r < rows; r++)
+        for (int64_t j = 0; j < n; j++) {
+            float sum = 0;
+            for (int64_t d = 0; d < width; d++)
+                sum = fmaf(a[r * width + d], b[j * (width + 2) + d], sum);
+            out[0][0][MARGIN + r * (n + 1) + j] = sum;
+        }
+    expect(0, 0, 0, EXACT);
+    what = "add_values";
+    clear(0.5f);
+    k->add_values(out[0][1] + MARGIN, a, b, n + 1, width + 2, width, rows, n);
+    for (int r = 0; r < rows; r++)
+        for (int64_t d = 0; d < width; d++) {
+            float sum = 0;
+            for (int64_t j = 0; j < n; j++)
+                sum = fmaf(a[r * (n + 1) + j], b[j * (width + 2) + d], sum);
+            out[0][0][MARGIN + r * width + d] += sum;
+        }
+    expect(0, 0, 0, EXACT);
+}
+
 /* A sliver's place follows from its width alone, which differs from the portable table's. */
 static void check_packing(int64_t depth, int64_t columns, int width)
 {
@@ -581,6 +610,10 @@ int main(void)
         check_gather(length, 1), check_gather(length, 3);
     for (int64_t keys = 0; keys < 40; keys++)
         check_columns(keys);
+    for (int64_t keys = 0; keys < 40; keys += keys < 9 ? 1 : 6)
+        for (int64_t width = 0; width < 150; width += width < 9 ? 1 : 23)
+            for (int rows = 1; rows <= 5; rows++)
+                check_few_queries(keys, width, rows);
     for (size = 2047; size < 5000; size += size < 2049 ? 1 : 2050) /* rows in several pieces */
         check_sums(size), check_rows(size);
     const uint8_t same[] = {0, 127, (uint8_t)-127, 0xff};
