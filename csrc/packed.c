@@ -252,6 +252,9 @@ int minifm_packed_rows(float *y, const void *codes, const uint16_t *scales, cons
 /* Below this many multiply-adds, waking the pool costs more than it brings. */
 static const double WORTH_THREADS = 4e5;
 
+/* Of a ticket, at most: the cache holds them until bias and activation have been applied. */
+enum { RESULTS = 65536 };
+
 typedef struct {
     float *y, *z;
     const float *x, *bias, *residual;
@@ -260,7 +263,7 @@ typedef struct {
     int64_t m, n, k;
     int format, function;
     Rounded rounded;        /* x, for the int formats */
-    int64_t group;          /* panels of a ticket */
+    int64_t most;           /* panels of a ticket */
 } Product;
 
 /* y[rows, 16] = rows i ... of x times panel t. */
@@ -294,12 +297,27 @@ static void all_rows(const Product *p, int64_t t)
     }
 }
 
+typedef struct { int64_t ticket, first, last; } Panels;
+
+/* Draws a ticket and finds its panels. Memory is slow to begin a run of addresses, and threads should
+ * end together: so the first tickets are long, and each takes a part of what is left. */
+static int draw_panels(const Product *p, int threads, Panels *drawn)
+{
+    const int64_t all = ceil_div(p->n, COLS);
+    for (const int64_t ticket = pool_ticket(); drawn->ticket <= ticket; drawn->ticket++) {
+        drawn->first = drawn->last;
+        const int64_t part = (all - drawn->first) / (2 * threads);
+        drawn->last = smaller(all, drawn->first + larger(1, smaller(p->most, part)));
+    }
+    return drawn->first < all;
+}
+
 static void multiply(void *context, int thread, int threads)
 {
     const Product *p = context;
     const int plain = !p->bias && !p->residual && p->function == MINIFM_IDENTITY;
-    for (int64_t first; (first = pool_ticket() * p->group) * COLS < p->n;) {
-        const int64_t last = smaller(first + p->group, ceil_div(p->n, COLS));
+    for (Panels drawn = {0}; draw_panels(p, threads, &drawn);) {
+        const int64_t first = drawn.first, last = drawn.last;
         for (int64_t t = first; t < last; t++)
             all_rows(p, t);
         const int64_t j = first * COLS, width = smaller(last * COLS, p->n) - j;
@@ -355,7 +373,7 @@ int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
     const int status = scales ? round_x(&p) : 0;
     if (!status) {
         const int threads = (double)m * (double)n * (double)k < WORTH_THREADS ? 1 : pool_threads();
-        p.group = smaller(32, ceil_div(ceil_div(n, COLS), 8 * threads));
+        p.most = larger(8, ceil_div(RESULTS, m * COLS));
         pool_run(multiply, &p, threads);
     }
     pool_leave();
