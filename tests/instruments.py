@@ -29,7 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = [f"tests/test_{name}.py" for name in (
-    "native", "native_limits", "native_laws", "backends", "conv", "packed", "precision")]
+    "native", "native_limits", "native_laws", "backends", "conv", "packed", "precision",
+    "decoding")]
 POOL = "tests/test_pool.py"
 CC = os.environ.get("CC", "gcc")
 

@@ -376,6 +376,16 @@ def cases():
                 c.upsample_nearest(maps, (3, 2)), c.upsample_nearest(maps, (2, 3)),
                 c.upsample_nearest_backward(maps[:, :, :22, :36], (2, 3)))
 
+    def from_a_cache(c):
+        """Rows of unlike lengths, of keys and values that were appended to what was there."""
+        keys, values, starts = k[:, :2] + 1, v[:, :2] - 1, np.array([100, 70])
+        c.cache_append(keys, values, k[:, 2:, :30], v[:, 2:, :30], starts)
+        rest = None, None, True, 0.2
+        y, lse = c.attention(q, keys, values, *rest, starts + 30)
+        few = c.attention(q[:, :, :2], keys, values, *rest, starts + 30)
+        grads = c.attention_backward(g, q, keys, values, *rest, y, lse, False, starts + 30)
+        return keys, values, y, lse, *few, *grads[:3]
+
     def packed(c):
         results = ()
         for format in FORMATS:
@@ -445,6 +455,7 @@ def cases():
         "groupnorm": group_norms,
         "pooling": pools,
         "adamw and ema": in_place,
+        "attention from a cache": from_a_cache,
         "packed": packed,
         "noise": lambda c: (c.random_bits((1, 2), 50_001), c.uniform((1, 2), (50_001,), F32),
                             c.normal((1, 2), (50_001,), F32), c.dropout(flat, 0.3, (1, 2))),
