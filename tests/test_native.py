@@ -457,7 +457,7 @@ def cases():
         "adamw and ema": in_place,
         "attention from a cache": from_a_cache,
         "packed": packed,
-        "noise": lambda c: (c.random_bits((1, 2), 50_001), c.uniform((1, 2), (50_001,), F32),
+        "noise": lambda c: (c.random_bits((1, 2), 300_001), c.uniform((1, 2), (50_001,), F32),
                             c.normal((1, 2), (50_001,), F32), c.dropout(flat, 0.3, (1, 2))),
     }
 
@@ -767,6 +767,23 @@ def test_rows_without_a_finite_score(every_isa):
             found, wanted = getattr(every_isa, verb)(rows), getattr(reference, verb)(rows)
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert not every_isa.softmax(rows)[1].any() and every_isa.logsumexp(rows)[1] == nothing
+
+
+@pytest.mark.parametrize("n", [2048, 2049, 7000])
+def test_the_largest_of_a_long_row_may_come_at_any_place(every_isa, n):
+    """A row is summed in pieces of 2048 numbers, under the largest one so far."""
+    x = normal(4, n)
+    x[0] += np.linspace(0, 60, n, dtype=F32)
+    x[1] -= np.linspace(0, 60, n, dtype=F32)
+    x[2, :2048], x[3, -1] = -np.inf, 90
+    wide = x.astype(float)
+    top = np.maximum(wide.max(1), -1e30)
+    with np.errstate(divide="ignore"):
+        wanted = top + np.log(np.exp(wide - top[:, None]).sum(1))
+    np.testing.assert_allclose(every_isa.logsumexp(x), wanted, rtol=1e-6, atol=1e-5)
+    for row in (0, 1, 3):
+        found = every_isa.log_softmax(x[row : row + 1])
+        np.testing.assert_allclose(found[0], wide[row] - wanted[row], rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
