@@ -69,6 +69,17 @@ INLINE void vput(float *p, vf x, int64_t left)
 
 /* -- functions of one variable ---------------------------------------------------------------- */
 
+/* c0 + c1 x + ... + c7 x^7 from x, x^2 and x^4 (Estrin 1960): a processor waits for three
+ * multiply-adds where Horner's rule has it wait for seven. */
+INLINE vf polynomial(vf x, vf square, vf fourth, const float c0, const float c1, const float c2,
+                     const float c3, const float c4, const float c5, const float c6,
+                     const float c7)
+{
+    vf low = vfma(vfma(vset(c3), x, vset(c2)), square, vfma(vset(c1), x, vset(c0)));
+    vf high = vfma(vfma(vset(c7), x, vset(c6)), square, vfma(vset(c5), x, vset(c4)));
+    return vfma(high, fourth, low);
+}
+
 /* e^r - 1, r in +- log 2 / 2: r + r^2 P(r), P a minimax polynomial (relative error 3e-9) whose
  * pairs of terms need not wait for each other. */
 INLINE vf exp_near_0(vf r)
@@ -116,43 +127,32 @@ INLINE vf vsigmoid(vf x)
     return vdiv(e, vadd(vset(0x1p24f), e));
 }
 
-/* Odd minimax polynomial below 0.65 (relative error 7e-9), 1 - 2 / (e^2|x| + 1) beyond. */
-INLINE vf vtanh(vf x)
+/* e^x - 1 for x in -87 ... 88, with as many digits near 0 as elsewhere: (2^n - 1) + 2^n (e^r - 1). */
+INLINE vf vexp_less_1(vf x)
 {
-    vf t = vabs(x), s = vmul(x, x);
-    vf p = vset(-5.515164230e-3f);
-    p = vfma(p, s, vset(2.046941966e-2f));
-    p = vfma(p, s, vset(-5.368802324e-2f));
-    p = vfma(p, s, vset(1.333083063e-1f));
-    p = vfma(p, s, vset(-3.333325982e-1f));
-    vf small = vfma(vmul(p, s), x, x);
-    vf e = vexp_flushed(vadd(t, t));
-    vf large = vsub(vset(1), vdiv(vset(2), vadd(e, vset(1))));
-    return vselect(vless(vset(0.65f), t), vcopysign(large, x), small);
+    const float magic = 12582912.0f + 127;      /* as in vexp_scaled */
+    vf biased = vfma(x, vset(1.44269504f), vset(magic)), power = vexponent(biased);
+    return vfma(exp_rest(x, vsub(biased, vset(magic))), power, vsub(power, vset(1)));
 }
 
-/* Below 0.9: x + x P(x^2). Beyond: 1 - e^Q(|x|), Q the minimax polynomial of log erfc weighted
- * with erfc (relative error of erf 2e-9); from 4 on, erf rounds to 1. */
+/* (e^2|x| - 1) / (e^2|x| + 1), from 10 on 1 */
+INLINE vf vtanh(vf x)
+{
+    vf t = vmin(vset(10), vabs(x)), e = vexp_less_1(vadd(t, t));
+    return vcopysign(vdiv(e, vadd(e, vset(2))), x);
+}
+
+/* 1 - e^(|x| Q(|x|)), Q the minimax polynomial of log erfc x / x by what it does to erf (relative
+ * error 4e-9); from 4 on, erf rounds to 1. */
 INLINE vf verf(vf x)
 {
-    vf t = vmin(vset(4), vabs(x)), s = vmul(x, x);
-    vf p = vset(8.513120702e-5f);
-    p = vfma(p, s, vset(-8.175643743e-4f));
-    p = vfma(p, s, vset(5.203859415e-3f));
-    p = vfma(p, s, vset(-2.686050907e-2f));
-    p = vfma(p, s, vset(1.128371507e-1f));
-    p = vfma(p, s, vset(-3.761263490e-1f));
-    p = vfma(p, s, vset(1.283791661e-1f));
-    vf small = vfma(p, x, x);
-    vf q = vset(1.993410406e-4f);
-    q = vfma(q, t, vset(-3.076354042e-3f));
-    q = vfma(q, t, vset(2.235794067e-2f));
-    q = vfma(q, t, vset(-1.042010486e-1f));
-    q = vfma(q, t, vset(-6.368780732e-1f));
-    q = vfma(q, t, vset(-1.127854466f));
-    q = vfma(q, t, vset(-1.528231660e-4f));
-    vf large = vsub(vset(1), vexp_flushed(q));
-    return vselect(vless(vset(0.9f), t), vcopysign(large, x), small);
+    vf t = vmin(vset(4), vabs(x)), square = vmul(t, t), fourth = vmul(square, square);
+    vf q = polynomial(t, square, fourth, -3.37917171e-3f, -6.36619389e-1f, -1.02777727e-1f,
+                      1.91526264e-2f, 1.61246193e-4f, -1.66790350e-3f, 6.33331714e-4f,
+                      -1.17785967e-4f);
+    vf eighth = vmul(fourth, fourth);
+    q = vfma(vset(9.27336805e-6f), eighth, q);
+    return vcopysign(vexp_less_1(vfma(t, vset(-1.125f), vmul(q, t))), x); /* 1.125 t is exact */
 }
 
 INLINE vf vsign(vf x)
@@ -181,14 +181,9 @@ INLINE vf split_any(vf x, vf *e)
 INLINE vf vlog(vf x)
 {
     vf e, m = split_any(x, &e), f = vsub(m, vset(1)), square = vmul(f, f);
-    vf p = vset(-7.63642788e-2f);
-    p = vfma(p, f, vset(1.27622128e-1f));
-    p = vfma(p, f, vset(-1.31596103e-1f));
-    p = vfma(p, f, vset(1.42015800e-1f));
-    p = vfma(p, f, vset(-1.66234091e-1f));
-    p = vfma(p, f, vset(2.00012416e-1f));
-    p = vfma(p, f, vset(-2.50008196e-1f));
-    p = vfma(p, f, vset(3.33333313e-1f));
+    vf p = polynomial(f, square, vmul(square, square), 3.33333313e-1f, -2.50008196e-1f,
+                      2.00012416e-1f, -1.66234091e-1f, 1.42015800e-1f, -1.31596103e-1f,
+                      1.27622128e-1f, -7.63642788e-2f);
     vf y = vfma(vmul(p, f), square, vmul(e, vset(-2.12194440e-4f)));
     y = vadd(f, vfma(vset(-0.5f), square, y));
     y = vfma(e, vset(0.693359375f), y);
