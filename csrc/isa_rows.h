@@ -553,6 +553,18 @@ static TARGET float row_exp_sum(float *y, const float *x, int64_t n, float shift
     return vsum(total);
 }
 
+/* The first of equals stays; so does a NaN, which is larger than any number. */
+static TARGET void row_larger(float *top, float *place, const float *x, int64_t n, float here)
+{
+    EACH_VECTOR
+    {
+        vf value = vget(x + i, left, 0), old = vget(top + i, left, 0), at = vget(place + i, left, 0);
+        vm stays = vless_equal(value, old), full = vnan(old);
+        vput(top + i, vselect(full, old, vselect(stays, old, value)), left);
+        vput(place + i, vselect(full, at, vselect(stays, at, vset(here))), left);
+    }
+}
+
 /* -- rotary positions ------------------------------------------------------------------------- */
 
 static TARGET void row_rotate(float *y, const float *x, const float *cos, const float *sin,
@@ -936,7 +948,7 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
 
 /* The entries of the table that this file provides. */
 #define ROW_KERNELS                                                                         \
-    .extreme = row_extreme, .rotate = row_rotate,                                           \
+    .extreme = row_extreme, .larger = row_larger, .rotate = row_rotate,                     \
     .stream = stream, .map = row_map, .map_backward = row_map_backward,                     \
     .epilogue = row_epilogue, .softmax = row_softmax,                                       \
     .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \
