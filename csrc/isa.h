@@ -12,6 +12,8 @@
 
 #include <stdint.h>
 
+enum { PHILOX_ROUNDS = 10, PHILOX_WORDS = 128 }; /* words: as many as are made at once */
+
 typedef struct {
     const char *name;
     int (*supported)(void);     /* by the processor and by the operating system */
@@ -80,6 +82,9 @@ typedef struct {
                    float sign);
     /* y = x * scale;  y = (x + shift) * scale. */
     void (*shift_scale)(float *y, const float *x, int64_t n, float shift, float scale);
+    /* y = x * scale where drawn >= probability, else 0. */
+    void (*keep)(float *y, const float *x, const float *drawn, int64_t n, float probability,
+                 float scale);
     void (*scale)(float *y, const float *x, int64_t n, float scale);
     void (*layernorm)(float *y, float *mean, float *rstd, const float *x, const float *gamma,
                       const float *beta, int64_t n, float eps);
@@ -133,6 +138,10 @@ typedef struct {
                        const uint16_t *scales, int64_t ldy, int rows);
     /* q[32] = x[32] / scale to nearest, of -127 ... 127; returns the scale, NaN if x has any. */
     float (*round_group)(int8_t *q, const float *x);
+
+    /* Words of the stream of noise from the block `counter` on: see noise.c. */
+    void (*philox)(uint64_t words[PHILOX_WORDS], uint64_t counter,
+                   const uint64_t (*keys)[2]);
 
     /* For ceilings.c: `rounds` of multiply-adds that touch no memory, in enough independent chains
      * to keep the processor busy. Returns how many floating-point operations that was; *result

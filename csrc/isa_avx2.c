@@ -181,6 +181,8 @@ INLINE void transpose_square(vf x[8])
 #include "isa_tile.h"
 #include "isa_attention.h"
 #include "isa_packed.h"
+#define WORDS_256
+#include "isa_words.h"
 
 static int supported(void)
 {
@@ -188,7 +190,8 @@ static int supported(void)
 }
 
 const Kernels kernels_avx2 = {
-    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS, PACKED_KERNELS,
+    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
+    PACKED_KERNELS, WORD_KERNELS,
 };
 
 #endif

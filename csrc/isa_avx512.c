@@ -154,6 +154,8 @@ INLINE void transpose_square(vf x[16])
 #include "isa_tile.h"
 #include "isa_attention.h"
 #include "isa_packed.h"
+#define WORDS_256
+#include "isa_words.h"
 
 static int supported(void)
 {
@@ -163,7 +165,8 @@ static int supported(void)
 }
 
 const Kernels kernels_avx512 = {
-    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS, PACKED_KERNELS,
+    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
+    PACKED_KERNELS, WORD_KERNELS,
 };
 
 #endif

@@ -143,11 +143,13 @@ INLINE void transpose_square(vf x[4])
 #include "isa_tile.h"
 #include "isa_attention.h"
 #include "isa_packed.h"
+#include "isa_words.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_neon = {
-    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS, PACKED_KERNELS,
+    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
+    PACKED_KERNELS, WORD_KERNELS,
 };
 
 #endif

@@ -483,6 +483,17 @@ static TARGET void row_choose(float *out, const uint8_t *condition, const float 
     }
 }
 
+/* No branch: which numbers are dropped is what no processor can predict. */
+static TARGET void row_keep(float *y, const float *x, const float *drawn, int64_t n,
+                            float probability, float scale)
+{
+    EACH_VECTOR
+    {
+        vm kept = vless_equal(vset(probability), vget(drawn + i, left, 0));
+        vput(y + i, vselect(kept, vmul(vget(x + i, left, 0), vset(scale)), vset(0)), left);
+    }
+}
+
 static TARGET void row_scale(float *y, const float *x, int64_t n, float scale)
 {
     EACH_VECTOR vput(y + i, vmul(vget(x + i, left, 0), vset(scale)), left);
@@ -954,7 +965,7 @@ static TARGET int64_t multiply_add(float *result, int64_t rounds)
     .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \
     .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \
     .sum = row_sum, .sum_of_squares = row_sum_of_squares, .exp_sum = row_exp_sum,           \
-    .scale = row_scale,                                                                     \
+    .keep = row_keep, .scale = row_scale,                                                   \
     .shift_scale = row_shift_scale, .binary = row_binary, .compare = row_compare,           \
     .choose = row_choose, .ema = row_ema,                                                   \
     .layernorm = row_layernorm, .layernorm_backward = row_layernorm_backward,               \

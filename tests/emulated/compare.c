@@ -254,6 +254,9 @@ static void check_elementwise(int64_t n)
         expect(1, 0, n, EXACT);
     }
     clear(0.1f);
+    BOTH("keep", k->keep(OUT(0), x, y, n, 0.25f, 1.25f))
+    expect(0, 0, n, EXACT);
+    clear(0.1f);
     BOTH("scale", k->scale(OUT(0), x, n, 0.3f); k->shift_scale(OUT(1), x, n, 0.7f, 0.3f))
     expect(0, 0, n, EXACT);
     expect(1, 0, n, EXACT);
@@ -591,8 +594,22 @@ static void check_multiply_add(void)
     }
 }
 
+static void check_noise(uint64_t counter)
+{
+    uint64_t words[2][PHILOX_WORDS], keys[PHILOX_ROUNDS][2];
+    for (int i = 0; i < 2 * PHILOX_ROUNDS; i++)
+        keys[i / 2][i % 2] = state = state * 6364136223846793005u + 1442695040888963407u;
+    BOTH("philox", k->philox(words[t], counter, (const uint64_t(*)[2])keys))
+    if (memcmp(words[0], words[1], sizeof words[0])) {
+        printf("philox differs from the block %llu on\n", (unsigned long long)counter);
+        failures++;
+    }
+}
+
 int main(void)
 {
+    for (int i = 0; i < 64; i++)
+        check_noise((uint64_t)1 << i);
     for (int64_t depth = 0; depth < 40; depth += depth < 9 ? 1 : 10)
         for (int rows = 1; rows <= TABLE.tile_rows; rows++)
             for (int accumulate = 0; accumulate < 2; accumulate++)
