@@ -30,6 +30,7 @@ coverage: .venv/.installed
 
 emulate: .venv/.installed
 	$(BIN)/python tests/instruments.py avx512 -n 2
+	$(BIN)/python tests/instruments.py avx512bf16 -n 2
 	$(BIN)/python tests/instruments.py neon -n 2
 	$(BIN)/python tests/instruments.py arm64
 

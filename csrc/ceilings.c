@@ -11,6 +11,7 @@
 
 typedef struct {
     int64_t rounds;
+    int bf16;
     int64_t flops[MAX_THREADS]; /* what each thread has done */
     float results[MAX_THREADS]; /* written, so that no compiler leaves the work out */
 } MultiplyAdds;
@@ -18,14 +19,15 @@ typedef struct {
 static void multiply_add(void *context, int thread, int threads)
 {
     MultiplyAdds *m = context;
-    m->flops[thread] = kernels->multiply_add(&m->results[thread], m->rounds);
+    m->flops[thread] = (m->bf16 ? kernels->multiply_add_bf16 : kernels->multiply_add)(
+        &m->results[thread], m->rounds);
 }
 
-int64_t minifm_multiply_adds(int64_t rounds)
+int64_t minifm_multiply_adds(int64_t rounds, int bf16)
 {
     static MultiplyAdds m; /* too large for a stack; the pool has one caller at a time */
     pool_enter();
-    m = (MultiplyAdds){.rounds = rounds};
+    m = (MultiplyAdds){.rounds = rounds, .bf16 = bf16};
     pool_run(multiply_add, &m, 0);
     int64_t flops = 0;
     for (int i = 0; i < pool_threads(); i++)

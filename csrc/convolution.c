@@ -298,8 +298,8 @@ static void convolve_block(const Convolution *c, int64_t b, int64_t group, int64
                 float *y = plane_of(c, b + at[i].image, group, row);
                 int64_t rows = smaller(MR, o_end - row);
                 if (is_dense(c))
-                    one_tile(y + at[i].first, a, sliver, c->height * c->width, depth, 1, MR, NR,
-                             rows, at[i].width, k > 0);
+                    one_tile(kernels->tile, y + at[i].first, a, sliver, c->height * c->width,
+                             depth, 1, MR, NR, rows, at[i].width, k > 0);
                 else
                     scatter_tile(c, y, at + i, a, sliver, depth, rows, k > 0);
             }
@@ -485,7 +485,7 @@ static void sum_chunk(const WeightAdjoint *c, int64_t b, int64_t images, int64_t
             int64_t rows = smaller(MR, k_end - row);
             kernels->gather(window_rows, windows, c->in.places + row, runs[0], depth, rows, count);
             for (int64_t j = o; j < o_end; j += NR)
-                one_tile(partial_at(c, chunk, group, row) + j, window_rows,
+                one_tile(kernels->tile, partial_at(c, chunk, group, row) + j, window_rows,
                          gradient + (j - o) * depth, c->outputs, depth, depth, 1, NR, rows,
                          o_end - j, accumulate);
         }

@@ -5,6 +5,12 @@
  * but K: not on M, N, the batch, the threads or where an element lies in a tile. Every path below
  * computes exactly that, so that one row alone, and any number of rows together, agree bitwise.
  *
+ * Operands rounded to bf16 are packed into cells (isa.h), of which a block of the law has KC. Where
+ * the processor multiplies bf16 a cell is a pair of k and one instruction adds its two products, in
+ * an order, with roundings, of its own: numbers below 2^-126 are zero to it, operands and sums.
+ * These products all go the `blocked` way, however few their rows, so one order serves them all;
+ * and bytes are what blocks are measured by, so a block of pairs is as large, and twice as deep.
+ *
  * Three paths. `blocked`: the threads pack a panel of the smaller operand together; then each draws
  * a block of the larger one by ticket, packs it for itself and multiplies it by the whole panel
  * (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). `thin`:
@@ -21,7 +27,7 @@
 #include <string.h>
 
 enum {
-    PANEL = 4 << 20,        /* numbers in a panel, to bound the scratch */
+    PANEL = 4 << 20,        /* cells in a panel, to bound the scratch */
     PANEL_COUNT = 4608,     /* and its rows, or columns */
     BLOCK = 96,             /* rows, or columns, of a ticket: packed, they fit in L2 */
     PACKED_TOGETHER = 8,    /* slivers: rows of this length are read in one go */
@@ -41,10 +47,12 @@ static const double WORTH_PACKING = 4e6;
 typedef struct {
     float *c;               /* [batch, m, n] */
     const float *a, *b;
-    int64_t batch, m, n, k;
+    int64_t batch, m, n, k; /* in numbers, */
+    int64_t depth;          /* and k in cells */
+    Cells cells;
     const int64_t *a_offsets, *b_offsets;
     int64_t a_row, a_k, b_k, b_col;
-    int accumulate, bf16;
+    int accumulate;
     float *y;               /* epilogue: y = f(c + bias) + residual; NULL for none */
     const float *bias, *residual;
     int function;
@@ -67,17 +75,17 @@ static const float *b_of(const Product *p, int64_t item)
     return p->b + (p->b_offsets ? p->b_offsets[item] : 0);
 }
 
-void one_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
-                     int64_t a_row, int64_t a_k, int64_t b_k, int64_t rows, int64_t width,
-                     int accumulate)
+void one_tile(Tile *tile, float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
+              int64_t a_row, int64_t a_k, int64_t b_k, int64_t rows, int64_t width,
+              int accumulate)
 {
     const int64_t NR = kernels->tile_cols;
     if (width >= NR) {
-        kernels->tile(c, a, b, ldc, depth, a_row, a_k, b_k, (int)rows, accumulate);
+        tile(c, a, b, ldc, depth, a_row, a_k, b_k, (int)rows, accumulate);
         return;
     }
     float full[MAX_TILE];
-    kernels->tile(full, a, b, NR, depth, a_row, a_k, b_k, (int)rows, 0);
+    tile(full, a, b, NR, depth, a_row, a_k, b_k, (int)rows, 0);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < width; j++)
             c[r * ldc + j] = accumulate ? c[r * ldc + j] + full[r * NR + j] : full[r * NR + j];
@@ -96,32 +104,31 @@ static void epilogue(const Product *p, int64_t i0, int64_t i1, int64_t j0, int64
 
 /* -- blocked: large products -------------------------------------------------------------------- */
 
-/* One operand as the other meets it: `count` rows of A, or columns of B. */
+/* One operand as the other meets it: `count` rows of A, or columns of B, each of k numbers. */
 typedef struct {
     const float *x;
-    int64_t count, step, k_step, width;
-    int bf16;
+    int64_t count, step, k, k_step, width;
 } Side;
 
 static Side side_of(const Product *p, int is_a)
 {
-    return is_a ? (Side){p->a, p->m, p->a_row, p->a_k, kernels->tile_rows, p->bf16}
-                : (Side){p->b, p->n, p->b_col, p->b_k, kernels->tile_cols, p->bf16};
+    return is_a ? (Side){p->a, p->m, p->a_row, p->k, p->a_k, kernels->tile_rows}
+                : (Side){p->b, p->n, p->b_col, p->k, p->b_k, kernels->tile_cols};
 }
 
-/* Slivers of x[i ..., k0 ...], `depth` long, each after the other. */
-static void pack(float *out, const Side *side, int64_t i, int64_t count, int64_t k0, int64_t depth)
+/* Slivers of x[i ...] from cell k0 on, `depth` cells long, each after the other. */
+static void pack(const Cells *cells, float *out, const Side *side, int64_t i, int64_t count,
+                 int64_t k0, int64_t depth)
 {
-    const float *x = side->x + i * side->step + k0 * side->k_step;
-    const int64_t width = side->width;
+    const int64_t width = side->width, begin = k0 * cells->together;
+    const int64_t numbers = smaller(depth * cells->together, side->k - begin);
+    const float *x = side->x + i * side->step + begin * side->k_step;
     if (side->step == 1)
-        kernels->pack(out, width * depth, x, side->k_step, depth, count, (int)width);
+        cells->pack(out, width * depth, x, side->k_step, numbers, count, (int)width);
     else
         for (int64_t s = 0; s < count; s += width)
-            kernels->transpose(out + s * depth, x + s * side->step, side->step, depth,
-                               (int)smaller(width, count - s), (int)width);
-    if (side->bf16)
-        kernels->round_to_bf16(out, ceil_div(count, width) * width * depth);
+            cells->transpose(out + s * depth, x + s * side->step, side->step, numbers,
+                             (int)smaller(width, count - s), (int)width);
 }
 
 /* The part of the shared operand that is packed just now: blocks of KC, each of slivers. */
@@ -135,13 +142,13 @@ static float *sliver_of(const Panel *panel, int64_t k, int64_t i)
     return panel->packed + k * panel->padded + i * smaller(KC, panel->depth - k);
 }
 
-static void pack_panel(const Panel *panel, const Side *side)
+static void pack_panel(const Cells *cells, const Panel *panel, const Side *side)
 {
     const int64_t group = PACKED_TOGETHER * side->width, across = ceil_div(panel->count, group);
     for (int64_t t; (t = pool_ticket()) < across * ceil_div(panel->depth, KC);) {
         int64_t k = t / across * KC, i = t % across * group;
-        pack(sliver_of(panel, k, i), side, panel->begin + i, smaller(group, panel->count - i),
-             panel->k0 + k, smaller(KC, panel->depth - k));
+        pack(cells, sliver_of(panel, k, i), side, panel->begin + i,
+             smaller(group, panel->count - i), panel->k0 + k, smaller(KC, panel->depth - k));
     }
 }
 
@@ -169,12 +176,12 @@ static void multiply(const Product *p, const Panel *panel, int64_t i, int64_t i_
             const int64_t row = p->panel_is_a ? panel->begin + s : r;
             const int64_t column = p->panel_is_a ? r : panel->begin + s;
             prefetch(shared + side.width * depth, side.width * depth, (r - j) / other.width, tiles);
-            one_tile(p->c + row * p->n + column, p->panel_is_a ? shared : own,
+            one_tile(p->cells.tile, p->c + row * p->n + column, p->panel_is_a ? shared : own,
                      p->panel_is_a ? own : shared, p->n, depth, 1, MR, NR,
                      smaller(MR, p->m - row), p->n - column, accumulate);
         }
     }
-    if (panel->k0 + k + depth < p->k)
+    if (panel->k0 + k + depth < p->depth)
         return;
     i += panel->begin, i_end += panel->begin;
     if (p->panel_is_a)
@@ -190,7 +197,8 @@ static void multiply_panel(const Product *p, const Panel *panel, float *block)
     for (int64_t t; (t = pool_ticket()) < ceil_div(other.count, p->block);) {
         int64_t j = t * p->block, j_end = smaller(other.count, j + p->block);
         for (int64_t k = 0; k < panel->depth; k += KC) {
-            pack(block, &other, j, j_end - j, panel->k0 + k, smaller(KC, panel->depth - k));
+            pack(&p->cells, block, &other, j, j_end - j, panel->k0 + k,
+                 smaller(KC, panel->depth - k));
             for (int64_t i = 0; i < panel->count; i += group)
                 multiply(p, panel, i, smaller(i + group, panel->count), k, block, j, j_end);
         }
@@ -202,11 +210,11 @@ static void blocked(void *context, int thread, int threads)
     const Product *p = context;
     const Side side = side_of(p, p->panel_is_a);
     for (int64_t i = 0; i < side.count; i += p->panel_count)
-        for (int64_t k = 0; k < p->k; k += p->panel_depth) {
+        for (int64_t k = 0; k < p->depth; k += p->panel_depth) {
             int64_t count = smaller(p->panel_count, side.count - i);
             Panel panel = {p->packed, i, count, ceil_div(count, side.width) * side.width, k,
-                           smaller(p->panel_depth, p->k - k)};
-            pack_panel(&panel, &side);
+                           smaller(p->panel_depth, p->depth - k)};
+            pack_panel(&p->cells, &panel, &side);
             pool_barrier(threads);
             multiply_panel(p, &panel, scratch(PRIVATE + thread, 0));
             pool_barrier(threads);
@@ -221,7 +229,7 @@ static int lay_out(Product *p)
     const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
     const int threads = pool_threads();
     p->panel_count = smaller(ceil_div(side.count, side.width), PANEL_COUNT / side.width) * side.width;
-    p->panel_depth = smaller(p->k, PANEL / p->panel_count / KC * KC);
+    p->panel_depth = smaller(p->depth, PANEL / p->panel_count / KC * KC);
     p->block = smaller(BLOCK, ceil_div(other.count, 4 * threads));
     p->block = ceil_div(p->block, other.width) * other.width;
     p->packed = scratch(SHARED, (size_t)(p->panel_count * p->panel_depth) * sizeof(float));
@@ -236,14 +244,14 @@ static void thin_sliver(const Product *p, const float *a, const float *b, float 
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     const int64_t width = smaller(NR, p->n - j);
     const int in_place = p->b_col == 1 && width == NR && p->m <= 2 * MR;
-    const Side side = {b, p->n, p->b_col, p->b_k, NR, 0};
+    const Side side = {b, p->n, p->b_col, p->k, p->b_k, NR};
     for (int64_t k = 0; k < p->k; k += KC) {
         int64_t depth = smaller(KC, p->k - k);
         const float *sliver = in_place ? b + k * p->b_k + j : room;
         if (!in_place)
-            pack(room, &side, j, width, k, depth);
+            pack(&p->cells, room, &side, j, width, k, depth);
         for (int64_t i = 0; i < p->m; i += MR)
-            one_tile(c + i * p->n + j, a + i * p->a_row + k * p->a_k, sliver, p->n, depth,
+            one_tile(kernels->tile, c + i * p->n + j, a + i * p->a_row + k * p->a_k, sliver, p->n, depth,
                      p->a_row, p->a_k, in_place ? p->b_k : NR, smaller(MR, p->m - i), width,
                      p->accumulate || k > 0);
     }
@@ -391,7 +399,7 @@ static int run_blocked(Product *p)
     return 0;
 }
 
-static int run(Product *p)
+static int run(Product *p, int bf16)
 {
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     const double work = (double)p->m * (double)p->n * (double)p->k;
@@ -403,10 +411,13 @@ static int run(Product *p)
         epilogue(p, 0, p->m, 0, p->n);
         return 0;
     }
+    p->cells = bf16 ? kernels->bf16
+                    : (Cells){1, kernels->tile, kernels->pack, kernels->transpose};
+    p->depth = ceil_div(p->k, p->cells.together);
     pool_enter();
     const int threads = work * (double)p->batch < WORTH_THREADS ? 1 : pool_threads();
     int status = 0;
-    if (p->bf16) { /* operands are rounded where they are packed */
+    if (bf16) { /* operands are rounded where they are packed */
         status = run_blocked(p);
     } else if (p->m <= STREAMED_ROWS && p->b_col == 1) {
         status = run_streamed(p, threads);
@@ -431,8 +442,8 @@ int minifm_matmul(float *c, const float *a, const float *b, int64_t batch, int64
 {
     Product p = {.c = c, .a = a, .b = b, .batch = batch, .m = m, .n = n, .k = k,
                  .a_offsets = a_offsets, .b_offsets = b_offsets, .a_row = a_row, .a_k = a_k,
-                 .b_k = b_k, .b_col = b_col, .accumulate = accumulate, .bf16 = bf16};
-    return run(&p);
+                 .b_k = b_k, .b_col = b_col, .accumulate = accumulate};
+    return run(&p, bf16);
 }
 
 int minifm_linear(float *y, float *z, const float *x, const float *w, const float *bias,
@@ -441,8 +452,8 @@ int minifm_linear(float *y, float *z, const float *x, const float *w, const floa
 {
     Product p = {.c = z, .a = x, .b = w, .batch = 1, .m = m, .n = n, .k = k, .a_row = x_row,
                  .a_k = x_k, .b_k = w_k, .b_col = w_col, .y = y, .bias = bias,
-                 .residual = residual, .function = function, .bf16 = bf16};
+                 .residual = residual, .function = function};
     if (!bias && !residual && function == MINIFM_IDENTITY)
         p.y = NULL;
-    return run(&p);
+    return run(&p, bf16);
 }

@@ -2,16 +2,19 @@
 #ifndef MINIFM_GEMM_H
 #define MINIFM_GEMM_H
 
+#include "isa.h"
+
 #include <stdint.h>
 
 enum {
-    KC = 384,               /* the law's block of k: part of every result, not to be tuned */
+    KC = 384,               /* the law's block of cells: part of every result, not to be tuned */
     MAX_TILE = 12 * 32,
 };
 
 /* c[rows, width] = a b, or += : rows <= MR, width <= NR (more is taken as NR), and b has NR
  * columns that can be read. A narrow tile goes by way of a full one. */
-void one_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t depth, int64_t a_row,
-              int64_t a_k, int64_t b_k, int64_t rows, int64_t width, int accumulate);
+void one_tile(Tile *tile, float *c, const float *a, const float *b, int64_t ldc, int64_t depth,
+              int64_t a_row, int64_t a_k, int64_t b_k, int64_t rows, int64_t width,
+              int accumulate);
 
 #endif

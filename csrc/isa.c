@@ -7,6 +7,9 @@
 
 /* Best first. The portable one is always there and always last. */
 static const Kernels *const table[] = {
+#if HAVE_AVX512BF16
+    &kernels_avx512bf16,
+#endif
 #if defined(__x86_64__)
     &kernels_avx512,
     &kernels_avx2,

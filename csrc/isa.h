@@ -14,15 +14,37 @@
 
 enum { PHILOX_ROUNDS = 10, PHILOX_WORDS = 128 }; /* words: as many as are made at once */
 
+/* c[r, j] = sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, one fma each, for
+ * r < rows <= MR and all NR columns j; with `accumulate` the finished sum is added to c. */
+typedef void Tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k, int64_t a_row,
+                  int64_t a_k, int64_t b_k, int rows, int accumulate);
+/* Slivers of `width` (MR or NR) columns, sliver s at out + s * sliver, zeros beyond the last:
+ * out[s * sliver + p * width + r] = in[p * stride + s * width + r], p < k. */
+typedef void Pack(float *out, int64_t sliver, const float *in, int64_t stride, int64_t k,
+                  int64_t columns, int width);
+/* One sliver of `width` (MR or NR) rows, transposed, zeros beyond the last:
+ * out[p * width + r] = in[r * stride + p], p < k. */
+typedef void Transpose(float *out, const float *in, int64_t stride, int64_t k, int rows, int width);
+
+/* How a product packs its operands into cells of 32 bits, and multiplies slivers of them. A cell is
+ * a float32, or a float32 rounded to bf16, or two numbers, rounded to bf16, that follow each other
+ * along k: `together` says how many. `pack` and `transpose` count k in numbers, `tile` in cells. */
+typedef struct {
+    int together;
+    Tile *tile;
+    Pack *pack;
+    Transpose *transpose;
+} Cells;
+
 typedef struct {
     const char *name;
     int (*supported)(void);     /* by the processor and by the operating system */
     int tile_rows, tile_cols;   /* MR x NR: the block of C that `tile` keeps in registers */
 
-    /* c[r, j] = sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, one fma each, for
-     * r < rows <= MR and all NR columns j; with `accumulate` the finished sum is added to c. */
-    void (*tile)(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                 int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate);
+    Tile *tile;                 /* of float32 */
+    Pack *pack;
+    Transpose *transpose;
+    Cells bf16;                 /* the same with operands rounded to bf16; A and B are slivers */
     /* sums[r, j] += sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, into running sums
      * for any n. Streams through rows of b: for products with few rows. */
     void (*stream)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
@@ -31,21 +53,11 @@ typedef struct {
      * columns of b, each a run of k numbers, side by side. */
     void (*stream_across)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
                           int64_t a_row, int64_t a_k, int64_t b_col, int rows, int64_t n);
-    /* Slivers of `width` (MR or NR) columns, sliver s at out + s * sliver, zeros beyond the last:
-     * out[s * sliver + p * width + r] = in[p * stride + s * width + r], p < k. */
-    void (*pack)(float *out, int64_t sliver, const float *in, int64_t stride, int64_t k,
-                 int64_t columns, int width);
-    /* One sliver of `width` (MR or NR) rows, transposed, zeros beyond the last:
-     * out[p * width + r] = in[r * stride + p], p < k. */
-    void (*transpose)(float *out, const float *in, int64_t stride, int64_t k, int rows, int width);
     /* out[p * ld ...] = row p < k of a matrix of windows: the runs in[rows[p] + first ... + length]
      * one after the other, for `count` runs (first, length). Less than a vector beyond the last of
      * them is overwritten. */
     void (*gather)(float *out, const float *in, const int64_t *rows, const int64_t *runs,
                    int64_t ld, int64_t k, int64_t count);
-
-    /* x[n] rounded to the nearest bf16, ties to even. */
-    void (*round_to_bf16)(float *x, int64_t n);
 
     /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
     void (*map)(float *y, const float *x, int64_t n, int function);
@@ -147,6 +159,8 @@ typedef struct {
      * to keep the processor busy. Returns how many floating-point operations that was; *result
      * depends on all of them. */
     int64_t (*multiply_add)(float *result, int64_t rounds);
+    /* The same with operands of bf16; 0 where the processor does not multiply those. */
+    int64_t (*multiply_add_bf16)(float *result, int64_t rounds);
 } Kernels;
 
 extern const Kernels *kernels;
@@ -154,6 +168,14 @@ extern const Kernels *kernels;
 /* For vsplit: the bits of the float next to sqrt(1 / 2). */
 enum { HALF_ROOT = 0x3f3504f3 };
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16,
+    kernels_neon;
+
+/* Compilers that know the instructions bring this header with their intrinsics. */
+#if defined(__x86_64__) && __has_include(<avx512bf16intrin.h>)
+#define HAVE_AVX512BF16 1
+#else
+#define HAVE_AVX512BF16 0
+#endif
 
 #endif

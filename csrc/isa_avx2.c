@@ -83,6 +83,16 @@ INLINE vf vscale(vf x, vf n)
     return vmul(vmul(x, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
 }
 
+INLINE vf vround_bf16(vf x)
+{
+    __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+    __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
+    __m256 quiet = _mm256_or_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+    __m256 upper = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000));
+    return _mm256_and_ps(vselect(vnan(x), quiet, rounded), upper);
+}
 INLINE float vsum(vf x)
 {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -84,6 +84,14 @@ INLINE vf vscale(vf x, vf n)
     return vmul(vmul(x, power_of_two(half)), power_of_two(vsubq_s32(whole, half)));
 }
 
+INLINE vf vround_bf16(vf x)
+{
+    uint32x4_t bits = vreinterpretq_u32_f32(x), quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    rounded = vbslq_u32(vnan(x), quiet, rounded);
+    return vreinterpretq_f32_u32(vandq_u32(rounded, vdupq_n_u32(0xffff0000)));
+}
 INLINE float vsum(vf x) { return vaddvq_f32(x); }
 INLINE float vlargest(vf x) { return vmaxvq_f32(x); }
 

@@ -85,6 +85,12 @@ INLINE vf vround(vf x) { return (x + 12582912.0f) - 12582912.0f; }
 
 INLINE vf vexponent(vf x) { return (vf)((vm)x << 23); }
 
+INLINE vf vround_bf16(vf x)
+{
+    const vm bits = (vm)x, rounded = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+    return (vf)((vm)vselect(vnan(x), (vf)quiet, (vf)rounded) & 0xffff0000);
+}
+
 /* 2^n for integral n in -126 ... 127: its sum with 1.5 * 2^23 and a float's bias, 127, has the
  * exponent in its lowest bits. */
 INLINE vf power_of_two(vf n) { return vexponent(n + (12582912.0f + 127)); }

@@ -5,14 +5,32 @@
  * A sliver is what a tile reads of an operand: for each k, `width` numbers side by side, MR of A's
  * rows or NR of B's columns. Its rows are as long as the register tile and not as long as vectors,
  * so the last vector of a row may reach into the next row, which is written after it.
+ *
+ * With operands of bf16 a cell of 32 bits takes the place of each number. It holds TOGETHER
+ * numbers that follow each other along k:
+ *
+ *   2   where the processor multiplies pairs (PAIRS): the first in the lower half, the second, or
+ *       zero behind the last k, in the upper one
+ *   1   elsewhere: a float whose lower half is zero, by vround_bf16(x), to nearest, ties to even
+ *
+ *   cells_along(x, y)      cells of the numbers of x, and then those of y, which all follow each
+ *                          other along k
+ *   cells_across(x, y)     cells of numbers of x, and, for the next k, y
+ *   vdot_cells(x, y, z)    z + the products of the numbers in x and y
  */
-#include <string.h>
+#ifndef PAIRS
+enum { TOGETHER = 1 };
+INLINE vf cells_along(vf x, vf y) { return vround_bf16(x); }
+INLINE vf cells_across(vf x, vf y) { return vround_bf16(x); }
+INLINE vf vdot_cells(vf x, vf y, vf z) { return vfma(x, y, z); }
+#endif
 
 _Static_assert(NR % VL == 0 && (MR % VL == 0 || MR < VL), "rows of slivers overlap only in order");
 
-/* R rows of the tile, R a constant once inlined: R * NR / VL accumulators in registers. */
+/* R rows of the tile, R and bf16 constants once inlined: R * NR / VL accumulators in registers. */
 INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
-                      int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate)
+                      int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate,
+                      const int bf16)
 {
     enum { V = NR / VL };
     vf sum[MR][V];
@@ -35,7 +53,7 @@ INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int
             vf x = vset(a[r * a_row]);
 #pragma GCC unroll 4
             for (int j = 0; j < V; j++)
-                sum[r][j] = vfma(x, row[j], sum[r][j]);
+                sum[r][j] = bf16 ? vdot_cells(x, row[j], sum[r][j]) : vfma(x, row[j], sum[r][j]);
         }
     }
 #pragma GCC unroll 12
@@ -45,22 +63,35 @@ INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int
             vstore(c + j * VL, accumulate ? vadd(vload(c + j * VL), sum[r][j]) : sum[r][j]);
 }
 
-/* Slivers of A have constant strides, which gives the broadcasts fixed offsets. */
-#define ROWS(R)                                                                              \
-    case R:                                                                                  \
-        if (R <= MR && a_row == 1 && a_k == MR)                                              \
-            tile_rows(c, a, b, ldc, k, 1, MR, b_k, R <= MR ? R : MR, accumulate);            \
-        else if (R <= MR)                                                                    \
-            tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R <= MR ? R : MR, accumulate);       \
+/* CALL with the number of rows as a constant, R. */
+#define TILE_CASE(N, CALL)                             \
+    case N:                                            \
+        if (N <= MR) {                                 \
+            enum { R = N <= MR ? N : MR };             \
+            CALL;                                      \
+        }                                              \
         break;
+#define WITH_TILE_ROWS(CALL)                                                       \
+    switch (rows) {                                                                \
+        TILE_CASE(1, CALL) TILE_CASE(2, CALL) TILE_CASE(3, CALL) TILE_CASE(4, CALL) \
+        TILE_CASE(5, CALL) TILE_CASE(6, CALL) TILE_CASE(7, CALL) TILE_CASE(8, CALL) \
+        TILE_CASE(9, CALL) TILE_CASE(10, CALL) TILE_CASE(11, CALL) TILE_CASE(12, CALL) \
+    }
 
+/* Slivers of A have constant strides, which gives the broadcasts fixed offsets. */
 static TARGET void tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
                         int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
 {
-    switch (rows) {
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
-        ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
-    }
+    if (a_row == 1 && a_k == MR)
+        WITH_TILE_ROWS(tile_rows(c, a, b, ldc, k, 1, MR, b_k, R, accumulate, 0))
+    else
+        WITH_TILE_ROWS(tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate, 0))
+}
+
+static TARGET void tile_bf16(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
+                             int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
+{
+    WITH_TILE_ROWS(tile_rows(c, a, b, ldc, k, 1, MR, NR, R, accumulate, 1))
 }
 
 /* -- packing ----------------------------------------------------------------------------------- */
@@ -75,39 +106,53 @@ INLINE void put_in_sliver(float *to, vf x, int r, const int W, int last)
 }
 
 INLINE void pack_columns(float *out, int64_t sliver, const float *in, int64_t stride, int64_t k,
-                         int64_t columns, const int W)
+                         int64_t columns, const int W, const int bf16)
 {
-    for (int64_t p = 0; p < k; p++, in += stride, out += W) {
+    const int step = bf16 ? TOGETHER : 1;
+    for (int64_t p = 0; p < k; p += step, in += step * stride, out += W) {
         float *to = out;
         for (int64_t j = 0; j < columns; j += W, to += sliver) {
-            __builtin_prefetch(in + j + 8 * stride); /* hardware does not see such strides */
+#pragma GCC unroll 2
+            for (int i = 0; i < step; i++) /* hardware does not see such strides */
+                __builtin_prefetch(in + j + (8 * step + i) * stride);
             for (int r = 0; r < W; r += VL) {
-                int64_t left = columns - j - r;
-                vf x = left >= VL ? vload(in + j + r) : vload_part(in + j + r, left, 0);
-                put_in_sliver(to, x, r, W, p == k - 1);
+                const float *from = in + j + r;
+                const int64_t left = columns - j - r;
+                vf x = vget(from, left, 0);
+                if (bf16) {
+                    const int beside = step == 2 && p + 1 < k;
+                    x = cells_across(x, beside ? vget(from + stride, left, 0) : vset(0));
+                }
+                put_in_sliver(to, x, r, W, p + step >= k);
             }
         }
     }
 }
 
-INLINE void pack_transposed(float *out, const float *in, int64_t stride, int64_t k, int rows,
-                            const int W)
+/* The cells of up to VL * step numbers of a run. */
+INLINE vf cells_of(const float *from, int64_t left, const int step, const int bf16)
 {
+    const vf x = vget(from, left, 0);
+    return bf16 ? cells_along(x, step == 2 ? vget(from + VL, left - VL, 0) : x) : x;
+}
+
+INLINE void pack_transposed(float *out, const float *in, int64_t stride, int64_t k, int rows,
+                            const int W, const int bf16)
+{
+    const int step = bf16 ? TOGETHER : 1;
     for (int r = 0; r < W; r += VL)
-        for (int64_t p = 0; p < k; p += VL) {
+        for (int64_t p = 0; p < k; p += VL * step) {
             vf x[VL];
             const int64_t left = k - p;
 #pragma GCC unroll 16
-            for (int i = 0; i < VL; i++) {
-                const float *from = in + (r + i) * stride + p;
-                x[i] = r + i >= rows ? vset(0) : left >= VL ? vload(from)
-                                                            : vload_part(from, left, 0);
-            }
+            for (int i = 0; i < VL; i++)
+                x[i] = r + i >= rows ? vset(0)
+                                     : cells_of(in + (r + i) * stride + p, left, step, bf16);
             transpose_square(x);
 #pragma GCC unroll 16
             for (int i = 0; i < VL; i++)
-                if (i < left)
-                    put_in_sliver(out + (p + i) * W, x[i], r, W, i == left - 1);
+                if (i * step < left)
+                    put_in_sliver(out + (p / step + i) * W, x[i], r, W, (i + 1) * step >= left);
         }
 }
 
@@ -115,18 +160,36 @@ static TARGET void pack(float *out, int64_t sliver, const float *in, int64_t str
                         int64_t columns, int width)
 {
     if (width == NR)
-        pack_columns(out, sliver, in, stride, k, columns, NR);
+        pack_columns(out, sliver, in, stride, k, columns, NR, 0);
     else
-        pack_columns(out, sliver, in, stride, k, columns, MR);
+        pack_columns(out, sliver, in, stride, k, columns, MR, 0);
+}
+
+static TARGET void pack_bf16(float *out, int64_t sliver, const float *in, int64_t stride,
+                             int64_t k, int64_t columns, int width)
+{
+    if (width == NR)
+        pack_columns(out, sliver, in, stride, k, columns, NR, 1);
+    else
+        pack_columns(out, sliver, in, stride, k, columns, MR, 1);
 }
 
 static TARGET void transpose(float *out, const float *in, int64_t stride, int64_t k, int rows,
                              int width)
 {
     if (width == NR)
-        pack_transposed(out, in, stride, k, rows, NR);
+        pack_transposed(out, in, stride, k, rows, NR, 0);
     else
-        pack_transposed(out, in, stride, k, rows, MR);
+        pack_transposed(out, in, stride, k, rows, MR, 0);
+}
+
+static TARGET void transpose_bf16(float *out, const float *in, int64_t stride, int64_t k,
+                                  int rows, int width)
+{
+    if (width == NR)
+        pack_transposed(out, in, stride, k, rows, NR, 1);
+    else
+        pack_transposed(out, in, stride, k, rows, MR, 1);
 }
 
 /* A run reaches a little beyond its end, where the next one begins. */
@@ -192,19 +255,29 @@ static TARGET void stream_across(float *sums, const float *a, const float *b, in
     }
 }
 
-/* The upper 16 bits, after adding half of what is cut off; NaN keeps its upper bits, made quiet. */
-static TARGET void round_to_bf16(float *x, int64_t n)
+/* For ceilings.c, as `multiply_add` of isa_rows.h; 0 where the processor multiplies no bf16. */
+static TARGET int64_t multiply_add_bf16(float *result, int64_t rounds)
 {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
-        bits = ((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded) & 0xffff0000;
-        memcpy(x + i, &bits, sizeof bits);
-    }
+    if (TOGETHER == 1)
+        return 0;
+    vf chain[CHAINS], ones = vset(1);
+    const vf x = cells_along(ones, ones), y = cells_along(vset(result[0] + 1), ones);
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++)
+        chain[i] = vset((float)i);
+    for (int64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHAINS; i++)
+            chain[i] = vdot_cells(x, y, chain[i]);
+    vf sum = vset(0);
+#pragma GCC unroll 16
+    for (int i = 0; i < CHAINS; i++)
+        sum = vadd(sum, chain[i]);
+    *result = vsum(sum);
+    return 2 * TOGETHER * rounds * CHAINS * VL;
 }
 
 #define TILE_KERNELS                                                                        \
     .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose,   \
-    .stream_across = stream_across, .round_to_bf16 = round_to_bf16,                         \
-    .gather = gather
+    .bf16 = {TOGETHER, TOGETHER == 1 ? tile : tile_bf16, pack_bf16, transpose_bf16},        \
+    .stream_across = stream_across, .gather = gather, .multiply_add_bf16 = multiply_add_bf16

@@ -280,8 +280,9 @@ void minifm_dropout(float *y, const float *x, int64_t n, uint64_t key0, uint64_t
 
 /* -- ceilings.c: what the machine can do at most, on all threads ------------------------------------- */
 
-/* Multiply-adds in registers, `rounds` of them in every chain; returns the operations done. */
-int64_t minifm_multiply_adds(int64_t rounds);
+/* Multiply-adds in registers, `rounds` of them in every chain; returns the operations done. With
+ * bf16, of operands of bf16; 0 where the instruction set does not multiply those. */
+int64_t minifm_multiply_adds(int64_t rounds, int bf16);
 /* Reads x[n]; returns a number that depends on all of it. */
 uint64_t minifm_read(const uint64_t *x, int64_t n);
 /* y[n] = x[n] */

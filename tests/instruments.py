@@ -4,14 +4,15 @@
     python tests/instruments.py threads      ThreadSanitizer: races between a region's threads
     python tests/instruments.py coverage     which lines of csrc/ the tests reach, by gcov
     python tests/instruments.py avx512       the AVX-512 kernels through SIMDe, on any x86-64
+    python tests/instruments.py avx512bf16   and those with dot products of bf16
     python tests/instruments.py neon         the NEON kernels through SIMDe, on any x86-64
     python tests/instruments.py arm64        the NEON kernels by themselves, as arm64 runs them
 
 More arguments go to pytest (-k, -x, files). Each builds a copy of the package into build/NAME,
-never over the installed one, and takes minutes. They need gcc on Linux; avx512 and neon the headers
-of SIMDe (Debian: libsimde-dev); arm64 a cross compiler and an emulator (gcc-aarch64-linux-gnu,
-qemu-user), or the processor. What is missing is said, and skipped. A report of a sanitizer, in a
-test or in a process that a test starts, fails the run and is printed.
+never over the installed one, and takes minutes. They need gcc on Linux; avx512, avx512bf16 and
+neon the headers of SIMDe (Debian: libsimde-dev); arm64 a cross compiler and an emulator
+(gcc-aarch64-linux-gnu, qemu-user), or the processor. What is missing is said, and skipped. A
+report of a sanitizer, in a test or in a process that a test starts, fails the run and is printed.
 """
 
 import gzip
@@ -32,6 +33,7 @@ TESTS = [f"tests/test_{name}.py" for name in (
     "native", "native_limits", "native_laws", "backends", "conv", "packed", "precision",
     "decoding")]
 POOL = "tests/test_pool.py"
+EMULATED = ("avx512", "avx512bf16", "neon")
 CC = os.environ.get("CC", "gcc")
 
 
@@ -67,6 +69,9 @@ INSTRUMENTS = {
     "avx512": Instrument(
         environment={"MINIFM_ISA": "avx512"},
         own={"isa_avx512": ["-O2", "-mavx2", "-mfma", "-Itests/emulated/avx512"]}),
+    "avx512bf16": Instrument(
+        environment={"MINIFM_ISA": "avx512bf16"},
+        own={"isa_avx512bf16": ["-O2", "-mavx2", "-mfma", "-Itests/emulated/avx512"]}),
     "neon": Instrument(
         environment={"MINIFM_ISA": "neon"},
         own=dict.fromkeys(["isa_neon", "isa"], [
@@ -170,9 +175,9 @@ def why_not(name):
     for tool in tools.get(name, [CC]):
         if not shutil.which(tool):
             return f"{tool} is not there"
-    if name in ("avx512", "neon") and not x86:
+    if name in EMULATED and not x86:
         return "the emulated kernels are compiled for x86-64"
-    if name in ("avx512", "neon") and subprocess.run(
+    if name in EMULATED and subprocess.run(
             [CC, "-E", "-include", "simde/arm/neon.h", "-xc", "/dev/null"],
             capture_output=True).returncode:
         return "the headers of SIMDe are not there"
@@ -210,7 +215,7 @@ def main(name, *arguments):
         return
     if name == "arm64":
         sys.exit(compare_on_arm64())
-    if name in ("avx512", "neon") and compare_emulated(name):
+    if name in EMULATED and compare_emulated(name):
         sys.exit(1)
     place = build(name)
     settings = environment(name, place)

@@ -109,9 +109,12 @@ def test_the_comparison_of_micro_kernels_knows_the_whole_table():
     source = root / "tests/emulated/compare.c"
     subprocess.run([compiler, "-std=gnu11", "-fsyntax-only", "-Icsrc", "-DTABLE=kernels_portable",
                     str(source)], cwd=root, check=True)
-    entries = re.findall(r"\(\*(\w+)\)\(", (root / "csrc/isa.h").read_text("utf-8"))
-    met = set(re.findall(r"(?:k->|TABLE\.)(\w+)\(", source.read_text("utf-8")))
-    assert set(entries) - {"supported", "multiply_add"} <= met
+    table = (root / "csrc/isa.h").read_text("utf-8")
+    entries = re.findall(r"\(\*(\w+)\)\(|(?:Tile|Pack|Transpose) \*(\w+);", table)
+    entries = {name for both in entries for name in both if name}
+    met = set(re.findall(r"(?:k->|TABLE\.|cells\.)(\w+)\(", source.read_text("utf-8")))
+    assert {"tile", "pack", "transpose", "sum"} <= entries
+    assert entries - {"supported", "multiply_add"} <= met
 
 
 # -- no memory, no threads -------------------------------------------------------------------------
@@ -395,5 +398,7 @@ def test_a_ceiling_reads_and_copies_all_that_it_says(every_isa, threads):
     assert lib.minifm_read(given, x.size) == int(x.sum())
     lib.minifm_copy(to, given, x.size - 1)
     assert same(room[1:-2], x[:-1]) and (room[[0, -2, -1]] == 7).all()
-    once, twice = lib.minifm_multiply_adds(1000), lib.minifm_multiply_adds(2000)
+    once, twice = lib.minifm_multiply_adds(1000, 0), lib.minifm_multiply_adds(2000, 0)
     assert twice == 2 * once and once % (2 * 1000 * threads) == 0 < once
+    pairs, none = lib.minifm_multiply_adds(1000, 1), every_isa.isa != "avx512bf16"
+    assert (pairs == 0) == none and pairs % (4 * 1000 * threads) == 0

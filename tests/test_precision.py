@@ -13,7 +13,7 @@ from minifm.models.gpt import GPT, GPTConfig
 from minifm.ops.precision import active_precision
 from minifm.rng import Rng
 
-F32 = np.float32
+F32, TINY = np.float32, 2.0**-126
 HOSTS = [name for name in AVAILABLE if name in ("numpy", "c")]
 
 
@@ -50,9 +50,15 @@ def normal(shape, seed=0):
 
 
 def bound(x, y):
-    """How far a float32 sum of K products may be from the exact one: (K + 1) u |x| |y|."""
-    K = x.shape[-1]
-    return (K + 1) * 2.0**-24 * (np.abs(x).astype(float) @ np.abs(y).astype(float))
+    """How far a float32 sum of K products may be from the exact one: (K + 1) u |x| |y|, and, where
+    the processor takes what is below t = 2^-126 for zero, t (Σ|x| + Σ|y| + K) more."""
+    K, x, y = x.shape[-1], np.abs(x).astype(float), np.abs(y).astype(float)
+    lost = x.sum(-1, keepdims=True) + y.sum(-2, keepdims=True) + K if flushes() else 0
+    return (K + 1) * 2.0**-24 * (x @ y) + TINY * lost
+
+
+def flushes():
+    return backends.active().name == "c" and backends.active().isa == "avx512bf16"
 
 
 @pytest.mark.parametrize("M, K, N", [(1, 1, 1), (1, 400, 33), (3, 7, 5), (17, 385, 31),
@@ -68,12 +74,29 @@ def test_a_product_is_that_of_rounded_operands(every_isa, M, K, N, layout):
     assert np.abs(found - x.astype(float) @ y).max() > bound(x, y).max() or K == 1
 
 
-def test_rows_do_not_depend_on_each_other(every_isa):
-    x, y = normal((50, 800)), normal((800, 70), 1)
+@pytest.mark.parametrize("K", [1, 383, 769, 801, 1600])
+def test_a_row_depends_on_no_other_row_column_or_layout(every_isa, K):
+    x, y = normal((50, K)), normal((K, 70), 1)
     with mf.precision("bf16"):
         together = mf.matmul(mf.Tensor(x), mf.Tensor(y)).numpy()
         alone = [mf.matmul(mf.Tensor(x[i : i + 1]), mf.Tensor(y)).numpy() for i in range(50)]
+        few = mf.matmul(mf.Tensor(x), mf.Tensor(y[:, 5:8])).numpy()
+        turned = mf.matmul(mf.Tensor(x.T.copy().T), mf.Tensor(y.T.copy().T)).numpy()
     assert (together == np.concatenate(alone)).all()
+    assert (together[:, 5:8] == few).all() and (together == turned).all()
+
+
+@pytest.mark.parametrize("scale", [2.0**-140, 2.0**-128, 2.0**-100])
+def test_what_is_lost_of_the_smallest_numbers_is_bounded(every_isa, scale):
+    x, y = normal((20, 50)) * F32(scale), normal((50, 40), 1) * F32(2.0**-30)
+    with mf.precision("bf16"):
+        found = mf.matmul(mf.Tensor(x), mf.Tensor(y)).numpy()
+        plain = mf.matmul(mf.Tensor(x), mf.Tensor(np.eye(50, dtype=F32))).numpy()
+    underflow = 50 * 2.0**-150                  # of each addition, half the smallest number
+    wanted = rounded(x).astype(float) @ rounded(y)
+    assert (np.abs(found - wanted) <= bound(rounded(x), rounded(y)) + underflow).all()
+    assert (plain == np.where(np.abs(x) < TINY, 0, rounded(x)) if flushes()
+            else plain == rounded(x)).all()
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
@@ -85,7 +108,9 @@ def test_rounding_is_to_the_nearest_even(numbers):
             found = mf.matmul(mf.Tensor(x), mf.Tensor(np.ones((1, 1), F32))).numpy()
         finite = np.isfinite(x)
         with np.errstate(all="ignore"):
-            assert (found[finite] == rounded(x[finite])).all()
+            wanted = rounded(x)
+            wanted[flushes() & (np.abs(x) < TINY)] = 0
+            assert (found[finite] == wanted[finite]).all()
         assert (np.isnan(found) == np.isnan(x)).all()
         assert (found[np.isinf(x)] == x[np.isinf(x)]).all()
 

@@ -48,6 +48,13 @@ def flop_ceiling(backend=None, seconds=0.2):
         native.set_isa(chosen)
 
 
+def bf16_ceiling(backend, seconds=0.2):
+    """The same with operands of bf16 (ops/precision.py); None where `backend` has no instruction
+    that multiplies them."""
+    from_c = backend is _native()
+    return _multiply_add_ceiling(backend, seconds, bf16=True) if from_c else None
+
+
 def memory_ceilings(seconds=0.4, arrays=None):
     """(read, copy): the most bytes a second that can be read, and that can be read and written
     together. Who measures often passes the same `memory_arrays()`."""
@@ -91,11 +98,14 @@ def _best(work, amount, seconds):
             return amount / fastest
 
 
-def _multiply_add_ceiling(native, seconds):
+def _multiply_add_ceiling(native, seconds, bf16=False):
     from minifm.backends.native import lib
-    flops = lib.minifm_multiply_adds(ROUNDS)
-    rate = _best(lambda: lib.minifm_multiply_adds(ROUNDS), flops, seconds)
-    return Ceiling(rate, f"multiply-adds in registers, {native.isa}, {_threads(native)}")
+    flops = lib.minifm_multiply_adds(ROUNDS, bf16)
+    if not flops:
+        return None
+    rate = _best(lambda: lib.minifm_multiply_adds(ROUNDS, bf16), flops, seconds)
+    what = "pairs of bf16" if bf16 else "multiply-adds"
+    return Ceiling(rate, f"{what} in registers, {native.isa}, {_threads(native)}")
 
 
 def _product_ceiling(seconds):

@@ -155,7 +155,7 @@ def joined(a, b):
         if ours != theirs:
             raise ConfigError(f"--from: reports of different machines do not compare: {name} "
                               f"{ours!r} and {theirs!r}")
-    rates = [{"read": {"": c["read"]}, "copy": {"": c["copy"]}, "FMA": c["FMA"]}
+    rates = [{"read": {"": c["read"]}, "copy": {"": c["copy"]}, "FMA": c["FMA"], "bf16": c["bf16"]}
              for c in (a["ceilings"], b["ceilings"])]
     best = {limit: {name: max((side[limit][name] for side in rates if name in side[limit]),
                               key=lambda ceiling: ceiling["rate"])
@@ -163,7 +163,8 @@ def joined(a, b):
     return a | {
         "machine": a["machine"] | {"backends": a["machine"]["backends"] | b["machine"]["backends"]},
         "peers": a["peers"] | b["peers"],
-        "ceilings": {"FMA": best["FMA"], "read": best["read"][""], "copy": best["copy"][""]}}
+        "ceilings": {"FMA": best["FMA"], "bf16": best["bf16"], "read": best["read"][""],
+                     "copy": best["copy"][""]}}
 
 
 def limit_of(row, ceilings):
@@ -337,6 +338,8 @@ def heading(report, named):
 def _limit_lines(ceilings):
     for ceiling in {c["how"]: c for c in ceilings["FMA"].values()}.values():
         yield "FMA", rate_text(ceiling["rate"], "FLOP/s"), ceiling["how"]
+    for ceiling in ceilings["bf16"].values():
+        yield "bf16", rate_text(ceiling["rate"], "FLOP/s"), ceiling["how"]
     yield "read", rate_text(ceilings["read"]["rate"], "B/s"), ceilings["read"]["how"]
     yield ("copy", rate_text(ceilings["copy"]["rate"], "B/s"),
            f"{ceilings['copy']['how']}, bytes read and written")
@@ -450,6 +453,7 @@ def remarks(first, last, rows, share):
 def limits(bench):
     """{name: rate} of the ceilings as they are now."""
     rates = {f"FMA of {name}": ceiling.rate for name, ceiling in bench.fma.items()}
+    rates |= {f"bf16 of {name}": ceiling.rate for name, ceiling in bench.bf16.items()}
     return rates | {"read": bench.read.rate, "copy": bench.copy.rate}
 
 

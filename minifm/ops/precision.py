@@ -6,6 +6,12 @@ that anyone sees: what `matmul`, `linear` and the losses return, and their gradi
 and convolutions stay in float32, and so do products of float64. A packed weight has an arithmetic
 of its own (backends/reference/packed.py), whatever is said here.
 
+A product of two bf16 numbers is exact in float32, so only the additions round: |error| ≤ (K + 1) u
+|x||y|, entrywise, in whatever order they go. Instructions that multiply pairs of bf16 (VDPBF16PS,
+where the instruction set is avx512bf16) add two products at once, in an order of their own, and
+take for zero any operand or sum below t = 2^-126: at most t (Σ|x| + Σ|y| + K) more. The bits then
+are not those of another instruction set, but they still depend on K alone.
+
 An op keeps the precision of its forward for its backward.
 """
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 
 from minifm import backends
 from minifm.backends.ceilings import (
+    bf16_ceiling,
     flop_ceiling,
     last_level_cache,
     memory_arrays,
@@ -96,13 +97,16 @@ class Bench:
         self.seconds, self.sizes, self.peers = seconds, sizes, peers
         self.cache = last_level_cache()
         self.footprint = 4 * self.cache if footprint is None else footprint
-        self.fma, self.read, self.copy, self.memory = {}, None, None, memory_arrays()
+        self.fma, self.bf16 = {}, {}
+        self.read, self.copy, self.memory = None, None, memory_arrays()
         self.measure_ceilings(ceiling_seconds)
 
     def measure_ceilings(self, seconds):
         """Measure each for so long, and keep the better of this and what was found before."""
         for name, backend in self.backends.items():
             self.fma[name] = better(flop_ceiling(backend, seconds), self.fma.get(name))
+            if pairs := bf16_ceiling(backend, seconds):
+                self.bf16[name] = better(pairs, self.bf16.get(name))
         read, copy = memory_ceilings(2 * seconds, self.memory)
         self.read, self.copy = better(read, self.read), better(copy, self.copy)
 
@@ -160,6 +164,7 @@ class Bench:
             "machine": describe_machine(self.backends.values()),
             "peers": {peer.library.name: peer.name for peer in self.peers},
             "ceilings": {"FMA": {name: vars(ceiling) for name, ceiling in self.fma.items()},
+                         "bf16": {name: vars(ceiling) for name, ceiling in self.bf16.items()},
                          "read": vars(self.read), "copy": vars(self.copy)},
             "seconds": self.seconds, "footprint": self.footprint,
             "rows": [vars(replace(row, fraction=self.fraction(row))) for row in rows],

@@ -106,6 +106,57 @@ static void check_tile(int64_t depth, int rows, int accumulate)
     }
 }
 
+/* The cell of a bf16 number, or of two that follow each other along k. */
+static float cell_of(float first, float second)
+{
+    const float numbers[2] = {first, second};
+    uint32_t cell = 0;
+    for (int i = 0; i < TABLE.bf16.together; i++) {
+        const int flushed = TABLE.bf16.together == 2 && fabsf(numbers[i]) < 0x1p-126f;
+        uint32_t bits;
+        memcpy(&bits, numbers + i, sizeof bits);
+        bits = flushed ? bits & 0x80000000 : bits;
+        bits = isnan(numbers[i]) ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+        cell = (TABLE.bf16.together == 2 ? cell >> 16 : 0) | (bits & 0xffff0000);
+    }
+    float x;
+    memcpy(&x, &cell, sizeof x);
+    return x;
+}
+
+static float half_of(float cell, int upper)
+{
+    uint32_t bits;
+    memcpy(&bits, &cell, sizeof bits);
+    bits = upper ? bits & 0xffff0000 : bits << 16;
+    memcpy(&cell, &bits, sizeof cell);
+    return cell;
+}
+
+/* Where a cell is a pair, its upper halves are added first, as the manuals have it. */
+static void check_tile_of_cells(int64_t depth, int rows, int accumulate)
+{
+    static float a[40 * 16], b[40 * 64];
+    const int MR = TABLE.tile_rows, NR = TABLE.tile_cols;
+    const float *x = operand(1), *y = operand(1);
+    for (int64_t i = 0; i < depth * MR; i++)
+        a[i] = cell_of(x[i], x[i + 1]);
+    for (int64_t i = 0; i < depth * NR; i++)
+        b[i] = cell_of(y[i], y[i + 1]);
+    what = "tile of bf16", size = depth;
+    clear(0.5f);
+    TABLE.bf16.tile(out[0][1] + MARGIN, a, b, NR + 5, depth, 1, MR, NR, rows, accumulate);
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < NR; j++) {
+            float sum = 0, *c = out[0][0] + MARGIN + r * (NR + 5) + j;
+            for (int64_t p = 0; p < depth; p++)
+                for (int half = 1; half > 1 - TABLE.bf16.together; half--)
+                    sum = fmaf(half_of(a[p * MR + r], half), half_of(b[p * NR + j], half), sum);
+            *c = accumulate ? *c + sum : sum;
+        }
+    expect(0, 0, 0, EXACT);
+}
+
 static void check_stream(int64_t n, int rows)
 {
     const Kernels *k = &TABLE;
@@ -164,28 +215,41 @@ static void check_few_queries(int64_t n, int64_t width, int rows)
     expect(0, 0, 0, EXACT);
 }
 
-/* A sliver's place follows from its width alone, which differs from the portable table's. */
-static void check_packing(int64_t depth, int64_t columns, int width)
+/* Column `column` of a sliver's row p, of x[p * step], p < depth; 0 where there is no column. */
+static float packed(const float *x, int64_t p, int64_t step, int64_t depth, int bf16, int there)
 {
-    const Kernels *k = &TABLE;
+    const int together = bf16 ? TABLE.bf16.together : 1;
+    if (!there)
+        return 0;
+    const float first = x[p * together * step];
+    const float second = p * together + 1 < depth ? x[(p * together + 1) * step] : 0;
+    return bf16 ? cell_of(first, second) : first;
+}
+
+/* A sliver's place follows from its width alone, which differs from the portable table's. */
+static void check_packing(int64_t depth, int64_t columns, int width, int bf16)
+{
+    const Cells cells = bf16 ? TABLE.bf16 : (Cells){1, TABLE.tile, TABLE.pack, TABLE.transpose};
     const float *in = operand(1);
-    const int64_t slivers = (columns + width - 1) / width, sliver = depth * width + 3;
-    what = "pack", size = columns;
+    const int64_t length = (depth + cells.together - 1) / cells.together;
+    const int64_t slivers = (columns + width - 1) / width, sliver = length * width + 3;
+    what = bf16 ? "pack to bf16" : "pack", size = columns;
     clear(0.5f);
-    k->pack(out[0][1] + MARGIN, sliver, in, columns + 2, depth, columns, width);
+    cells.pack(out[0][1] + MARGIN, sliver, in, columns + 2, depth, columns, width);
     for (int64_t s = 0; s < slivers; s++)
-        for (int64_t p = 0; p < depth; p++)
+        for (int64_t p = 0; p < length; p++)
             for (int64_t r = 0; r < width; r++)
                 out[0][0][MARGIN + s * sliver + p * width + r] =
-                    s * width + r < columns ? in[p * (columns + 2) + s * width + r] : 0;
+                    packed(in + s * width + r, p, columns + 2, depth, bf16, s * width + r < columns);
     expect(0, 0, 0, EXACT);
-    what = "transpose", size = depth;
+    what = bf16 ? "transpose to bf16" : "transpose", size = depth;
     for (int rows = 0; rows <= width; rows++) {
         clear(0.5f);
-        k->transpose(out[0][1] + MARGIN, in, depth + 3, depth, rows, width);
-        for (int64_t p = 0; p < depth; p++)
+        cells.transpose(out[0][1] + MARGIN, in, depth + 3, depth, rows, width);
+        for (int64_t p = 0; p < length; p++)
             for (int64_t r = 0; r < width; r++)
-                out[0][0][MARGIN + p * width + r] = r < rows ? in[r * (depth + 3) + p] : 0;
+                out[0][0][MARGIN + p * width + r] =
+                    packed(in + r * (depth + 3), p, 1, depth, bf16, r < rows);
         expect(0, 0, 0, EXACT);
     }
 }
@@ -576,8 +640,11 @@ static void check_rounding(float special, int lane)
         printf("round_group differs: %g at %d\n", (double)special, lane);
         failures++;
     }
+    what = "rounding to bf16";
     clear(0);
-    BOTH("round_to_bf16", memcpy(OUT(0), x, GROUP * sizeof *x); k->round_to_bf16(OUT(0), lane))
+    TABLE.bf16.pack(out[0][1] + MARGIN, TABLE.tile_cols, x, GROUP, 1, GROUP, TABLE.tile_cols);
+    for (int i = 0; i < (GROUP + TABLE.tile_cols - 1) / TABLE.tile_cols * TABLE.tile_cols; i++)
+        out[0][0][MARGIN + i] = i < GROUP ? cell_of(x[i], 0) : 0;
     expect(0, 0, 0, EXACT);
 }
 
@@ -590,6 +657,15 @@ static void check_multiply_add(void)
     const int64_t flops = TABLE.multiply_add(&sum, ROUNDS), lanes = flops / (2 * ROUNDS);
     if (lanes <= 0 || flops != lanes * 2 * ROUNDS || sum != (float)(2 * lanes)) {
         printf("multiply_add: %lld operations, %g\n", (long long)flops, (double)sum);
+        failures++;
+    }
+    /* Chain i of 16 lanes begins at i, and each round adds 1 + 1. */
+    float pairs = 0;
+    const int64_t operations = TABLE.multiply_add_bf16(&pairs, ROUNDS);
+    const int64_t ends = operations / (4 * ROUNDS), chains = ends / 16;
+    if ((operations == 0) != (TABLE.bf16.together == 1) || operations != ends * 4 * ROUNDS ||
+        pairs != (float)(ends * 2 * ROUNDS + 8 * chains * (chains - 1))) {
+        printf("multiply_add_bf16: %lld operations, %g\n", (long long)operations, (double)pairs);
         failures++;
     }
 }
@@ -613,7 +689,7 @@ int main(void)
     for (int64_t depth = 0; depth < 40; depth += depth < 9 ? 1 : 10)
         for (int rows = 1; rows <= TABLE.tile_rows; rows++)
             for (int accumulate = 0; accumulate < 2; accumulate++)
-                check_tile(depth, rows, accumulate);
+                check_tile(depth, rows, accumulate), check_tile_of_cells(depth, rows, accumulate);
     for (size = 0; size <= MOST; size += size < 70 ? 1 : 343) {
         const int64_t n = size;
         for (int rows = 1; rows <= 4; rows++)
@@ -625,8 +701,10 @@ int main(void)
     }
     for (int64_t depth = 0; depth < 20; depth++)
         for (int64_t columns = 0; columns < 2 * TABLE.tile_cols + 2; columns++) {
-            check_packing(depth, columns, TABLE.tile_rows);
-            check_packing(depth, columns, TABLE.tile_cols);
+            for (int bf16 = 0; bf16 < 2; bf16++) {
+                check_packing(depth, columns, TABLE.tile_rows, bf16);
+                check_packing(depth, columns, TABLE.tile_cols, bf16);
+            }
         }
     for (int64_t length = 0; length < 40; length++)
         check_gather(length, 1), check_gather(length, 3);

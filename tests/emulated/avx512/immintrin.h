@@ -1,6 +1,6 @@
-/* Stands before the compiler's own header, for isa_avx512.c alone: its 512-bit intrinsics become
- * those of SIMDe, or these, which any x86-64 with AVX2 and FMA runs, and no function asks for
- * more. */
+/* Stands before the compiler's own header, for isa_avx512.c and isa_avx512bf16.c alone: their
+ * 512-bit intrinsics become those of SIMDe, or these, which any x86-64 with AVX2 and FMA runs, and
+ * no function asks for more. */
 #ifndef EMULATED_AVX512
 #define EMULATED_AVX512
 
@@ -158,6 +158,104 @@ static inline __m512i emulated_madd_epi16(__m512i x, __m512i y)
     return x;
 }
 
+static inline __m512i emulated_srai_epi32(__m512i x, unsigned int places)
+{
+    int32_t lanes[16];
+    memcpy(lanes, &x, sizeof lanes);
+    EACH(16) lanes[i] >>= places;
+    memcpy(&x, lanes, sizeof lanes);
+    return x;
+}
+
+static inline __mmask16 emulated_test_epi8_mask(__m128i x, __m128i y)
+{
+    uint8_t a[16], b[16];
+    __mmask16 mask = 0;
+    memcpy(a, &x, sizeof a), memcpy(b, &y, sizeof b);
+    EACH(16) mask |= (__mmask16)((a[i] & b[i]) != 0) << i;
+    return mask;
+}
+
+/* -- bf16 and VNNI, as Intel's manual describes the instructions ------------------------------------ */
+
+/* Numbers below 2^-126 are zero to both instructions of bf16. */
+static inline float emulated_flush(float x)
+{
+    return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
+}
+
+static inline float emulated_widen(uint16_t half)
+{
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return emulated_flush(x);
+}
+
+static inline __m512bh emulated_cvtne2ps_pbh(__m512 high, __m512 low)
+{
+    float numbers[32];
+    uint16_t halves[32];
+    __m512bh result;
+    memcpy(numbers, &low, sizeof low), memcpy(numbers + 16, &high, sizeof high);
+    EACH(32)
+    {
+        const float x = emulated_flush(numbers[i]);
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        bits += isnan(x) ? 0 : 0x7fff + (bits >> 16 & 1);
+        halves[i] = (uint16_t)(bits >> 16 | (isnan(x) ? 0x40 : 0));
+    }
+    memcpy(&result, halves, sizeof halves);
+    return result;
+}
+
+/* Two fused multiply-adds to a lane, the upper halves first. */
+static inline __m512 emulated_dpbf16_ps(__m512 sum, __m512bh x, __m512bh y)
+{
+    float sums[16];
+    uint16_t a[32], b[32];
+    memcpy(sums, &sum, sizeof sums), memcpy(a, &x, sizeof a), memcpy(b, &y, sizeof b);
+    EACH(16)
+        for (int half = 2 * i + 1; half >= 2 * i; half--)
+            sums[i] = emulated_flush(fmaf(emulated_widen(a[half]), emulated_widen(b[half]),
+                                          emulated_flush(sums[i])));
+    memcpy(&sum, sums, sizeof sums);
+    return sum;
+}
+
+static inline __m512i emulated_dpbusd_epi32(__m512i sum, __m512i x, __m512i y)
+{
+    int32_t sums[16];
+    uint8_t a[64];
+    int8_t b[64];
+    memcpy(sums, &sum, sizeof sums), memcpy(a, &x, sizeof a), memcpy(b, &y, sizeof b);
+    EACH(64) sums[i / 4] += a[i] * b[i];
+    memcpy(&sum, sums, sizeof sums);
+    return sum;
+}
+
+static inline __m512i emulated_permutexvar_epi16(__m512i places, __m512i x)
+{
+    uint16_t at[32], from[32], to[32];
+    memcpy(at, &places, sizeof at), memcpy(from, &x, sizeof from);
+    EACH(32) to[i] = from[at[i] & 31];
+    memcpy(&x, to, sizeof to);
+    return x;
+}
+
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32 emulated_srai_epi32
+#undef _mm_test_epi8_mask
+#define _mm_test_epi8_mask emulated_test_epi8_mask
+#undef _mm512_cvtne2ps_pbh
+#undef _mm512_dpbf16_ps
+#undef _mm512_dpbusd_epi32
+#undef _mm512_permutexvar_epi16
+#define _mm512_cvtne2ps_pbh emulated_cvtne2ps_pbh
+#define _mm512_dpbf16_ps emulated_dpbf16_ps
+#define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
+#define _mm512_permutexvar_epi16 emulated_permutexvar_epi16
 #undef _mm512_cvtepu16_epi32
 #undef _mm512_cvtepi32_ps
 #undef _mm512_cvtps_epi32
