@@ -98,9 +98,9 @@ INLINE vf power_of_two(vf n) { return vexponent(n + (12582912.0f + 127)); }
 typedef int32_t vi __attribute__((vector_size(16)));
 INLINE vf vsplit(vf x, vf *exponent)
 {
-    vi whole = ((vi)x - HALF_ROOT) >> 23;
+    vi whole = (vi)((vm)x - (uint32_t)HALF_ROOT) >> 23; /* wraps around where x is negative */
     *exponent = __builtin_convertvector(whole, vf);
-    return (vf)((vi)x - (whole << 23));
+    return (vf)((vm)x - ((vm)whole << 23));
 }
 
 /* x * 2^n for integral n in -160 ... 130, in two steps so that neither factor overflows. */
