@@ -1,9 +1,9 @@
 /* The table of micro-kernels, one per instruction set, and which one is in use.
  *
  * Drivers (gemm.c, rows.c, ...) are portable: they own loops, packing, edges and threads, and call
- * micro-kernels through `kernels`. An isa_*.c defines a small vocabulary of vector operations,
- * includes isa_rows.h and isa_tile.h, which write every kernel once in that vocabulary. Intrinsics
- * appear nowhere else.
+ * micro-kernels through `kernels`. An isa_*.c defines a small vocabulary of vector operations and
+ * includes the headers isa_*.h, which write every kernel once in that vocabulary. Intrinsics appear
+ * in these files alone.
  */
 #ifndef MINIFM_ISA_H
 #define MINIFM_ISA_H
@@ -14,8 +14,9 @@
 
 enum { PHILOX_ROUNDS = 10, PHILOX_WORDS = 128 }; /* words: as many as are made at once */
 
-/* c[r, j] = sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, one fma each, for
- * r < rows <= MR and all NR columns j; with `accumulate` the finished sum is added to c. */
+/* c[r, j] = sum_k a[r * a_row + k * a_k] * b[k * b_k + j], k ascending, one fma each
+ * (portable: a product, rounded, and a sum), for r < rows <= MR and all NR columns j; with
+ * `accumulate` the finished sum is added to c. */
 typedef void Tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k, int64_t a_row,
                   int64_t a_k, int64_t b_k, int rows, int accumulate);
 /* Slivers of `width` (MR or NR) columns, sliver s at out + s * sliver, zeros beyond the last:
@@ -93,11 +94,11 @@ typedef struct {
     void (*rotate)(float *y, const float *x, const float *cos, const float *sin, int64_t half,
                    float sign);
     /* y = x * scale;  y = (x + shift) * scale. */
+    void (*scale)(float *y, const float *x, int64_t n, float scale);
     void (*shift_scale)(float *y, const float *x, int64_t n, float shift, float scale);
     /* y = x * scale where drawn >= probability, else 0. */
     void (*keep)(float *y, const float *x, const float *drawn, int64_t n, float probability,
                  float scale);
-    void (*scale)(float *y, const float *x, int64_t n, float scale);
     void (*layernorm)(float *y, float *mean, float *rstd, const float *x, const float *gamma,
                       const float *beta, int64_t n, float eps);
     void (*layernorm_backward)(float *dx, float *dgamma, float *dbeta, const float *dy,

@@ -3,7 +3,8 @@
  *
  * Argument order: outputs, inputs, sizes, scalars. Arrays are float32 and contiguous unless
  * strides are passed; strides and offsets count elements. Outputs are overwritten, never added to,
- * unless the comment says so. Functions that return int give 0, or -1 where there was no memory.
+ * unless the comment says so. Functions that return int give 0, or -1 where there was no memory or,
+ * where the comment says so, a place outside of an array.
  */
 #ifndef MINIFM_H
 #define MINIFM_H
@@ -49,7 +50,7 @@ typedef struct {
     int64_t hits, misses, used, idle, peak;
 } minifm_pool_state;
 minifm_pool_state minifm_pool_statistics(void);
-/* Give idle memory back to the system; returns how many bytes. */
+/* Give idle memory and the kernels' scratch back to the system; returns how many bytes. */
 int64_t minifm_release_memory(void);
 
 /* -- products: gemm.c ------------------------------------------------------------------------ */
@@ -116,7 +117,6 @@ void minifm_choose(float *out, const uint8_t *condition, const float *x, const f
 
 /* out[outer, inner] = the sum of x[outer, n, inner] over its middle dimension. */
 int minifm_sum(float *out, const float *x, int64_t outer, int64_t n, int64_t inner);
-/* The sum of x[n]^2, or -1 where there was no memory. */
 
 /* out[outer, inner] = the largest, or the smallest, of x[outer, n, inner] over its middle dimension
  * (n > 0), and NaN where there is one; `operation` is MINIFM_MAXIMUM or MINIFM_MINIMUM. */
@@ -222,7 +222,7 @@ int minifm_cache_append(float *keys, float *values, const float *k, const float 
 /* -- loss.c -------------------------------------------------------------------------------------- */
 
 /* losses[rows], lse[rows] of logits[rows, n], targets[rows]. Returns 0, or -1 where a target is
- * neither ignored nor in 0 ... n - 1 (the losses are then unfinished). */
+ * neither ignored nor in 0 ... n - 1, and nothing is written. */
 int minifm_cross_entropy(float *losses, float *lse, const float *logits, const int64_t *targets,
                          int64_t rows, int64_t n, int64_t ignored, float smoothing);
 /* dlogits[rows, n] = dlosses (softmax - target distribution). Returns the same. */
@@ -232,8 +232,8 @@ int minifm_cross_entropy_backward(float *dlogits, const float *dlosses, const fl
 
 /* -- embedding.c --------------------------------------------------------------------------------- */
 
-/* y[i] = w[ids[i]], rows of `width` numbers. Returns 0, or -1 where an id is outside 0 ... rows-1
- * (y is then unfinished). */
+/* y[i] = w[ids[i]], rows of `width` numbers. Returns 0, or -1 where an id is outside 0 ... rows-1,
+ * and nothing is written. */
 int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
                      int64_t width);
 /* dw[ids[i]] += dy[i] for i = 0, 1, ..., in that order. Returns the same; then dw is unchanged. */

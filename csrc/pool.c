@@ -16,6 +16,7 @@
  * idle blocks are given back first. minifm_release_memory gives back all of them.
  */
 #include "minifm.h"
+#include "threads.h"
 
 #include <pthread.h>
 #include <stddef.h>
@@ -437,6 +438,7 @@ minifm_pool_state minifm_pool_statistics(void)
 
 int64_t minifm_release_memory(void)
 {
+    const int64_t scratch_bytes = release_scratch();
     pthread_mutex_lock(&pool.lock);
     int64_t before = pool.state.idle;
     unmap_free_regions();
@@ -444,5 +446,5 @@ int64_t minifm_release_memory(void)
     pool.state.peak = pool.state.used;
     int64_t released = before - pool.state.idle;
     pthread_mutex_unlock(&pool.lock);
-    return released;
+    return released + scratch_bytes;
 }

@@ -278,6 +278,20 @@ void *scratch(int slot, size_t bytes)
     return pool.scratch[slot];
 }
 
+int64_t release_scratch(void)
+{
+    int64_t bytes = 0;
+    pool_enter();
+    for (int slot = 0; slot < SCRATCH_SLOTS; slot++) {
+        bytes += (int64_t)pool.scratch_bytes[slot];
+        free(pool.scratch[slot]);
+        pool.scratch[slot] = NULL;
+        pool.scratch_bytes[slot] = 0;
+    }
+    pool_leave();
+    return bytes;
+}
+
 int scratch_for_threads(int threads, size_t bytes)
 {
     for (int i = 0; i < threads; i++)

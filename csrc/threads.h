@@ -52,6 +52,9 @@ int64_t rows_of_chunk(int64_t rows);
 enum { SHARED, PRIVATE, SCRATCH_SLOTS = PRIVATE + MAX_THREADS };
 void *scratch(int slot, size_t bytes);
 
+/* Free it, between two regions; how many bytes that were. */
+int64_t release_scratch(void);
+
 /* The same for every thread's private slot; 0, or -1 if there is no memory. */
 int scratch_for_threads(int threads, size_t bytes);
 

@@ -148,6 +148,19 @@ def test_a_repeated_token_has_the_bits_of_the_full_forward(prompts, more, seed, 
         assert decoder.repeat.calls
 
 
+def test_a_float64_model_decodes_too(backend):
+    """It cannot be recorded, for NumPy computes it, and goes the whole way each time."""
+    model = GPT(SHAPE, mf.Rng(0))
+    for parameter in model.parameters().values():
+        parameter.data = parameter.data.astype(np.float64)
+    decoder = Decoder(model, 1)
+    for length, token in enumerate((3, 1, 4, 1, 5), 1):
+        found = decoder([[token]])
+        with mf.no_grad():
+            wanted = model(np.array([[3, 1, 4, 1, 5][:length]])).numpy()[:, -1]
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 @needs_c
 def test_a_debugger_steps_through_every_token():
     called = []
@@ -206,6 +219,10 @@ def test_a_recording_computes_with_what_its_arrays_hold_now(c):
     (lambda x: mf.linear(x, normal(8, 16)[:, ::2]), "linear"),                  # copies an operand
     (lambda x: x + mf.Tensor(backends.active().zeros((4, 8), F32)), "zeros"),
     (lambda x: mf.Tensor(backends.active().add(x.data.astype(float), 1.0)), "add"),
+    (lambda x: mf.softmax(mf.transpose(x, (1, 0)), axis=0), "softmax"),         # copies its result
+    (lambda x: mf.linear_cross_entropy(x, normal(9, 8), np.arange(4)), "concatenate"),
+    (lambda x: mf.attention(*[mf.reshape(x, (4, 1, 1, 8))] * 3,
+                            key_mask=np.ones((4, 2), bool)[:, :1]), "attention"),
 ])
 def test_what_numpy_computes_is_not_recorded_but_refused(c, function, verb):
     x = mf.Tensor(normal(4, 8))
@@ -215,6 +232,28 @@ def test_what_numpy_computes_is_not_recorded_but_refused(c, function, verb):
             recorded()
     assert backends.active() is c
     assert same(mf.gelu(x).numpy(), mf.gelu(x).numpy())
+
+
+@needs_c
+def test_gradients_numbers_and_recordings_within_are_not_recorded(c):
+    x, active = normal(4, 8), backends.active
+    for function, message in (
+            (lambda: active().embedding_backward(x, np.arange(4), 9, None), "belongs to gradients"),
+            (lambda: active().sum_of_squares([x]), "returns a number"),
+            (c.capture(lambda: active().add(x, x)), "a recording inside of another")):
+        with pytest.raises(CaptureError, match=message):
+            c.capture(function)()
+    assert same(c.capture(lambda: active().add(x, x))(), x + x)
+
+
+@needs_c
+def test_a_verbs_refusal_is_its_own_when_repeated(c):
+    ids, w = np.array([1, 2]), normal(5, 3)
+    function = c.capture(lambda: backends.active().embedding(w, ids))
+    assert same(function(), w[[1, 2]])
+    ids[0] = 7
+    with pytest.raises(ShapeError, match="7"):
+        function()
 
 
 @needs_c

@@ -45,7 +45,10 @@ class Native:
         return names
 
     def set_isa(self, name):
-        """Compute with one of `available_isas()`; raises ConfigError for any other name."""
+        """Compute with one of `available_isas()`; raises ConfigError for any other name.
+
+        The whole process does, and no other thread may be computing meanwhile.
+        """
         if lib.minifm_select_isa(name.encode()) != 0:
             raise ConfigError(f"MINIFM_ISA: this machine offers {', '.join(self.available_isas())}"
                               f"; not {name!r}")

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from minifm import backends
+from minifm.errors import CaptureError
 from minifm.nn.cache import Placement
 from minifm.op import observers
 from minifm.tensor import no_grad
@@ -34,10 +35,17 @@ class Decoder:
             self.placement.advance(counts)
             # Who looks on, an observer or a debugger, wants to see the ops; a recording has none.
             watched = observers or sys.gettrace()
-            logits = self._next() if watched else self.repeat()
+            logits = self._next() if watched else self._repeated()
         else:
             logits = self._prefill(ids, counts)
         return backends.active().to_numpy(logits)
+
+    def _repeated(self):
+        try:
+            return self.repeat()
+        except CaptureError:        # in float64, say, NumPy computes: every token goes the whole way
+            self.repeat = self._next
+            return self._next()     # writes the same slots again
 
     def _next(self):
         with no_grad():

@@ -30,7 +30,8 @@ class Attention(Operands):
         shape = _attention_shape(q, k, v, causal, scale)
         _set_strides(shape, q=q, k=k, v=v, y=y)
         bias, bias_pointer = self._bias(bias, shape, "attention")
-        mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
+        mask = NULL if key_mask is None else from_buffer(
+            BYTES, self._contiguous(key_mask, "attention"))
         done(lib.minifm_attention(
             strided_pointer(y), pointer(lse), strided_pointer(q), strided_pointer(k),
             strided_pointer(v), bias_pointer, mask,
@@ -64,7 +65,8 @@ class Attention(Operands):
         _set_strides(shape, q=q, k=k, v=v, y=y, dy=dy, dq=dq, dk=dk, dv=dv)
         bias, bias_pointer = self._bias(bias, shape, "attention_backward")
         dbias = np.empty((*q.shape[:3], k.shape[2]), F32) if needs_bias else None
-        mask = NULL if key_mask is None else from_buffer(BYTES, self.contiguous(key_mask))
+        mask = NULL if key_mask is None else from_buffer(
+            BYTES, self._contiguous(key_mask, "attention_backward"))
         done(lib.minifm_attention_backward(
             *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
             *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask,

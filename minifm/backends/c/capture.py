@@ -13,17 +13,20 @@ import numpy as np
 
 from minifm import backends
 from minifm.backends.native import lib
+from minifm.backends.reference import Reference
 from minifm.backends.relay import Relay
 from minifm.errors import CaptureError
 
 _one_at_a_time = threading.Lock()
+_owner = None               # the thread that records just now
 
 
 class Capture:
     """`function()`, whose kernels are recorded by the first call and repeated by all others.
 
-    Calls the function on `backend` and returns what it returned; the arrays in that are written
-    anew by the next call. Raises CaptureError for a function in which NumPy computes something.
+    Returns what the function returned; the arrays in that are written anew by the next call.
+    Raises CaptureError for a function in which NumPy computes something, which asks for
+    gradients, or which needs a number that a kernel returns.
     """
 
     def __init__(self, backend, function):
@@ -38,7 +41,8 @@ class Capture:
             return self.result
         for kernel, arguments in self.calls:
             if kernel(*arguments):
-                raise MemoryError("a recorded kernel of the C backend could not be repeated")
+                self.function()         # raises what the verb has to say about that
+                raise MemoryError("a recorded kernel of the C backend found no memory")
         return self.result
 
 
@@ -53,7 +57,11 @@ class _Recording(Relay):
 
     def run(self, function):
         """function(), on this backend, with a note of every kernel that this thread calls."""
+        global _owner
+        if _owner == self.thread:
+            raise CaptureError("capture: a recording inside of another one")
         with _one_at_a_time:
+            _owner = self.thread
             kernels = {name: kernel for name, kernel in vars(lib).items() if callable(kernel)}
             vars(lib).update({name: self._noting(kernel) for name, kernel in kernels.items()})
             try:
@@ -61,17 +69,27 @@ class _Recording(Relay):
                     return function()
             finally:
                 vars(lib).update(kernels)
+                _owner = None
 
     def _noting(self, kernel):
         def noting(*arguments):
+            result = kernel(*arguments)
             if threading.get_ident() == self.thread:
+                if isinstance(result, float):
+                    raise CaptureError(f"capture: {kernel.__name__} returns a number; what is "
+                                       "recorded must leave its results in arrays")
                 self.calls.append((kernel, arguments))
-            return kernel(*arguments)
+            return result
         return noting
 
     def relay(self, verb, arguments, options):
         if threading.get_ident() != self.thread:
             return super().relay(verb, arguments, options)
+        if verb.endswith("_backward"):
+            raise CaptureError(f"capture: {verb!r} belongs to gradients, which are not recorded")
+        specified = getattr(Reference, verb)
+        if getattr(specified, "composed", False) and getattr(type(self.inner), verb) is specified:
+            return specified(self, *arguments, **options)       # its verbs come here one by one
         kernels, on_numpy = len(self.calls), self._on_numpy()
         result = super().relay(verb, arguments, options)
         if self._on_numpy() != on_numpy or (

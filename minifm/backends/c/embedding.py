@@ -32,7 +32,8 @@ class Embedding(Operands):
         return y
 
     def embedding_backward(self, dy, ids, rows, weight_grad):
-        if dy.dtype != F32 or not (weight_grad is None or weight_grad.flags.carray):
+        if dy.dtype != F32 or not (
+                weight_grad is None or weight_grad.dtype == F32 and weight_grad.flags.carray):
             return self._on_numpy("embedding_backward", dy, ids, rows, weight_grad)
         dy, C = self._contiguous(dy, "embedding_backward"), dy.shape[-1]
         indices = self._integers(ids, "embedding_backward")

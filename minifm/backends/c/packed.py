@@ -84,7 +84,7 @@ class Packing(Operands):
 
     def unpack(self, packed):
         rows = self._look_up(packed, np.arange(packed.outputs))            # [N, K]
-        return rows if packed.inner == 1 else np.ascontiguousarray(rows.T)
+        return rows if packed.inner == 1 else self._contiguous(rows.T, "unpack")
 
     def _look_up(self, packed, ids):
         indices, N, K = self._integers(ids, "embedding"), packed.outputs, packed.depth

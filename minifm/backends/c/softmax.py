@@ -42,4 +42,4 @@ class Softmax(Operands):
         if out.size:
             n = out.shape[-1]
             kernel(pointer(out), *map(pointer, inputs), out.size // n, n)
-        return self.contiguous(np.moveaxis(out, -1, axis)) if moved else out
+        return self._contiguous(np.moveaxis(out, -1, axis), verb) if moved else out

@@ -29,7 +29,7 @@ class Arrays:
 
         A backend may record what the first call asks of its kernels and repeat that; then what
         a call returns is written anew by the next. The function takes no arguments, keeps no
-        graph and computes by verbs alone, the same ones each time.
+        graph and computes by verbs of `backends.active()` alone, the same ones each time.
         """
         return function
 
