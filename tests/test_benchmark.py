@@ -21,6 +21,8 @@ import pytest
 import minifm as mf
 from minifm import backends
 from minifm.backends import ceilings
+from minifm.backends.reference import Reference
+from minifm.backends.reference.fallback import count_fallbacks
 from minifm.cli import bench as verb
 from minifm.cli import main, parse
 from minifm.op import OPS
@@ -155,9 +157,18 @@ def test_a_lookup_reads_only_what_it_returns():
     assert cost("GetItem", ones(1000, 8), options={"index": ids}).bytes == 2 * 4 * 3 * 8
 
 
-def test_what_a_backend_leaves_to_numpy_is_named():
+@pytest.fixture
+def without_log(monkeypatch):
+    """The C backend as it would be without a kernel for `log`."""
     if "c" not in AVAILABLE:
         pytest.skip("needs the C extension")
+    backend = type(backends.get("c"))
+    monkeypatch.setattr(backend, "log", Reference.log)
+    count_fallbacks(backend, Reference, shared=[
+        type("Others", (), dict.fromkeys(name for name in dir(Reference) if name != "log"))])
+
+
+def test_what_a_backend_leaves_to_numpy_is_named(without_log):
     assert cost("Log", ones(4), backend="c").on_numpy == ("log",)
     assert cost("Exp", ones(4), backend="c").on_numpy == ()
     assert cost("Softmax", np.ones((8, 6), np.float32)[:, ::2], backend="c").copied == ("softmax",)
@@ -338,7 +349,7 @@ def test_adamws_shapes_are_those_of_the_model():
     assert cases.gpt2_shapes(2, 8, 7, 11) == [p.shape for p in model.parameters().values()]
 
 
-def test_a_case_that_a_backend_cannot_do_says_so(monkeypatch, tiny, capsys):
+def test_a_case_that_a_backend_cannot_do_says_so(tiny):
     def subject(backend, footprint):
         raise Unable("has no such verb yet")
 
@@ -346,11 +357,13 @@ def test_a_case_that_a_backend_cannot_do_says_so(monkeypatch, tiny, capsys):
     rows = tiny.rows(case)
     assert {row.problem for row in rows} == {"has no such verb yet"}
     assert f"{AVAILABLE[0]}: has no such verb yet" in "".join(verb.named_table(rows, True))
-    if "c" in AVAILABLE:
-        monkeypatch.setattr(backends.get("c"), "strict", True)
-        row = tiny.rows("Log")[AVAILABLE.index("c")]
-        assert "'log'" in row.problem and row.median is None
-        assert row.problem in "".join(verb.table([row]))
+
+
+def test_a_verb_that_must_not_be_left_to_numpy_is_a_problem(monkeypatch, tiny, without_log):
+    monkeypatch.setattr(backends.get("c"), "strict", True)
+    row = tiny.rows("Log")[AVAILABLE.index("c")]
+    assert "'log'" in row.problem and row.median is None
+    assert row.problem in "".join(verb.table([row]))
 
 
 # -- peers -----------------------------------------------------------------------------------------
