@@ -43,7 +43,7 @@ class Decoder:
     def _repeated(self):
         try:
             return self.repeat()
-        except CaptureError:        # in float64, say, NumPy computes: every token goes the whole way
+        except CaptureError:        # NumPy computes, as in float64: each token goes the whole way
             self.repeat = self._next
             return self._next()     # writes the same slots again
 
