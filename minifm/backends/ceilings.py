@@ -1,9 +1,9 @@
 """What this machine can do at most: the ceilings that a benchmark holds every kernel against.
 
 Up to four figures, always measured, never looked up, because they move from machine to machine
-and from day to day: multiply-adds in registers, in float32 and, where there are any, in bf16; reads;
-and copies of arrays that no cache holds. The C extension measures them on its threads, for its
-instruction set; where it is not installed, NumPy does what it can, and each figure says what it is.
+and from day to day: multiply-adds in registers, in float32 and, where there are any, in bf16;
+reads; and copies of arrays that no cache holds. The C extension measures them on its threads, for
+its instruction set; where it is not installed, NumPy does what it can, and each says what it is.
 """
 
 import math
