@@ -11,7 +11,8 @@
 
 #include <string.h>
 
-enum { SLAB = 64 }; /* columns of a ticket: whole cache lines where the table is aligned */
+/* columns of a ticket: whole cache lines where the table is aligned; how many ids ahead to fetch */
+enum { SLAB = 64, AHEAD = 8, LINE = CACHE_LINE / sizeof(float) };
 
 typedef struct {
     float *out;
@@ -34,6 +35,9 @@ static void add_slabs(void *context, int64_t begin, int64_t end)
     const int64_t first = begin * SLAB, last = end * SLAB < r->width ? end * SLAB : r->width;
     for (int64_t i = 0; i < r->n; i++) {
         float *row = r->out + r->ids[i] * r->width + first;
+        const float *next = r->in + smaller(i + AHEAD, r->n - 1) * r->width;
+        for (int64_t c = first; c < last; c += LINE)
+            __builtin_prefetch(next + c);
         kernels->binary(row, row, r->in + i * r->width + first, last - first, 1, 1, MINIFM_ADD);
     }
 }
