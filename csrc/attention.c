@@ -35,7 +35,8 @@ typedef minifm_attention_shape Shape;
 typedef struct {
     const Shape *s;
     float *y, *lse_out, *dq, *dk, *dv, *dbias;
-    const float *q, *k, *v, *bias, *dy, *y_in, *lse;
+    const float *q, *bias, *dy, *y_in, *lse;
+    const void *k, *v;      /* float32; forward, bf16 if s->bf16 */
     const uint8_t *key_mask;
     const int64_t *lengths; /* of each batch's keys; NULL: all have s->keys */
     int64_t rows;           /* queries of a block */
@@ -56,6 +57,7 @@ typedef struct {
 typedef struct {
     float *keys;            /* k: [S, D] */
     float *values;          /* forward: v in slivers [S, NR] of E; backward: [S, E] */
+    float *wide_values;     /* v of bf16 as float32, before it is cut into slivers [S, E] */
     float *key_slivers;     /* k in slivers [S, NR] of D */
     float *queries_t;       /* scale q of the block, transposed: slivers [D, NR] of queries */
     float *dys_t;           /* dy likewise */
@@ -71,6 +73,14 @@ typedef struct {
 static const float *at(const float *x, const int64_t strides[3], int64_t b, int64_t h, int64_t i)
 {
     return x + b * strides[0] + h * strides[1] + i * strides[2];
+}
+
+/* Row j of k or v, float32 or bf16. */
+static const void *at_stored(const Shape *s, const void *x, const int64_t strides[3], int64_t b,
+                             int64_t g, int64_t j)
+{
+    const int64_t i = b * strides[0] + g * strides[1] + j * strides[2];
+    return s->bf16 ? (const void *)((const uint16_t *)x + i) : (const float *)x + i;
 }
 
 static float *at_out(float *x, const int64_t strides[3], int64_t b, int64_t h, int64_t i)
@@ -130,6 +140,13 @@ static void copy_rows(float *out, int64_t out_stride, const float *x, int64_t st
 {
     for (int64_t i = 0; i < rows; i++)
         memcpy(out + i * out_stride, x + i * stride, (size_t)width * sizeof *x);
+}
+
+/* The same from rows of bf16. */
+static void widen_rows(float *out, const uint16_t *x, int64_t stride, int64_t rows, int64_t width)
+{
+    for (int64_t i = 0; i < rows; i++)
+        kernels->widen(out + i * width, x + i * stride, width);
 }
 
 /* -- products ------------------------------------------------------------------------------------ */
@@ -297,10 +314,17 @@ static void locate(const Attention *a, const Part *part, int64_t u, int64_t *h, 
 static void forward_part(const Attention *a, Room *room, const Part *part)
 {
     const Shape *s = a->s;
-    copy_rows(room->keys, s->width, at(a->k, s->k_strides, part->b, part->g, 0), s->k_strides[2],
-              part->j1, s->width);
-    pack_rows(room->values, s->keys, at(a->v, s->v_strides, part->b, part->g, 0), s->v_strides[2],
-              part->j1, s->value_width);
+    const int64_t E = s->value_width;
+    const void *k = at_stored(s, a->k, s->k_strides, part->b, part->g, 0);
+    const void *v = at_stored(s, a->v, s->v_strides, part->b, part->g, 0);
+    if (s->bf16) {
+        widen_rows(room->keys, k, s->k_strides[2], part->j1, s->width);
+        widen_rows(room->wide_values, v, s->v_strides[2], part->j1, E);
+        pack_rows(room->values, s->keys, room->wide_values, E, part->j1, E);
+    } else {
+        copy_rows(room->keys, s->width, k, s->k_strides[2], part->j1, s->width);
+        pack_rows(room->values, s->keys, v, s->v_strides[2], part->j1, E);
+    }
     for (int64_t u = part->u0, h, i0, rows; u < part->u1; u++) {
         locate(a, part, u, &h, &i0, &rows);
         forward_block(a, room, part, h, i0, rows);
@@ -342,12 +366,12 @@ static void forward_few(const Attention *a, Room *room, int64_t b, int64_t g)
     fill(room->total, rows, 0);
     for (int64_t j = 0; j < end; j += KEYS) {
         const int64_t n = smaller(KEYS, end - j);
-        kernels->score(room->p, room->queries, at(a->k, s->k_strides, b, g, j), KEYS,
-                       s->k_strides[2], D, (int)rows, n);
+        kernels->score(room->p, room->queries, at_stored(s, a->k, s->k_strides, b, g, j), KEYS,
+                       s->k_strides[2], D, (int)rows, n, s->bf16);
         for (int64_t r = 0; r < rows; r++)
             weigh_query(a, room, r, b, h0 + r / s->queries, r % s->queries, j, n);
-        kernels->add_values(room->sums, room->p, at(a->v, s->v_strides, b, g, j), KEYS,
-                            s->v_strides[2], E, (int)rows, n);
+        kernels->add_values(room->sums, room->p, at_stored(s, a->v, s->v_strides, b, g, j), KEYS,
+                            s->v_strides[2], E, (int)rows, n, s->bf16);
     }
     for (int64_t r = 0; r < rows; r++)
         finish_query(a, room->sums + r * E, room->top[r], room->total[r], b, h0 + r / s->queries,
@@ -491,6 +515,7 @@ static int64_t lay_out(Room *room, float *base, const Attention *a, int backward
     const Piece pieces[] = {
         {&room->keys, padded_keys * D},
         {&room->values, backward ? padded_keys * E : S * a->e_padded},
+        {&room->wide_values, s->bf16 ? S * E : 0},
         {&room->key_slivers, backward ? S * a->d_padded : 0},
         {&room->queries_t, a->rows * D},
         {&room->dys_t, backward ? a->rows * E : 0},
@@ -653,7 +678,7 @@ static int run(Attention *a, Task task, int is_backward)
     return status;
 }
 
-int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
+int minifm_attention(float *y, float *lse, const float *q, const void *k, const void *v,
                      const float *bias, const uint8_t *key_mask, const int64_t *lengths,
                      const minifm_attention_shape *shape)
 {

@@ -60,6 +60,9 @@ typedef struct {
     void (*gather)(float *out, const float *in, const int64_t *rows, const int64_t *runs,
                    int64_t ld, int64_t k, int64_t count);
 
+    /* y[n] = x[n], of bf16. */
+    void (*widen)(float *y, const uint16_t *x, int64_t n);
+
     /* Elementwise, f by its number in minifm.h: y[n] = f(x[n]);  dx[n] = dy[n] * f'(x[n]). */
     void (*map)(float *y, const float *x, int64_t n, int function);
     void (*map_backward)(float *dx, const float *dy, const float *x, int64_t n, int function);
@@ -127,11 +130,11 @@ typedef struct {
     float (*weigh_row)(float *p, float *top, float *total, int64_t n);
     /* For q [rows, width], scores[r, n] = q[r] . k[j], over the width in order; sums[r, width] += the
      * sum of p[r, j] v[j] over n keys in order. Rows of scores and p lie ld apart, of k and v
-     * `stride`. */
-    void (*score)(float *scores, const float *q, const float *k, int64_t ld, int64_t stride,
-                  int64_t width, int rows, int64_t n);
-    void (*add_values)(float *sums, const float *p, const float *v, int64_t ld, int64_t stride,
-                       int64_t width, int rows, int64_t n);
+     * `stride`; k and v are float32, or bf16. */
+    void (*score)(float *scores, const float *q, const void *k, int64_t ld, int64_t stride,
+                  int64_t width, int rows, int64_t n, int bf16);
+    void (*add_values)(float *sums, const float *p, const void *v, int64_t ld, int64_t stride,
+                       int64_t width, int rows, int64_t n, int bf16);
     /* The same columns again: p = e^(p - lse), ds = p * (ds - delta). */
     void (*weigh_again)(float *p, float *ds, const float *lse, const float *delta, int64_t ld,
                         int64_t keys);

@@ -188,20 +188,20 @@ int minifm_groupnorm_backward(float *dx, float *dgamma_dbeta, const float *dy, c
 
 /* Sizes and the strides of batch, head and position; the last dimension is contiguous. A bias has
  * strides for all four dimensions, the last 1 or 0. Query head h looks at key head
- * h / (heads / key_heads). */
+ * h / (heads / key_heads). With `bf16`, k and v are of 16 bits, not of 32; forward only. */
 typedef struct {
     int64_t batch, heads, key_heads, queries, keys, width, value_width;
     int64_t q_strides[3], k_strides[3], v_strides[3], y_strides[3], dy_strides[3];
     int64_t dq_strides[3], dk_strides[3], dv_strides[3], bias_strides[4];
     float scale;
-    int causal;
+    int causal, bf16;
 } minifm_attention_shape;
 
 /* y [batch, queries, heads, value_width] by y_strides; lse [batch, heads, queries]; bias and dbias
  * [batch, heads, queries, keys], dbias contiguous; key_mask [batch, keys] of 0 and 1; lengths[batch],
  * of which batch b has only the first lengths[b] keys. bias, dbias, key_mask and lengths may be
  * NULL. */
-int minifm_attention(float *y, float *lse, const float *q, const float *k, const float *v,
+int minifm_attention(float *y, float *lse, const float *q, const void *k, const void *v,
                      const float *bias, const uint8_t *key_mask, const int64_t *lengths,
                      const minifm_attention_shape *shape);
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
@@ -212,12 +212,15 @@ int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, con
 /* -- cache.c -------------------------------------------------------------------------------------- */
 
 /* keys [batch, heads, capacity, width]: slot starts[b] + t of each head = k of token t; values
- * likewise. k, v [batch, heads, tokens, ...] by strides but for the last. Returns 0, or -1, and
- * nothing is written, where tokens would fall outside of the slots. */
-int minifm_cache_append(float *keys, float *values, const float *k, const float *v,
+ * likewise, float32 or, with `bf16`, rounded to that. k, v [batch, heads, tokens, ...] by strides
+ * but for the last. Returns 0, or -1, and nothing is written, where tokens would fall outside of
+ * the slots. */
+int minifm_cache_append(void *keys, void *values, const float *k, const float *v,
                         const int64_t *starts, const int64_t *k_strides, const int64_t *v_strides,
                         int64_t batch, int64_t heads, int64_t tokens, int64_t capacity,
-                        int64_t width, int64_t value_width);
+                        int64_t width, int64_t value_width, int bf16);
+/* y[n] = x[n], of bf16. */
+void minifm_widen(float *y, const uint16_t *x, int64_t n);
 
 /* -- loss.c -------------------------------------------------------------------------------------- */
 

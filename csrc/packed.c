@@ -17,6 +17,7 @@
  * in order. Neither depends on how many rows x has.
  */
 #include "packed.h"
+#include "bf16.h"
 #include "isa.h"
 #include "minifm.h"
 #include "sizes.h"
@@ -41,24 +42,6 @@ static int64_t panel_bytes(int64_t k, int format)
 static const uint16_t *scales_of(const uint16_t *scales, int64_t k, int64_t t)
 {
     return scales ? scales + t * ceil_div(k, GROUP) * COLS : NULL;
-}
-
-static float from_bf16(uint16_t half)
-{
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* To nearest, ties to even; NaN stays NaN. */
-static uint16_t to_bf16(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x)
-        return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 /* -- packing --------------------------------------------------------------------------------- */

@@ -125,6 +125,16 @@ def test_pretrain_then_generate(minifm, book, tmp_path):
     assert minifm("generate", run, "Line 1", "--max-tokens", 5, "--seed", 3)[1] == out
 
 
+@pytest.mark.parametrize("words, format", [([], None), (["--cache", "bf16"], "bf16")])
+def test_generate_keeps_its_cache_as_it_is_told(minifm, book, tmp_path, monkeypatch, words, format):
+    run, given, cache = tmp_path / "run", [], GPT.cache
+    assert minifm("pretrain", "--data", book, *TINY, "--steps", 1, "--out", run)[0] == 0
+    monkeypatch.setattr(GPT, "cache", lambda self, batch, capacity=None, format=None: (
+        given.append(format), cache(self, batch, capacity, format))[1])
+    status, out, _ = minifm("generate", run, "Line 1", "--max-tokens", 5, *words)
+    assert status == 0 and len(out) > len("Line 1\n") and given == [format]
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights(minifm, book, tmp_path):
     common = ["--data", book, *TINY, "--steps", 40, "--save-every", 10]
     assert minifm("pretrain", *common, "--out", tmp_path / "whole")[0] == 0
@@ -319,7 +329,8 @@ def test_a_file_of_settings_that_makes_no_sense_is_refused(minifm, book, tmp_pat
 
 
 @pytest.mark.parametrize("text", ['{"max_tokens": "5"}', '{"max_tokens": null}', '{"stop": "abc"}',
-                                  '{"stop": [3]}', '{"temperature": 1%s}' % ("0" * 400)])
+                                  '{"stop": [3]}', '{"cache": "int8"}',
+                                  '{"temperature": 1%s}' % ("0" * 400)])
 def test_generate_refuses_settings_of_another_type(minifm, tmp_path, text):
     config = tmp_path / "c.json"
     config.write_text(text)

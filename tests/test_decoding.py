@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import minifm as mf
 from minifm import backends
 from minifm.backends.reference import Reference
-from minifm.errors import CaptureError, ShapeError
+from minifm.backends.reference.packed import rounded_to_bf16, widened
+from minifm.errors import CaptureError, ConfigError, ShapeError
 from minifm.generation.decoder import Decoder
 from minifm.models import GPT, GPTConfig
 from minifm.models.packing import pack_model
@@ -113,6 +114,101 @@ def test_tokens_outside_of_the_cache_are_refused_and_nothing_is_written(backend,
     with pytest.raises(ShapeError, match="2 tokens from slots .* do not fit the 9"):
         backend.cache_append(keys, keys.copy(), new, new, np.array(starts))
     assert not keys.any()
+
+
+# -- keys and values of bf16 -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads, key_heads, queries", [(3, 3, 1), (6, 2, 1), (7, 1, 1), (2, 2, 50)])
+@pytest.mark.parametrize("width, value_width", [(1, 1), (64, 64), (33, 20), (128, 150)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_to_bf16_is_attention_to_what_it_stands_for(
+        every_isa, heads, key_heads, queries, width, value_width, causal):
+    """To the bit, in place and packed, whatever strides the rows have."""
+    c, lengths = every_isa, np.array([0, 1, 97, 200])
+    q = normal(4, heads, queries, width)
+    k = rounded_to_bf16(normal(4, key_heads, 220, width, seed=1))[:, :, :200]
+    v = rounded_to_bf16(normal(4, 200, key_heads, value_width, seed=2)).transpose(0, 2, 1, 3)
+    for rest in ((None, None, causal, 0.2, lengths), (normal(queries, 200), None, causal, 0.2)):
+        copies = c.copies.total()
+        y, lse = c.attention(q, k, v, *rest)
+        assert c.copies.total() == copies
+        wanted, wanted_lse = c.attention(q, widened(k), widened(v), *rest)
+        assert same(y, wanted) and same(lse, wanted_lse)
+
+
+def test_an_attention_to_bf16_has_a_gradient_by_its_queries(backend):
+    q, dy = normal(2, 2, 3, 8), normal(2, 2, 3, 8, seed=3)
+    k, v = (rounded_to_bf16(normal(2, 1, 5, 8, seed=i)) for i in (1, 2))
+    grads = []
+    for keys, values in ((k, v), (widened(k), widened(v))):
+        queries = mf.Tensor(q, requires_grad=True)
+        mf.attention(queries, mf.Tensor(keys), mf.Tensor(values), causal=True).backward(dy)
+        grads.append(queries.grad)
+    assert same(*grads)
+
+
+@given(st.lists(st.floats(width=32), min_size=12, max_size=12), st.booleans())
+def test_a_cache_of_bf16_takes_the_nearest_numbers(backend, numbers, across):
+    x = np.array(numbers, F32)
+    x[0] = np.array(0x3F808000, np.uint32).view(F32)        # between two, the lower one even
+    x[1] = np.array(0x3F818000, np.uint32).view(F32)        # and the upper one
+    k, v = x.reshape(1, 2, 2, 3), x[::-1].reshape(1, 2, 2, 3)
+    if across:
+        k, v = (np.ascontiguousarray(y.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+                for y in (k, v))
+    keys, values = np.full((1, 2, 4, 3), 7, np.uint16), np.full((1, 2, 4, 3), 7, np.uint16)
+    backend.cache_append(keys, values, k, v, np.array([1]))
+    assert keys[0, 0, 1, :2].tolist() == [0x3F80, 0x3F82]
+    assert same(keys[:, :, 1:3], rounded_to_bf16(k)) and same(values[:, :, 1:3], rounded_to_bf16(v))
+    assert (keys[:, :, [0, 3]] == 7).all() and (values[:, :, [0, 3]] == 7).all()
+    for found, new in ((keys, k), (values, v)):
+        back, wanted = widened(found[:, :, 1:3]), new.astype(np.float64)
+        finite = np.isfinite(back) & np.isfinite(wanted)
+        error = np.abs(back[finite] - wanted[finite])
+        assert (error <= np.maximum(np.abs(wanted[finite]) * 2.0**-8, 2.0**-134)).all()
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 9), st.integers(0, 99),
+       st.sampled_from([None, "int4"]))
+@needs_c
+def test_with_a_cache_of_bf16_batched_is_single_and_chunks_are_the_whole(
+        prompts, more, seed, format):
+    random = np.random.default_rng(seed)
+    with mf.use("c"), mf.no_grad():
+        model = GPT(SHAPE, mf.Rng(seed))
+        if format:
+            pack_model(model, format)
+        ids = random.integers(0, 61, (len(prompts), max(prompts) + more))
+        together = Decoder(model, len(prompts), format="bf16")
+        assert all(x.dtype == np.uint16 for x in together.cache.keys + together.cache.values)
+        logits = [together(ids[:, : max(prompts)], np.array(prompts)).copy()]
+        new = random.integers(0, 61, (len(prompts), more))
+        for t in range(more):
+            logits.append(together(new[:, t : t + 1]).copy())
+        for row, length in enumerate(prompts):
+            tokens = np.concatenate([ids[row, :length], new[row]])[None]
+            whole = model(tokens, cache=model.cache(1, format="bf16")).numpy()[0]
+            alone, cache = [], model.cache(1, format="bf16")
+            for t in range(tokens.shape[1]):
+                alone.append(model(tokens[:, t : t + 1], cache=cache).numpy()[0, 0])
+            assert same(whole, np.array(alone))
+            assert same(np.array([x[row] for x in logits]), whole[length - 1 :])
+
+
+def test_a_cache_of_bf16_is_near_the_full_forward_on_every_backend(backend):
+    model, ids = GPT(SHAPE, mf.Rng(2)), np.random.default_rng(0).integers(0, 61, (2, 12))
+    with mf.no_grad():
+        full = model(ids).numpy()
+        cached = model(ids, cache=model.cache(2, format="bf16")).numpy()
+        exact = model(ids, cache=model.cache(2, format="fp32")).numpy()
+    assert 0 < np.abs(cached - full).max() < 0.02 * np.abs(full).max()
+    np.testing.assert_allclose(exact, full, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_format_of_the_cache_is_refused(backend):
+    with pytest.raises(ConfigError, match="cache: expected one of fp32, bf16, got 'int8'"):
+        GPT(SHAPE, mf.Rng(0)).cache(1, format="int8")
 
 
 # -- the decoder -----------------------------------------------------------------------------------

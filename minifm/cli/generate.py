@@ -6,6 +6,8 @@ import sys
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_config, add_fields, build, settings
 from minifm.generation.sampling import Sampling
+from minifm.nn.cache import FORMATS as CACHE_FORMATS
+from minifm.nn.cache import check_format
 
 EXAMPLE = """\
 example:
@@ -28,6 +30,9 @@ def arguments(parser):
     parser.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS,
                         help="pack the weights when they are loaded; int8 and int4 change the text "
                              "a little and are faster (default: as they are stored)")
+    parser.add_argument("--cache", choices=CACHE_FORMATS, default=argparse.SUPPRESS,
+                        help="how keys and values are kept; bf16 halves them, which is faster late "
+                             "in a long text (default: fp32, as they are computed)")
     add_config(parser)
     add_fields(parser, Sampling, "sampling, in the order in which it acts")
 
@@ -39,7 +44,8 @@ def run(args):
     from minifm.models import pack_model, packed_format
     from minifm.text import Tokenizer
     said = settings(args, Sampling, also={
-        "max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str})
+        "max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str, "cache": str})
+    check_format(said.get("cache"))
     sampling = build(Sampling, said)
     directory = resolve(args.model)
     tokenizer, model = Tokenizer.load(directory), load_model(directory)
@@ -54,7 +60,7 @@ def run(args):
     if single:                          # now that nothing is in the way
         show(prompts[0].decode("utf-8", "replace"))
     done = generate(model, tokenizer, prompts, sampling=sampling, stop=stop,
-                    max_tokens=max_tokens, seed=said.get("seed", 0),
+                    max_tokens=max_tokens, seed=said.get("seed", 0), cache=said.get("cache"),
                     on_text=(lambda row, piece: show(piece)) if single else None)
     for number, (prompt, completion) in enumerate(zip(prompts, done), 1):
         if not single:

@@ -17,11 +17,11 @@ from minifm.tensor import no_grad
 
 
 class Decoder:
-    """`batch` rows of at most `capacity` tokens, side by side."""
+    """`batch` rows of at most `capacity` tokens, side by side; `format` is the cache's."""
 
-    def __init__(self, model, batch, capacity=None):
+    def __init__(self, model, batch, capacity=None, format=None):
         self.model = model
-        self.cache = model.cache(batch, capacity)
+        self.cache = model.cache(batch, capacity, format)
         self.ids = np.zeros((batch, 1), np.int64)
         self.placement = Placement(self.cache, 1)
         self.repeat = backends.active().capture(self._next)

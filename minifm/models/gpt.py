@@ -14,6 +14,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models.stored import Stored
 from minifm.nn import Block, Cache, Embedding, LayerNorm, Module
+from minifm.nn.cache import check_format
 
 # The names that checkpoints use for activations.
 ACTIVATIONS = {"gelu_new": ops.gelu_tanh, "gelu_pytorch_tanh": ops.gelu_tanh, "gelu": ops.gelu,
@@ -160,11 +161,16 @@ class GPT(Module):
                              f"{self.config.context}")
         return positions
 
-    def cache(self, batch, capacity=None):
-        """An empty key-value cache for `batch` rows of at most `capacity` tokens."""
+    def cache(self, batch, capacity=None, format=None):
+        """An empty key-value cache for `batch` rows of at most `capacity` tokens.
+
+        format "bf16" rounds keys and values to that; None and "fp32": as they are computed
+        """
+        check_format(format)
         c = self.config
+        dtype = np.uint16 if format == "bf16" else self.token_embedding.weight.dtype
         return Cache(c.layers, batch, c.heads, c.width // c.heads,
-                     min(capacity or c.context, c.context), self.token_embedding.weight.dtype)
+                     min(capacity or c.context, c.context), dtype)
 
     @staticmethod
     def products(config):

@@ -4,6 +4,9 @@ Every row of a batch fills its slots from 0 on, whatever the length of its neigh
 a row always lies in slot t. Slots beyond a row's length hold rubbish that the mask hides, and
 hidden keys stand *behind* the visible ones, so that a row's sums are the same numbers in the same
 order alone or in a batch.
+
+As bf16 the cache takes half the memory, and each token reads half of it: late in a long text that
+is more than the packed weights. Keys and values are then rounded once, when they are written.
 """
 
 import numpy as np
@@ -12,9 +15,20 @@ from minifm import backends
 from minifm.errors import ConfigError
 from minifm.tensor import Tensor
 
+FORMATS = ("fp32", "bf16")
+
+
+def check_format(format):
+    """Raise ConfigError unless a cache may hold its numbers as `format`; None: as they come."""
+    if format is not None and format not in FORMATS:
+        raise ConfigError(f"cache: expected one of {', '.join(FORMATS)}, got {format!r}")
+
 
 class Cache:
-    """Keys and values [B, K, capacity, D] of each layer, and `lengths` [B], the filled slots."""
+    """Keys and values [B, K, capacity, D] of each layer, and `lengths` [B], the filled slots.
+
+    dtype   of the keys and values: float32, float64, or uint16, which holds the bits of bf16
+    """
 
     def __init__(self, layers, batch, heads, head_width, capacity, dtype=np.float32):
         empty, shape = backends.active().zeros, (batch, heads, capacity, head_width)

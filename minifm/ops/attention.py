@@ -138,6 +138,8 @@ def merge_heads(x):
 def attention(q, k, v, *, causal=False, bias=None, key_mask=None, lengths=None, scale=None):
     """Attention of q [B, H, T, D] over k, v [B, K, S, D]; H is a multiple of K.
 
+    k and v may be uint16, the bits of bf16, as a cache keeps them; they receive no gradient then.
+
     lengths   integers [B]: row b has only its first lengths[b] keys, as in a cache that is not
               full, or a batch padded on the right; what lies behind them is not read
     causal    query i, standing at position S - T + i, looks only at keys up to its own position;

@@ -5,6 +5,7 @@
  * results are the law's to the bit; elsewhere they differ from the portable ones by roundings, and
  * stay within a bound on those. Each output lies between canaries. Exit status 0 if all is well.
  */
+#include "bf16.h"
 #include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
@@ -187,13 +188,20 @@ static void check_stream(int64_t n, int rows)
 }
 
 /* Few queries against n keys: the sum over the keys is finished before it is added. */
-static void check_few_queries(int64_t n, int64_t width, int rows)
+static void check_few_queries(int64_t n, int64_t width, int rows, int bf16)
 {
+    static uint16_t halves[ROOM];
     const Kernels *k = &TABLE;
-    const float *a = operand(1), *b = operand(1);
+    const float *a = operand(1);
+    float *b = operand(1);
+    for (int i = 0; i < ROOM && bf16; i++) {
+        halves[i] = to_bf16(b[i]);
+        b[i] = from_bf16(halves[i]);
+    }
+    const void *stored = bf16 ? (const void *)halves : b;
     what = "score", size = n;
     clear(0.5f);
-    k->score(out[0][1] + MARGIN, a, b, n + 1, width + 2, width, rows, n);
+    k->score(out[0][1] + MARGIN, a, stored, n + 1, width + 2, width, rows, n, bf16);
     for (int r = 0; r < rows; r++)
         for (int64_t j = 0; j < n; j++) {
             float sum = 0;
@@ -204,7 +212,7 @@ static void check_few_queries(int64_t n, int64_t width, int rows)
     expect(0, 0, 0, EXACT);
     what = "add_values";
     clear(0.5f);
-    k->add_values(out[0][1] + MARGIN, a, b, n + 1, width + 2, width, rows, n);
+    k->add_values(out[0][1] + MARGIN, a, stored, n + 1, width + 2, width, rows, n, bf16);
     for (int r = 0; r < rows; r++)
         for (int64_t d = 0; d < width; d++) {
             float sum = 0;
@@ -212,6 +220,14 @@ static void check_few_queries(int64_t n, int64_t width, int rows)
                 sum = fmaf(a[r * (n + 1) + j], b[j * (width + 2) + d], sum);
             out[0][0][MARGIN + r * width + d] += sum;
         }
+    expect(0, 0, 0, EXACT);
+    if (!bf16)
+        return;
+    what = "widen";
+    clear(0.5f);
+    k->widen(out[0][1] + MARGIN, halves + 1, n);
+    for (int64_t i = 0; i < n; i++)
+        out[0][0][MARGIN + i] = b[1 + i];
     expect(0, 0, 0, EXACT);
 }
 
@@ -519,14 +535,6 @@ static void check_columns(int64_t keys)
 
 enum { LDY = 20, DEEPEST = 700, GROUPS = 3, FIRST_ROW = 2 };
 
-static float from_bf16(uint16_t half)
-{
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 /* Blocks of KC, added in order, as gemm.c has it. */
 static float panel_sum(const float *x, const float *panel, int64_t depth, int column)
 {
@@ -713,7 +721,7 @@ int main(void)
     for (int64_t keys = 0; keys < 40; keys += keys < 9 ? 1 : 6)
         for (int64_t width = 0; width < 150; width += width < 9 ? 1 : 23)
             for (int rows = 1; rows <= 5; rows++)
-                check_few_queries(keys, width, rows);
+                check_few_queries(keys, width, rows, 0), check_few_queries(keys, width, rows, 1);
     for (size = 2047; size < 5000; size += size < 2049 ? 1 : 2050) /* rows in several pieces */
         check_sums(size), check_rows(size);
     const uint8_t same[] = {0, 127, (uint8_t)-127, 0xff};

@@ -5,8 +5,10 @@ import numpy as np
 from minifm.backends.c.operands import (
     BYTES,
     F32,
+    HALVES,
     INTEGERS,
     NULL,
+    U16,
     Operands,
     done,
     from_buffer,
@@ -21,7 +23,7 @@ from minifm.errors import ShapeError
 
 class Attention(Operands):
     def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None):
-        if not q.dtype == k.dtype == v.dtype == F32:
+        if q.dtype != F32 or k.dtype not in (F32, U16) or k.dtype != v.dtype:
             return Reference.attention(self, q, k, v, bias, key_mask, causal, scale, lengths)
         q, k, v = (self._heads(x, "attention") for x in (q, k, v))
         B, H, T, _ = q.shape
@@ -40,22 +42,32 @@ class Attention(Operands):
 
     def cache_append(self, keys, values, k, v, starts):
         given = keys, values, k, v
-        if any(x.dtype != F32 for x in given) or not (keys.flags.carray and values.flags.carray):
+        if not (k.dtype == v.dtype == F32 and keys.dtype == values.dtype in (F32, U16)
+                and keys.flags.carray and values.flags.carray):
             self._on_numpy("cache_append", *given, starts)
             return
         k, v = self._heads(k, "cache_append"), self._heads(v, "cache_append")
         (B, K, T, D), E, capacity = k.shape, v.shape[3], keys.shape[2]
         if lib.minifm_cache_append(
-                pointer(keys), pointer(values), strided_pointer(k), strided_pointer(v),
+                *map(strided_pointer, (keys, values, k, v)),
                 from_buffer(INTEGERS, self._integers(starts, "cache_append")),
-                ffi.new(INTEGERS, steps(k)), ffi.new(INTEGERS, steps(v)), B, K, T, capacity, D, E):
+                ffi.new(INTEGERS, steps(k)), ffi.new(INTEGERS, steps(v)), B, K, T, capacity, D, E,
+                keys.dtype == U16):
             raise ShapeError(f"cache_append: {T} tokens from slots {starts.tolist()} on do not "
                              f"fit the {capacity} that there are")
+
+    def widen(self, x):
+        if x.dtype != U16:
+            return x
+        x, y = self._contiguous(x, "widen"), np.empty(x.shape, F32)
+        lib.minifm_widen(pointer(y), from_buffer(HALVES, x), x.size)
+        return y
 
     def attention_backward(
         self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias,
         lengths=None,
     ):
+        k, v = self.widen(k), self.widen(v)
         if not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
             return Reference.attention_backward(self, dy, q, k, v, bias, key_mask, causal, scale,
                                                 y, lse, needs_bias, lengths)
@@ -78,7 +90,7 @@ class Attention(Operands):
 
     def _heads(self, x, verb):
         """x [B, H, T, D] where a head's row is contiguous, else a copy, counted."""
-        if (x.strides[3] == 4 or x.shape[3] == 1) and steps(x) is not None:
+        if (x.strides[3] == x.itemsize or x.shape[3] == 1) and steps(x) is not None:
             return x
         self.copies[verb] += 1
         return np.array(x, order="C")
@@ -99,12 +111,12 @@ def _attention_shape(q, k, v, causal, scale):
     (B, H, T, D), (_, K, S, E) = q.shape, v.shape
     return ffi.new("minifm_attention_shape *", {
         "batch": B, "heads": H, "key_heads": K, "queries": T, "keys": S, "width": D,
-        "value_width": E, "causal": causal, "scale": scale})
+        "value_width": E, "causal": causal, "scale": scale, "bf16": k.dtype == U16})
 
 
 def _set_strides(shape, **arrays):
     for name, x in arrays.items():
-        setattr(shape, name + "_strides", [stride // 4 for stride in x.strides[:3]])
+        setattr(shape, name + "_strides", [stride // x.itemsize for stride in x.strides[:3]])
 
 
 def _packed_like(q, k, v):

@@ -13,11 +13,12 @@ from minifm.backends.reference import Reference
 from minifm.backends.reference.fallback import belongs_to_the_reference
 from minifm.errors import FallbackError
 
-F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
+F32, U16, I64 = np.dtype(np.float32), np.dtype(np.uint16), np.dtype(np.int64)
 NULL = ffi.NULL
-FLOATS, INTEGERS, BYTES, WORDS = (
-    ffi.typeof(t) for t in ("float[]", "int64_t[]", "uint8_t[]", "uint64_t[]"))
-FLOAT_POINTER, BYTE_POINTER = ffi.typeof("float *"), ffi.typeof("uint8_t *")
+FLOATS, INTEGERS, BYTES, HALVES, WORDS = (
+    ffi.typeof(t) for t in ("float[]", "int64_t[]", "uint8_t[]", "uint16_t[]", "uint64_t[]"))
+BY_SIZE = {1: (BYTES, ffi.typeof("uint8_t *")), 2: (HALVES, ffi.typeof("uint16_t *")),
+           4: (FLOATS, ffi.typeof("float *"))}
 FUNCTIONS = {None: lib.MINIFM_IDENTITY, "relu": lib.MINIFM_RELU, "silu": lib.MINIFM_SILU,
              "gelu": lib.MINIFM_GELU, "gelu_tanh": lib.MINIFM_GELU_TANH,
              "gelu_quick": lib.MINIFM_GELU_QUICK}
@@ -30,18 +31,19 @@ def pointer(x):
 
 
 def strided_pointer(x):
-    """The first element of an array of float32, or bool, with any strides."""
-    narrow = x.itemsize == 1
+    """The first element of an array of float32, bool, or uint16, with any strides."""
+    array, first = BY_SIZE[x.itemsize]
     if x.flags.c_contiguous:
-        return from_buffer(BYTES if narrow else FLOATS, x)
-    return ffi.cast(BYTE_POINTER if narrow else FLOAT_POINTER, x.__array_interface__["data"][0])
+        return from_buffer(array, x)
+    return ffi.cast(first, x.__array_interface__["data"][0])
 
 
 def steps(x):
     """Strides counted in elements; None where the array is misaligned for that."""
-    if not x.flags.aligned or any(stride % 4 for stride in x.strides):
+    size = x.itemsize
+    if not x.flags.aligned or any(stride % size for stride in x.strides):
         return None
-    return [stride // 4 for stride in x.strides]
+    return [stride // size for stride in x.strides]
 
 
 def done(status):

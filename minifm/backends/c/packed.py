@@ -7,6 +7,7 @@ import numpy as np
 from minifm.backends.c.operands import (
     F32,
     FUNCTIONS,
+    HALVES,
     INTEGERS,
     NULL,
     Operands,
@@ -16,7 +17,7 @@ from minifm.backends.c.operands import (
     steps,
     strided_pointer,
 )
-from minifm.backends.native import ffi, lib
+from minifm.backends.native import lib
 from minifm.backends.reference.embedding import check_ids
 from minifm.backends.reference.packed import (
     CANDIDATES,
@@ -30,7 +31,7 @@ from minifm.errors import ShapeError
 
 FORMATS = {"fp32": lib.MINIFM_FP32, "bf16": lib.MINIFM_BF16, "int8": lib.MINIFM_INT8,
            "int4": lib.MINIFM_INT4}
-HALVES, CACHE_LINE = ffi.typeof("uint16_t[]"), 64
+CACHE_LINE = 64
 PANEL = 16          # columns of a panel: csrc/packed.h
 
 

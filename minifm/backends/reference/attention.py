@@ -7,6 +7,7 @@ K. Masks are -inf in the scores; a query that may look at nothing gets zeros.
 import numpy as np
 
 from minifm.backends.reference.fallback import composed
+from minifm.backends.reference.packed import rounded_to_bf16, widened
 from minifm.errors import ShapeError
 
 MASKED = float("-inf")
@@ -17,12 +18,13 @@ class Attention:
     def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None):
         """y = softmax(scale q kᵀ + bias + masks) v.
 
-        q [B, H, T, D], k and v [B, K, S, D]; bias broadcasts to [B, H, T, S] or is None;
-        key_mask bool [B, S], True where a key may be looked at, or None. Of row b only the first
-        lengths[b] keys are there (None: all S), whatever lies behind them. With `causal`, query i
-        sits at position lengths[b] - T + i. Returns y [B, H, T, D] and the log-sum-exp [B, H, T].
+        q [B, H, T, D], k and v [B, K, S, D], which may be uint16, the bits of bf16; bias
+        broadcasts to [B, H, T, S] or is None; key_mask bool [B, S], True where a key may be looked
+        at, or None. Of row b only the first lengths[b] keys are there (None: all S), whatever lies
+        behind them. With `causal`, query i sits at position lengths[b] - T + i. Returns
+        y [B, H, T, D] and the log-sum-exp [B, H, T].
         """
-        k, v = self.rows_within(k, lengths), self.rows_within(v, lengths)
+        k, v = (self.rows_within(self.widen(x), lengths) for x in (k, v))
         scores = self.attention_scores(q, k, bias, key_mask, causal, scale,
                                        lengths)                             # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
@@ -41,7 +43,7 @@ class Attention:
         The weights are computed again. A backend that never holds a row of scores keeps the
         log-sum-exp for that, and takes Σ_j p_j dp_j from the row sum of dy · y (Dao et al. 2022).
         """
-        k, v = self.rows_within(k, lengths), self.rows_within(v, lengths)
+        k, v = (self.rows_within(self.widen(x), lengths) for x in (k, v))
         scores = self.attention_scores(q, k, bias, key_mask, causal, scale,
                                        lengths)                             # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
@@ -62,8 +64,9 @@ class Attention:
     def cache_append(self, keys, values, k, v, starts):
         """keys[b, :, starts[b] + t] = k[b, :, t] and values likewise, in place: how a cache grows.
 
-        keys and values [B, K, capacity, D]; k and v [B, K, T, D]; starts int [B]. Raises
-        ShapeError where a token would fall outside of the capacity.
+        keys and values [B, K, capacity, D], of k's type or uint16, which takes the bits of the
+        nearest bf16, ties to even; k and v [B, K, T, D]; starts int [B]. Raises ShapeError where
+        a token would fall outside of the capacity.
         """
         B, _, T, _ = k.shape
         places = starts[:, None] + np.arange(T)                                 # [B, T]
@@ -71,7 +74,12 @@ class Attention:
             raise ShapeError(f"cache_append: {T} tokens from slots {starts.tolist()} on do not "
                              f"fit the {keys.shape[2]} that there are")
         for store, new in ((keys, k), (values, v)):
+            new = rounded_to_bf16(new) if store.dtype == np.uint16 else new
             store[np.arange(B)[:, None], :, places] = new.transpose(0, 2, 1, 3)
+
+    def widen(self, x):
+        """float32 for uint16, the bits of bf16; anything else as it is."""
+        return widened(x) if x.dtype == np.uint16 else x
 
     @composed
     def attention_scores(self, q, k, bias, key_mask, causal, scale, lengths):
