@@ -631,11 +631,11 @@ static int64_t block_rows(void)
 }
 
 /* Work of less than `least` multiply-adds is done by the caller alone. */
-static int threads_for(const Shape *s, double least)
+/* A multiply-add of attention brings a part of a softmax with it: it is worth `times` one. */
+static int threads_for_shape(const Shape *s, double times)
 {
-    const double work = (double)s->batch * (double)s->heads * (double)s->queries *
-                        (double)s->keys * (double)s->width;
-    return work < least ? 1 : pool_threads();
+    return threads_for(times * (double)s->batch * (double)s->heads * (double)s->queries *
+                       (double)s->keys * (double)s->width);
 }
 
 static int run_few(Attention *a)
@@ -643,7 +643,7 @@ static int run_few(Attention *a)
     Room unused;
     const size_t bytes = (size_t)lay_out_few(&unused, NULL, a) * sizeof(float);
     pool_enter();
-    const int threads = threads_for(a->s, 5e4);
+    const int threads = threads_for_shape(a->s, 8);
     const int status = scratch_for_threads(threads, bytes);
     if (!status)
         pool_run(forward_of_few, a, threads);
@@ -660,7 +660,7 @@ static int run(Attention *a, Task task, int is_backward)
     a->rows = block_rows();
     a->blocks = ceil_div(s->queries, a->rows);
     pool_enter();
-    const int threads = threads_for(s, 1e5);
+    const int threads = threads_for_shape(s, 4);
     share(&a->units, &a->splits, a->blocks * (s->heads / larger(1, s->key_heads)), heads, threads,
           4);
     a->key_splits = 1;

@@ -30,9 +30,6 @@ enum {
     SLIVER_ROOM = KC * MOST_COLS + CACHE_LINE,
 };
 
-/* Below this many multiply-adds, waking the pool costs more than it brings. */
-static const double WORTH_THREADS = 4e5;
-
 /* -- windows ------------------------------------------------------------------------------------ */
 
 /* The windows of images [batch, channels, height, width]. They are read from a layout [images,
@@ -362,7 +359,7 @@ static int run(Convolution *c)
     choose_layout(&c->in, c->batch);
     c->in.in_place |= K == 0;
     pool_enter();
-    const int threads = outputs * K < WORTH_THREADS ? 1 : pool_threads();
+    const int threads = threads_for(outputs * (double)K);
     choose_tickets(c, threads);
     size_t packed = (size_t)(c->groups * padded_outputs(c) * K) * sizeof(float);
     size_t room = (size_t)(c->slivers * SLIVER_ROOM) * sizeof(float);
@@ -374,15 +371,21 @@ static int run(Convolution *c)
     return status;
 }
 
+/* x in the windows of a convolution as Python describes it. */
+static Windows image_windows(const float *x, const minifm_convolution *s)
+{
+    return (Windows){
+        .x = x, .channels = s->groups * s->inputs, .height = s->image[0], .width = s->image[1],
+        .R = s->window[0], .S = s->window[1], .P = s->result[0], .Q = s->result[1],
+        .down = s->stride[0], .right = s->stride[1], .above = s->padding[0], .left = s->padding[1]};
+}
+
 int minifm_convolve(float *y, const float *x, const float *w, const float *bias,
                     const minifm_convolution *s)
 {
     const int64_t R = s->window[0], S = s->window[1];
     Convolution c = {
-        .in = {.x = x, .channels = s->groups * s->inputs, .height = s->image[0],
-               .width = s->image[1], .R = R, .S = S, .P = s->result[0], .Q = s->result[1],
-               .down = s->stride[0], .right = s->stride[1], .above = s->padding[0],
-               .left = s->padding[1]},
+        .in = image_windows(x, s),
         .y = y, .height = s->result[0], .width = s->result[1], .row_step = 1, .col_step = 1,
         .w = w, .bias = bias, .w_group = s->outputs * s->inputs * R * S,
         .w_output = s->inputs * R * S, .w_input = R * S, .w_row = S, .w_col = 1,
@@ -569,7 +572,7 @@ static int run_weights(WeightAdjoint *c)
     }
     choose_layout(&c->in, c->batch);
     pool_enter();
-    const int threads = work < WORTH_THREADS ? 1 : pool_threads();
+    const int threads = threads_for(work);
     choose_chunks(c, threads);
     size_t partials = (size_t)(c->chunks * c->groups * c->K * c->outputs) * sizeof(float);
     size_t room = (size_t)(KC * (ceil_div(c->cols, NR) * NR + MR) + MOST_COLS) * sizeof(float);
@@ -585,10 +588,7 @@ int minifm_convolve_weight_adjoint(float *dw, const float *dy, const float *x,
                                    const minifm_convolution *s)
 {
     WeightAdjoint c = {
-        .in = {.x = x, .channels = s->groups * s->inputs, .height = s->image[0],
-               .width = s->image[1], .R = s->window[0], .S = s->window[1], .P = s->result[0],
-               .Q = s->result[1], .down = s->stride[0], .right = s->stride[1],
-               .above = s->padding[0], .left = s->padding[1]},
+        .in = image_windows(x, s),
         .dw = dw, .dy = dy, .batch = s->batch, .groups = s->groups, .inputs = s->inputs,
         .outputs = s->outputs, .K = s->inputs * s->window[0] * s->window[1]};
     return run_weights(&c);

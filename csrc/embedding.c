@@ -42,14 +42,6 @@ static void add_slabs(void *context, int64_t begin, int64_t end)
     }
 }
 
-static int all_inside(const int64_t *ids, int64_t n, int64_t rows)
-{
-    for (int64_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= rows)
-            return 0;
-    return 1;
-}
-
 int minifm_embedding(float *y, const float *w, const int64_t *ids, int64_t n, int64_t rows,
                      int64_t width)
 {
@@ -66,8 +58,7 @@ int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, in
     if (!all_inside(ids, n, rows))
         return -1;
     Rows r = {dw, dy, ids, n, width};
-    int64_t slabs = (width + SLAB - 1) / SLAB;
-    int64_t each = slabs / pool_threads() > 0 ? slabs / pool_threads() : 1;
+    const int64_t slabs = ceil_div(width, SLAB), each = larger(1, slabs / pool_threads());
     parallel_for(slabs, n * width < 16384 ? slabs : each, add_slabs, &r);
     return 0;
 }

@@ -39,8 +39,6 @@ enum {
     STREAMED_ACROSS = 16,   /* and at most, where columns are what lies in one piece */
 };
 
-/* Below this many multiply-adds, waking the pool costs more than it brings. */
-static const double WORTH_THREADS = 4e5;
 /* Above this many in one product, packing A pays. */
 static const double WORTH_PACKING = 4e6;
 
@@ -415,7 +413,7 @@ static int run(Product *p, int bf16)
                     : (Cells){1, kernels->tile, kernels->pack, kernels->transpose};
     p->depth = ceil_div(p->k, p->cells.together);
     pool_enter();
-    const int threads = work * (double)p->batch < WORTH_THREADS ? 1 : pool_threads();
+    const int threads = threads_for(work * (double)p->batch);
     int status = 0;
     if (bf16) { /* operands are rounded where they are packed */
         status = run_blocked(p);

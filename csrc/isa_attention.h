@@ -1,6 +1,70 @@
-/* Attention of few queries: keys and values are read where they lie, once for up to AT_ONCE queries,
- * in the vector vocabulary of the isa_*.c that includes this (after isa_rows.h and isa_tile.h).
- * They are float32 or bf16, which is exact in float32: the same arithmetic follows.
+/* Attention, in two ways. Of many queries (csrc/attention.c) a tile takes NR side by side, and the
+ * keys down, so that each query has a lane of its own: the softmax's maximum and sum are lanes too,
+ * and nothing is added across a vector. Of few queries, keys and values are read where they lie.
+ */
+
+/* -- many queries ---------------------------------------------------------------------------------- */
+
+#define EACH_COLUMN UNROLL for (int c = 0; c < NR / VL; c++)
+
+/* The online softmax of Milakov & Gimelshein (2018). A column of -inf: top stays -inf, and 0 takes
+ * its place, because -inf - -inf would make NaN. */
+static TARGET void weigh(float *p, float *top, float *total, float *decay, int64_t ld,
+                         int64_t keys)
+{
+    vf shift[NR / VL], sum[NR / VL];
+    EACH_COLUMN shift[c] = vload(top + c * VL);
+    for (int64_t j = 0; j < keys; j++)
+        EACH_COLUMN shift[c] = vmax(vload(p + j * ld + c * VL), shift[c]);
+    EACH_COLUMN
+    {
+        vf old = vload(top + c * VL);
+        vstore(top + c * VL, shift[c]);
+        shift[c] = vselect(vless(vset(-INFINITY), shift[c]), shift[c], vset(0));
+        vstore(decay + c * VL, vexp_flushed(vsub(old, shift[c])));
+        sum[c] = vset(0);
+    }
+    for (int64_t j = 0; j < keys; j++)
+        EACH_COLUMN
+        {
+            float *at = p + j * ld + c * VL;
+            vf weight = vexp_flushed(vsub(vload(at), shift[c]));
+            vstore(at, weight);
+            sum[c] = vadd(sum[c], weight);
+        }
+    EACH_COLUMN
+    {
+        float *at = total + c * VL;
+        vstore(at, vfma(vload(at), vload(decay + c * VL), sum[c]));
+    }
+}
+
+static TARGET void weigh_again(float *p, float *ds, const float *lse, const float *delta,
+                               int64_t ld, int64_t keys)
+{
+    for (int64_t j = 0; j < keys; j++, p += ld, ds += ld)
+        EACH_COLUMN
+        {
+            vf weight = vexp_flushed(vsub(vload(p + c * VL), vload(lse + c * VL)));
+            vf slope = vsub(vload(ds + c * VL), vload(delta + c * VL));
+            vstore(p + c * VL, weight);
+            vstore(ds + c * VL, vmul(weight, slope));
+        }
+}
+
+static TARGET void dot_columns(float *sums, const float *x, const float *y, int64_t k)
+{
+    vf sum[NR / VL];
+    EACH_COLUMN sum[c] = vset(0);
+    for (int64_t i = 0; i < k; i++, x += NR, y += NR)
+        EACH_COLUMN sum[c] = vfma(vload(x + c * VL), vload(y + c * VL), sum[c]);
+    EACH_COLUMN vstore(sums + c * VL, sum[c]);
+}
+
+/* -- few queries ------------------------------------------------------------------------------------ */
+
+/* Keys and values are read where they lie, once for up to AT_ONCE queries. They are float32 or bf16,
+ * which is exact in float32: the same arithmetic follows.
  *
  * Dot products with the keys have a key in each lane: squares of the keys turn in registers. So
  * they run over d in order, as a tile's do, and nothing is summed across a vector.
@@ -187,9 +251,27 @@ static TARGET void add_values(float *sums, const float *p, const void *v, int64_
                                  0))
 }
 
+/* As `weigh`, for one query whose scores lie side by side. */
+static TARGET float weigh_row(float *p, float *top, float *total, int64_t n)
+{
+    const float old = *top, largest = row_max(p, n);
+    *top = largest > old ? largest : old;
+    const float shift = *top == -INFINITY ? 0 : *top;
+    row_exp_sum(p, p, n, shift);
+    float sum = 0, decay;
+    for (int64_t j = 0; j < n; j++)
+        sum += p[j];
+    vf factor = vexp_flushed(vset(old - shift));
+    vstore_part(&decay, factor, 1);
+    vstore_part(total, vfma(vset(*total), factor, vset(sum)), 1);
+    return decay;
+}
+
 static TARGET void widen(float *y, const uint16_t *x, int64_t n)
 {
     EACH_VECTOR vput(y + i, stored(x + i, left, 1), left);
 }
 
-#define ATTENTION_KERNELS .score = score, .add_values = add_values, .widen = widen
+#define ATTENTION_KERNELS                                                                   \
+    .weigh = weigh, .weigh_again = weigh_again, .dot_columns = dot_columns,                 \
+    .score = score, .weigh_row = weigh_row, .add_values = add_values, .widen = widen

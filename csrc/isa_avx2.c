@@ -187,12 +187,8 @@ INLINE void transpose_square(vf x[8])
         x[i] = t[i];
 }
 
-#include "isa_rows.h"
-#include "isa_tile.h"
-#include "isa_attention.h"
-#include "isa_packed.h"
 #define WORDS_256
-#include "isa_words.h"
+#include "isa_kernels.h"
 
 static int supported(void)
 {
@@ -200,8 +196,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx2 = {
-    .name = "avx2", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
-    PACKED_KERNELS, WORD_KERNELS,
+    .name = "avx2", .supported = supported, KERNELS,
 };
 
 #endif

@@ -18,18 +18,13 @@ INLINE vn vn_zero(void) { return _mm512_setzero_si512(); }
 INLINE vn vn_add(vn sum, vb c, vb x) { return _mm512_add_epi16(sum, _mm512_maddubs_epi16(c, x)); }
 INLINE vi vn_total(vn sum) { return add_pairs(sum); }
 
-#include "isa_rows.h"
-#include "isa_tile.h"
-#include "isa_attention.h"
-#include "isa_packed.h"
 #define WORDS_256
-#include "isa_words.h"
+#include "isa_kernels.h"
 
 static int supported(void) { return supports_avx512(); }
 
 const Kernels kernels_avx512 = {
-    .name = "avx512", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
-    PACKED_KERNELS, WORD_KERNELS,
+    .name = "avx512", .supported = supported, KERNELS,
 };
 
 #endif

@@ -37,12 +37,8 @@ INLINE vn vn_zero(void) { return vi_zero(); }
 INLINE vn vn_add(vn sum, vb c, vb x) { return _mm512_dpbusd_epi32(sum, c, x); }
 INLINE vi vn_total(vn sum) { return sum; }
 
-#include "isa_rows.h"
-#include "isa_tile.h"
-#include "isa_attention.h"
-#include "isa_packed.h"
 #define WORDS_256
-#include "isa_words.h"
+#include "isa_kernels.h"
 
 static int supported(void)
 {
@@ -51,8 +47,7 @@ static int supported(void)
 }
 
 const Kernels kernels_avx512bf16 = {
-    .name = "avx512bf16", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
-    PACKED_KERNELS, WORD_KERNELS,
+    .name = "avx512bf16", .supported = supported, KERNELS,
 };
 
 #endif

@@ -147,17 +147,12 @@ INLINE void transpose_square(vf x[4])
     x[3] = vcombine_f32(vget_high_f32(low.val[1]), vget_high_f32(high.val[1]));
 }
 
-#include "isa_rows.h"
-#include "isa_tile.h"
-#include "isa_attention.h"
-#include "isa_packed.h"
-#include "isa_words.h"
+#include "isa_kernels.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_neon = {
-    .name = "neon", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
-    PACKED_KERNELS, WORD_KERNELS,
+    .name = "neon", .supported = supported, KERNELS,
 };
 
 #endif

@@ -1,5 +1,4 @@
-/* Products with packed weights, written once in the vector vocabulary of the isa_*.c that includes
- * this (after isa_rows.h). To the vocabulary of rows it adds
+/* Products with packed weights. To the vocabulary of isa_kernels.h they add
  *
  *   vload_bf16(p)          VL numbers of 16 bits
  *   vi, vi_zero, vfloat(i) VL integers of 32 bits, and as floats

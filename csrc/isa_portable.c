@@ -157,15 +157,10 @@ INLINE void transpose_square(vf x[4])
     x[3] = (vf){a[3], b[3], c[3], d[3]};
 }
 
-#include "isa_rows.h"
-#include "isa_tile.h"
-#include "isa_attention.h"
-#include "isa_packed.h"
-#include "isa_words.h"
+#include "isa_kernels.h"
 
 static int supported(void) { return 1; }
 
 const Kernels kernels_portable = {
-    .name = "portable", .supported = supported, TILE_KERNELS, ROW_KERNELS, ATTENTION_KERNELS,
-    PACKED_KERNELS, WORD_KERNELS,
+    .name = "portable", .supported = supported, KERNELS,
 };

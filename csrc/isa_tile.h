@@ -1,6 +1,4 @@
-/* The tile of a matrix product and the packing that feeds it, written once in the vector
- * vocabulary of the isa_*.c that includes this (see isa_rows.h), for its VL, MR and NR, and with
- * its `transpose_square`, which turns VL vectors of VL lanes about their diagonal.
+/* The tile of a matrix product, MR rows by NR columns of C, and the packing that feeds it.
  *
  * A sliver is what a tile reads of an operand: for each k, `width` numbers side by side, MR of A's
  * rows or NR of B's columns. Its rows are as long as the register tile and not as long as vectors,
@@ -18,6 +16,8 @@
  *   cells_across(x, y)     cells of numbers of x, and, for the next k, y
  *   vdot_cells(x, y, z)    z + the products of the numbers in x and y
  */
+#include "gemm.h"
+
 #ifndef PAIRS
 enum { TOGETHER = 1 };
 INLINE vf cells_along(vf x, vf y) { return vround_bf16(x); }
@@ -26,6 +26,7 @@ INLINE vf vdot_cells(vf x, vf y, vf z) { return vfma(x, y, z); }
 #endif
 
 _Static_assert(NR % VL == 0 && (MR % VL == 0 || MR < VL), "rows of slivers overlap only in order");
+_Static_assert((int)MR * (int)NR <= (int)MAX_TILE, "one_tile has room for a whole tile");
 
 /* R rows of the tile, R and bf16 constants once inlined: R * NR / VL accumulators in registers. */
 INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
@@ -214,70 +215,7 @@ static TARGET void gather(float *out, const float *in, const int64_t *rows, cons
     }
 }
 
-/* -- few rows times a large transposed matrix ------------------------------------------------------ */
-
-/* A square of b, `depth` <= VL of its rows by `width` <= VL of its columns, enters the sums. */
-INLINE void enter_square(float *sums, const float *a, const float *b, int64_t lds, int64_t a_row,
-                         int64_t a_k, int64_t b_col, int rows, const int depth, int64_t width)
-{
-    vf x[VL];
-#pragma GCC unroll 16
-    for (int j = 0; j < VL; j++) {
-        const float *column = b + (j < width ? j : 0) * b_col;
-        __builtin_prefetch(column + 2 * VL * b_col);
-        x[j] = depth == VL ? vload(column) : vload_part(column, depth, 0);
-    }
-    transpose_square(x);
-    for (int r = 0; r < rows; r++, a += a_row, sums += lds) {
-        vf sum = width >= VL ? vload(sums) : vload_part(sums, width, 0);
-#pragma GCC unroll 16
-        for (int p = 0; p < VL; p++)
-            if (p < depth)
-                sum = vfma(vset(a[p * a_k]), x[p], sum);
-        if (width >= VL)
-            vstore(sums, sum);
-        else
-            vstore_part(sums, sum, width);
-    }
-}
-
-static TARGET void stream_across(float *sums, const float *a, const float *b, int64_t lds,
-                                 int64_t k, int64_t a_row, int64_t a_k, int64_t b_col, int rows,
-                                 int64_t n)
-{
-    for (int64_t j = 0; j < n; j += VL, b += VL * b_col, sums += VL) {
-        int64_t p = 0;
-        for (; p + VL <= k; p += VL)
-            enter_square(sums, a + p * a_k, b + p, lds, a_row, a_k, b_col, rows, VL, n - j);
-        if (p < k)
-            enter_square(sums, a + p * a_k, b + p, lds, a_row, a_k, b_col, rows, (int)(k - p),
-                         n - j);
-    }
-}
-
-/* For ceilings.c, as `multiply_add` of isa_rows.h; 0 where the processor multiplies no bf16. */
-static TARGET int64_t multiply_add_bf16(float *result, int64_t rounds)
-{
-    if (TOGETHER == 1)
-        return 0;
-    vf chain[CHAINS], ones = vset(1);
-    const vf x = cells_along(ones, ones), y = cells_along(vset(result[0] + 1), ones);
-#pragma GCC unroll 16
-    for (int i = 0; i < CHAINS; i++)
-        chain[i] = vset((float)i);
-    for (int64_t r = 0; r < rounds; r++)
-#pragma GCC unroll 16
-        for (int i = 0; i < CHAINS; i++)
-            chain[i] = vdot_cells(x, y, chain[i]);
-    vf sum = vset(0);
-#pragma GCC unroll 16
-    for (int i = 0; i < CHAINS; i++)
-        sum = vadd(sum, chain[i]);
-    *result = vsum(sum);
-    return 2 * TOGETHER * rounds * CHAINS * VL;
-}
-
 #define TILE_KERNELS                                                                        \
     .tile_rows = MR, .tile_cols = NR, .tile = tile, .pack = pack, .transpose = transpose,   \
     .bf16 = {TOGETHER, TOGETHER == 1 ? tile : tile_bf16, pack_bf16, transpose_bf16},        \
-    .stream_across = stream_across, .gather = gather, .multiply_add_bf16 = multiply_add_bf16
+    .gather = gather

@@ -4,6 +4,7 @@
  */
 #include "isa.h"
 #include "minifm.h"
+#include "sizes.h"
 #include "threads.h"
 
 enum { RANGE = 8192 };
@@ -83,7 +84,7 @@ void minifm_ema(float *const *averages, const float *const *params, const int64_
 
 double minifm_sum_of_squares(const float *const *x, const int64_t *ends, int64_t arrays)
 {
-    const int64_t n = elements(ends, arrays), ranges = (n + RANGE - 1) / RANGE;
+    const int64_t n = elements(ends, arrays), ranges = ceil_div(n, RANGE);
     double total = 0;
     pool_enter();
     Update u = {.grads = x, .ends = ends, .arrays = arrays,

@@ -222,18 +222,14 @@ static void look_up(void *context, int64_t begin, int64_t end)
 int minifm_packed_rows(float *y, const void *codes, const uint16_t *scales, const int64_t *ids,
                        int64_t n, int64_t rows, int64_t k, int format)
 {
-    for (int64_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= rows)
-            return -1;
+    if (!all_inside(ids, n, rows))
+        return -1;
     Lookup l = {y, codes, scales, ids, k, format};
     parallel_for(n, grain_of(k), look_up, &l);
     return 0;
 }
 
 /* -- products -------------------------------------------------------------------------------- */
-
-/* Below this many multiply-adds, waking the pool costs more than it brings. */
-static const double WORTH_THREADS = 4e5;
 
 /* Of a ticket, at most: the cache holds them until bias and activation have been applied. */
 enum { RESULTS = 65536 };
@@ -355,7 +351,7 @@ int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
     pool_enter();
     const int status = scales ? round_x(&p) : 0;
     if (!status) {
-        const int threads = (double)m * (double)n * (double)k < WORTH_THREADS ? 1 : pool_threads();
+        const int threads = threads_for((double)m * (double)n * (double)k);
         p.most = larger(8, ceil_div(RESULTS, m * COLS));
         pool_run(multiply, &p, threads);
     }

@@ -12,10 +12,9 @@
 
 enum { MOST_CHUNKS = 64, FEWEST_ROWS = 32, RUN = 8192 };
 
-int64_t rows_of_chunk(int64_t rows)
+static int64_t rows_of_chunk(int64_t rows)
 {
-    int64_t even = (rows + MOST_CHUNKS - 1) / MOST_CHUNKS;
-    return even > FEWEST_ROWS ? even : FEWEST_ROWS;
+    return larger(FEWEST_ROWS, ceil_div(rows, MOST_CHUNKS));
 }
 
 typedef struct {
@@ -38,7 +37,7 @@ static void reduce_chunks(void *context, int64_t begin, int64_t end)
 
 int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *context)
 {
-    const int64_t chunk = rows_of_chunk(rows), chunks = (rows + chunk - 1) / chunk;
+    const int64_t chunk = rows_of_chunk(rows), chunks = ceil_div(rows, chunk);
     memset(out, 0, (size_t)width * sizeof *out);
     if (chunks <= 1) {
         if (rows)
@@ -103,7 +102,7 @@ static void sum_runs(void *context, int64_t begin, int64_t end)
 /* As sum_contiguous, one long row on all threads; *status is -1 where there was no memory. */
 static double sum_long(const float *x, int64_t n, int *status)
 {
-    const int64_t runs = (n + RUN - 1) / RUN;
+    const int64_t runs = ceil_div(n, RUN);
     double total = 0;
     pool_enter();
     Runs r = {scratch(SHARED, (size_t)runs * sizeof(double)), x, n};

@@ -164,6 +164,9 @@ void pool_leave(void) { pthread_mutex_unlock(&pool.callers); }
 
 int pool_threads(void) { return pool.threads; }
 
+/* Below this, waking the others costs more than they bring. */
+int threads_for(double multiply_adds) { return multiply_adds < 4e5 ? 1 : pool.threads; }
+
 void pool_run(Task task, void *context, int threads)
 {
     if (pool.started + 1 < pool.threads)

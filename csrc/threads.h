@@ -29,6 +29,9 @@ int64_t pool_ticket(void);
 
 int pool_threads(void);
 
+/* How many threads so many multiply-adds are worth: one, or all of the pool. */
+int threads_for(double multiply_adds);
+
 /* Outside a region, between enter and leave: items 0 ... items - 1 in ranges of `grain`, on all
  * threads where that is more than one range, else in the caller without ceremony. */
 void pool_for(int64_t items, int64_t grain, RangeTask task, void *context);
@@ -45,7 +48,6 @@ int64_t grain_of(int64_t each);
  * the partials are added in order. out[width] is overwritten; -1 if there is no memory. */
 typedef void (*ChunkTask)(void *context, float *partial, int64_t begin, int64_t end);
 int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *context);
-int64_t rows_of_chunk(int64_t rows);
 
 /* Aligned memory number `slot`, at least `bytes` long, kept between calls; NULL if there is no
  * memory. Slots: SHARED, then one for each thread at PRIVATE + thread. */
