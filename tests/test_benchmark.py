@@ -299,18 +299,19 @@ def test_each_case_has_its_proper_limit(tiny):
 
 def test_a_step_of_decoding_is_held_against_weights_and_cache(tiny):
     L, C, H, T, V = shape = 2, 8, 2, 1024, 11
-    after_1, after_512, after_1023, prefill, *packed = cases.decoding(shape)
+    after_1, after_512, after_1023, halved, prefill, *packed = cases.decoding(shape)
     block = 12 * C * C + 13 * C
     weights = L * block + V * C + 2 * C + C         # and one position
     for case, position in ((after_1, 1), (after_512, 512), (after_1023, 1023)):
         limit, found = amount(case, tiny)
         assert limit == "read"
         assert found == pytest.approx(4 * (weights + 2 * L * C * (position + 1)))
+    assert amount(halved, tiny)[1] == pytest.approx(4 * (weights + L * C * 1024))
     limit, found = amount(prefill, tiny)
     products = 512 * L * 24 * C * C + 2 * V * C     # logits after the last token alone
     assert limit == "FMA" and found == pytest.approx(products + 2 * L * C * 512 * 513)
     matrices, others = L * 12 * C * C + V * C, L * 13 * C + 3 * C
-    for case, bytes_each in zip(packed[::4], (2, None, None)):      # int formats: see below
+    for case, bytes_each in zip(packed[::5], (2, None, None)):      # int formats: see below
         found = amount(case, tiny)[1]
         if bytes_each:
             assert found == pytest.approx(bytes_each * matrices + 4 * (others + 2 * L * C * 2))
@@ -327,7 +328,8 @@ def test_the_named_sets_are_those_that_are_promised():
                         "adamw GPT-2 124M", "conv2d 7×7 stem 224²"),
             "step": ("step L4", "step L6", "step gpt2"),
             "decode": ("decode fp32 after 1", "decode bf16 after 512", "decode int8 after 1023",
-                       "decode int4 after 1", "prefill fp32 512 tokens")}.items():
+                       "decode int4 after 1", "decode bf16 after 1023, cache bf16",
+                       "prefill fp32 512 tokens")}.items():
         assert set(wanted) <= set(names[set_])
         assert len(set(names[set_])) == len(names[set_])
     assert all(any(case.quick for case in make()) for make in cases.SETS.values())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minifm import cli
-from minifm.models import GPT
+from minifm.models import GPT, packed_format
 from minifm.training import checkpoint
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "--batch", "2",
@@ -125,14 +125,17 @@ def test_pretrain_then_generate(minifm, book, tmp_path):
     assert minifm("generate", run, "Line 1", "--max-tokens", 5, "--seed", 3)[1] == out
 
 
-@pytest.mark.parametrize("words, format", [([], None), (["--cache", "bf16"], "bf16")])
-def test_generate_keeps_its_cache_as_it_is_told(minifm, book, tmp_path, monkeypatch, words, format):
+@pytest.mark.parametrize("words, formats", [
+    ([], ("fp32", None)), (["--cache", "bf16"], ("fp32", "bf16")),
+    (["--format", "int4"], ("int4", None))])
+def test_generate_packs_weights_and_keeps_its_cache_as_it_is_told(minifm, book, tmp_path,
+                                                                  monkeypatch, words, formats):
     run, given, cache = tmp_path / "run", [], GPT.cache
     assert minifm("pretrain", "--data", book, *TINY, "--steps", 1, "--out", run)[0] == 0
     monkeypatch.setattr(GPT, "cache", lambda self, batch, capacity=None, format=None: (
-        given.append(format), cache(self, batch, capacity, format))[1])
+        given.append((packed_format(self), format)), cache(self, batch, capacity, format))[1])
     status, out, _ = minifm("generate", run, "Line 1", "--max-tokens", 5, *words)
-    assert status == 0 and len(out) > len("Line 1\n") and given == [format]
+    assert status == 0 and len(out) > len("Line 1\n") and given == [formats]
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(minifm, book, tmp_path):

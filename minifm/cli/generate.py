@@ -28,8 +28,9 @@ def arguments(parser):
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, metavar="INT",
                         help="the same seed writes the same text (default: 0)")
     parser.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS,
-                        help="pack the weights when they are loaded; int8 and int4 change the text "
-                             "a little and are faster (default: as they are stored)")
+                        help="how the weights are packed when they are loaded; int8 and int4 change "
+                             "the text a little and are faster (default: fp32, which is exact, or "
+                             "as they are stored)")
     parser.add_argument("--cache", choices=CACHE_FORMATS, default=argparse.SUPPRESS,
                         help="how keys and values are kept; bf16 halves them, which is faster late "
                              "in a long text (default: fp32, as they are computed)")
@@ -49,8 +50,9 @@ def run(args):
     sampling = build(Sampling, said)
     directory = resolve(args.model)
     tokenizer, model = Tokenizer.load(directory), load_model(directory)
-    if "format" in said and said["format"] != packed_format(model):
-        pack_model(model, said["format"])
+    format = said.get("format", packed_format(model) or "fp32")
+    if format != packed_format(model):      # fp32: the same numbers, laid out to be read in order
+        pack_model(model, format)
     # The words of the command line, byte for byte, even where they are not UTF-8.
     prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]

@@ -37,7 +37,7 @@ LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50257))      
 EAGER = {"PyTorch": ("eager",)}
 COMPILED = {"PyTorch": ("eager", "compile")}
 TRAINED = {"PyTorch": ("eager", "compile", "bf16", "bf16+compile")}
-FORMATS = {None: "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}     # and llama.cpp's
+FORMATS = {"fp32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}     # and llama.cpp's
 
 
 @dataclass(frozen=True)
@@ -219,15 +219,18 @@ def steps(shapes=STEPS):
 
 
 def decoding(shape=GPT2):
-    """The next token after few and many, and a prompt at once, with the weights in each format."""
+    """The next token after few and many, and a prompt at once, with the weights in each format.
+    llama.cpp keeps keys and values in 16 bits, as minifm does where it is asked to."""
     for format, like in FORMATS.items():
-        for position, tokens in ((1, 1), (512, 1), (1023, 1), (0, 512)):
-            prompt = tokens > 1
+        for position, tokens, cache in (
+                (1, 1, "fp32"), (512, 1, "fp32"), (1023, 1, "fp32"), (1023, 1, "bf16"),
+                (0, 512, "fp32")):
+            prompt, said = tokens > 1, "" if cache == "fp32" else f", cache {cache}"
             yield Case(
                 "decode", "prefill" if prompt else "decode",
-                f"{format or 'fp32'} {f'{tokens} tokens' if prompt else f'after {position}'}",
-                ("logits",), lambda backend, footprint, p=position, n=tokens, f=format:
-                TokenSubject(backend, shape, p, n, f),
+                f"{format} {f'{tokens} tokens' if prompt else f'after {position}{said}'}",
+                ("logits",), lambda backend, footprint, p=position, n=tokens, f=format, c=cache:
+                TokenSubject(backend, shape, p, n, f, c),
                 limit="FMA" if prompt else "read", quick=position == 512, tokens=tokens,
                 request={"kind": "token", "shape": shape, "position": position, "tokens": tokens},
                 modes={"PyTorch": ("eager", "bf16"), "llama.cpp": (like,)},

@@ -124,12 +124,12 @@ class StepSubject:
 
 
 class TokenSubject:
-    """The logits after `tokens` more tokens of one sequence, with `position` in the cache, and the
-    weights of all products in `format` (models/packing.py); None: as they are trained."""
+    """The logits after `tokens` more tokens of one sequence, with `position` in the cache, which
+    holds `cache`, and the weights of all products packed as `format`."""
 
     filled = math.inf
 
-    def __init__(self, backend, shape, position, tokens, format=None):
+    def __init__(self, backend, shape, position, tokens, format, cache):
         L, C, H, T, V = shape
         self.backend, self.position = backend, position
         ids = Rng(1).integers(0, V, (1, position + tokens))
@@ -137,18 +137,18 @@ class TokenSubject:
         with backends.use(backend):
             config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
             self.model = GPT(config, Rng(0))
-            if format:
-                pack_model(self.model, format)
+            pack_model(self.model, format)
             weights = sum(p.data.nbytes for p in self.model.parameters().values())
             weights -= 4 * (T - tokens) * C                 # of the positions, these alone are read
-            self.decoder = Decoder(self.model, 1)
+            self.decoder = Decoder(self.model, 1, format=cache)
             if position:
                 self.decoder(ids[:, :position])
         last = position + tokens
         flops = (tokens * (config.flops_per_token(0) - 2 * V * C) + 2 * V * C   # one row of logits
                  + 2 * L * C * (last * (last + 1) - position * (position + 1)))
+        number = np.dtype(self.decoder.cache.dtype).itemsize
         self.costs = observed(backend, "logits", self.calls, flops,
-                              weights + 4 * 2 * L * C * last)
+                              weights + number * 2 * L * C * last)
 
     def calls(self, phase):
         while True:
