@@ -28,9 +28,9 @@ def arguments(parser):
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, metavar="INT",
                         help="the same seed writes the same text (default: 0)")
     parser.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS,
-                        help="how the weights are packed when they are loaded; int8 and int4 change "
-                             "the text a little and are faster (default: fp32, which is exact, or "
-                             "as they are stored)")
+                        help="how the weights are packed when they are loaded; int8 and int4 "
+                             "change the text a little and are faster (default: fp32, which is "
+                             "exact, or as they are stored)")
     parser.add_argument("--cache", choices=CACHE_FORMATS, default=argparse.SUPPRESS,
                         help="how keys and values are kept; bf16 halves them, which is faster late "
                              "in a long text (default: fp32, as they are computed)")
