@@ -15,8 +15,9 @@
  * a block of the larger one by ticket, packs it for itself and multiplies it by the whole panel
  * (after Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). `thin`:
  * few or small rows, or many small products; a ticket packs its own sliver of B and reads A in
- * place. `streamed` and `streamed_across`: few rows times a large B, as in decoding, which is read
- * once, where it lies: row by row, or, where its columns are what lies in one piece, across them.
+ * place. `streamed`: few rows times a large B whose rows lie in one piece, as in decoding; it is read
+ * once, where it lies. Where columns are what lies in one piece the law, which adds along them in
+ * order, asks for squares of B turned in registers; that is what packing for `thin` does.
  */
 #include "gemm.h"
 #include "isa.h"
@@ -36,7 +37,6 @@ enum {
     STREAMED_ROWS = 16,
     STREAMED_SUMS = 4096,   /* running sums that stay in L1 */
     STREAMED_LEAST = 256,   /* columns of a ticket, at least */
-    STREAMED_ACROSS = 16,   /* and at most, where columns are what lies in one piece */
 };
 
 /* Above this many in one product, packing A pays. */
@@ -346,33 +346,6 @@ static int run_streamed(Product *p, int threads)
     return 0;
 }
 
-/* Columns of B that are runs of k: nothing is gained from whole blocks of k, and a ticket's columns
- * need no sums that others see. */
-static void streamed_across(void *context, int thread, int threads)
-{
-    const Product *p = context;
-    const int64_t across = ceil_div(p->n, p->group), stride = STREAMED_ACROSS;
-    float sums[STREAMED_ROWS * STREAMED_ACROSS];
-    for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
-        int64_t item = t / across, j = t % across * p->group, width = smaller(p->group, p->n - j);
-        const float *a = a_of(p, item);
-        const float *b = b_of(p, item) + j * p->b_col;
-        for (int64_t k = 0; k < p->k; k += KC) {
-            memset(sums, 0, sizeof sums);
-            kernels->stream_across(sums, a + k * p->a_k, b + k, stride, smaller(KC, p->k - k),
-                                   p->a_row, p->a_k, p->b_col, (int)p->m, width);
-            for (int64_t r = 0; r < p->m; r++) {
-                float *c = p->c + (item * p->m + r) * p->n + j, *sum = sums + r * stride;
-                if (k == 0 && !p->accumulate)
-                    memcpy(c, sum, (size_t)width * sizeof *c);
-                else
-                    kernels->binary(c, c, sum, width, 1, 1, MINIFM_ADD);
-            }
-        }
-        epilogue(p, 0, p->m, j, j + width);
-    }
-}
-
 /* -- which path ------------------------------------------------------------------------------------ */
 
 /* Columns of a ticket: a multiple of `unit`, at most `most`, and four tickets for each thread. */
@@ -419,9 +392,6 @@ static int run(Product *p, int bf16)
         status = run_blocked(p);
     } else if (p->m <= STREAMED_ROWS && p->b_col == 1) {
         status = run_streamed(p, threads);
-    } else if (p->m <= STREAMED_ROWS && p->b_k == 1) {
-        p->group = columns_per_ticket(p, 16, STREAMED_ACROSS, threads);
-        pool_run(streamed_across, p, threads);
     } else if (p->m > 3 * MR && work > WORTH_PACKING) {
         status = run_blocked(p);
     } else {

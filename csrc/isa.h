@@ -50,10 +50,6 @@ typedef struct {
      * for any n. Streams through rows of b: for products with few rows. */
     void (*stream)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
                    int64_t a_row, int64_t a_k, int64_t b_k, int rows, int64_t n);
-    /* sums[r, j] += sum_k a[r * a_row + k * a_k] * b[j * b_col + k], likewise: streams through n
-     * columns of b, each a run of k numbers, side by side. */
-    void (*stream_across)(float *sums, const float *a, const float *b, int64_t lds, int64_t k,
-                          int64_t a_row, int64_t a_k, int64_t b_col, int rows, int64_t n);
     /* out[p * ld ...] = row p < k of a matrix of windows: the runs in[rows[p] + first ... + length]
      * one after the other, for `count` runs (first, length). Less than a vector beyond the last of
      * them is overwritten. */

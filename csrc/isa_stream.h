@@ -1,8 +1,7 @@
-/* Few rows times a large matrix, which streams by once from where it lies: packing it for a tile
- * would cost more than the product. The sums of all columns stay in the cache.
+/* Few rows times a large matrix b [k, n], which streams by once from where it lies, four of its rows
+ * at a time: packing it for a tile would cost more than the product. The sums of all columns stay
+ * in the cache.
  */
-
-/* -- b as it lies, [k, n]: four of its rows at a time ---------------------------------------------- */
 
 enum { STREAMED = 4, ROWS_AHEAD = 8 }; /* rows of b at a time; how far ahead they are fetched */
 
@@ -57,45 +56,4 @@ static TARGET void stream(float *sums, const float *a, const float *b, int64_t l
         stream_rows(sums, a, b, lds, a_row, a_k, b_k, rows, 1, n);
 }
 
-/* -- b transposed, [n, k]: squares of it turn in registers ----------------------------------------- */
-
-/* A square of b, `depth` <= VL of its rows by `width` <= VL of its columns, enters the sums. */
-INLINE void enter_square(float *sums, const float *a, const float *b, int64_t lds, int64_t a_row,
-                         int64_t a_k, int64_t b_col, int rows, const int depth, int64_t width)
-{
-    vf x[VL];
-#pragma GCC unroll 16
-    for (int j = 0; j < VL; j++) {
-        const float *column = b + (j < width ? j : 0) * b_col;
-        __builtin_prefetch(column + 2 * VL * b_col);
-        x[j] = depth == VL ? vload(column) : vload_part(column, depth, 0);
-    }
-    transpose_square(x);
-    for (int r = 0; r < rows; r++, a += a_row, sums += lds) {
-        vf sum = width >= VL ? vload(sums) : vload_part(sums, width, 0);
-#pragma GCC unroll 16
-        for (int p = 0; p < VL; p++)
-            if (p < depth)
-                sum = vfma(vset(a[p * a_k]), x[p], sum);
-        if (width >= VL)
-            vstore(sums, sum);
-        else
-            vstore_part(sums, sum, width);
-    }
-}
-
-static TARGET void stream_across(float *sums, const float *a, const float *b, int64_t lds,
-                                 int64_t k, int64_t a_row, int64_t a_k, int64_t b_col, int rows,
-                                 int64_t n)
-{
-    for (int64_t j = 0; j < n; j += VL, b += VL * b_col, sums += VL) {
-        int64_t p = 0;
-        for (; p + VL <= k; p += VL)
-            enter_square(sums, a + p * a_k, b + p, lds, a_row, a_k, b_col, rows, VL, n - j);
-        if (p < k)
-            enter_square(sums, a + p * a_k, b + p, lds, a_row, a_k, b_col, rows, (int)(k - p),
-                         n - j);
-    }
-}
-
-#define STREAM_KERNELS .stream = stream, .stream_across = stream_across
+#define STREAM_KERNELS .stream = stream

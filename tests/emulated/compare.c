@@ -174,16 +174,6 @@ static void check_stream(int64_t n, int rows)
                     *sum = fmaf(a[r * 11 + p], b[p * (n + 2) + j], *sum);
             }
         expect(0, 0, 0, EXACT);
-        what = "stream_across";
-        clear(0.5f);
-        k->stream_across(out[0][1] + MARGIN, a, b, n + 1, depth, 11, 1, 10, rows, n);
-        for (int r = 0; r < rows; r++)
-            for (int64_t j = 0; j < n; j++) {
-                float *sum = out[0][0] + MARGIN + r * (n + 1) + j;
-                for (int64_t p = 0; p < depth; p++)
-                    *sum = fmaf(a[r * 11 + p], b[j * 10 + p], *sum);
-            }
-        expect(0, 0, 0, EXACT);
     }
 }
 
