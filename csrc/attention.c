@@ -39,6 +39,7 @@ typedef struct {
     const void *k, *v;      /* float32; forward, bf16 if s->bf16 */
     const uint8_t *key_mask;
     const int64_t *lengths; /* of each batch's keys; NULL: all have s->keys */
+    const int64_t *first_keys;      /* of each query of each batch; NULL: 0 */
     int64_t rows;           /* queries of a block */
     int64_t d_padded, e_padded;     /* widths, in whole tiles */
     int64_t blocks;         /* of the queries of a head */
@@ -111,6 +112,17 @@ static int64_t visible(const Attention *a, int64_t b, int64_t i)
 {
     const int64_t keys = keys_of(a, b);
     return a->s->causal ? smaller(keys, larger(0, i + first_sees(a, b))) : keys;
+}
+
+/* The first key that any of `count` queries of batch b from i on sees. */
+static int64_t first_key(const Attention *a, int64_t b, int64_t i, int64_t count)
+{
+    if (!a->first_keys)
+        return 0;
+    int64_t first = a->s->keys;
+    for (int64_t r = i; r < smaller(i + count, a->s->queries); r++)
+        first = smaller(first, larger(0, a->first_keys[b * a->s->queries + r]));
+    return first;
 }
 
 /* -- packing ------------------------------------------------------------------------------------- */
@@ -246,6 +258,11 @@ static void bias_and_mask(const Attention *a, Room *room, float *scores, int64_t
         for (int64_t j = larger(0, first); j < n; j++)
             fill(scores + j * a->rows, smaller(NR, j - first + 1), -INFINITY);
     }
+    for (int64_t r = 0; r < rows && a->first_keys; r++) {
+        const int64_t first = first_key(a, b, i + r, 1) - j0;
+        for (int64_t j = 0; j < smaller(n, first); j++)
+            scores[j * a->rows + r] = -INFINITY;
+    }
 }
 
 /* -- forward -------------------------------------------------------------------------------------- */
@@ -289,7 +306,7 @@ static void forward_block(const Attention *a, Room *room, const Part *part, int6
     memset(room->sums, 0, (size_t)(rows * a->e_padded) * sizeof *room->sums);
     fill(room->top, a->rows, -INFINITY);
     fill(room->total, a->rows, 0);
-    for (int64_t j = 0; j < n; j += KEYS) {
+    for (int64_t j = first_key(a, part->b, i0, rows) / KEYS * KEYS; j < n; j += KEYS) {
         int64_t keys = smaller(KEYS, n - j);
         multiply_scores(room->p, a, part->b, room->keys + j * s->width, s->width, room->queries_t,
                         i0, rows, j, keys);
@@ -346,6 +363,7 @@ static void weigh_query(const Attention *a, Room *room, int64_t row, int64_t b, 
     for (int64_t j = 0; j < seen && a->key_mask; j++)
         if (!a->key_mask[b * s->keys + j0 + j])
             p[j] = -INFINITY;
+    fill(p, smaller(seen, first_key(a, b, i, 1) - j0), -INFINITY);
     float decay = kernels->weigh_row(p, room->top + row, room->total + row, seen);
     fill(p + seen, n - seen, 0);
     if (j0 > 0 && decay != 1)
@@ -364,7 +382,7 @@ static void forward_few(const Attention *a, Room *room, int64_t b, int64_t g)
     fill(room->sums, rows * E, 0);
     fill(room->top, rows, -INFINITY);
     fill(room->total, rows, 0);
-    for (int64_t j = 0; j < end; j += KEYS) {
+    for (int64_t j = first_key(a, b, 0, s->queries) / KEYS * KEYS; j < end; j += KEYS) {
         const int64_t n = smaller(KEYS, end - j);
         kernels->score(room->p, room->queries, at_stored(s, a->k, s->k_strides, b, g, j), KEYS,
                        s->k_strides[2], D, (int)rows, n, s->bf16);
@@ -432,6 +450,7 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
     const Shape *s = a->s;
     const int64_t b = part->b, D = s->width, E = s->value_width, NR = kernels->tile_cols;
     const int64_t end = smaller(part->j1, visible(a, b, i0 + rows - 1));
+    const int64_t begin = larger(part->j0, first_key(a, b, i0, rows) / KEYS * KEYS);
     const float *q = at(a->q, s->q_strides, b, h, i0), *dy = at(a->dy, s->dy_strides, b, h, i0);
     pack_transposed(room->queries_t, q, s->q_strides[2], rows, D, s->scale);
     pack_transposed(room->dys_t, dy, s->dy_strides[2], rows, E, 1);
@@ -440,7 +459,7 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
     pack_rows(room->dys, a->rows, dy, s->dy_strides[2], rows, E);
     row_statistics(a, room, b, h, i0, rows);
     memset(room->sums, 0, (size_t)(rows * a->d_padded) * sizeof *room->sums);
-    for (int64_t j = part->j0; j < end; j += KEYS) {
+    for (int64_t j = begin; j < end; j += KEYS) {
         const int64_t n = smaller(KEYS, end - j), at_j = j - part->j0;
         multiply_scores(room->p, a, b, room->keys + at_j * D, D, room->queries_t, i0, rows, j, n);
         multiply_scores(room->ds, a, b, room->values + at_j * E, E, room->dys_t, i0, rows, j, n);
@@ -460,8 +479,11 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
     for (int64_t r = 0; r < rows && part->want_q; r++) {
         kernels->scale(at_out(a->dq, s->dq_strides, b, h, i0 + r), room->sums + r * a->d_padded, D,
                        s->scale);
-        if (a->dbias)
-            fill(a->dbias + row_of(s, b, h, i0 + r) * s->keys + end, s->keys - end, 0);
+        if (a->dbias) {
+            float *out = a->dbias + row_of(s, b, h, i0 + r) * s->keys;
+            fill(out, smaller(begin, end), 0);
+            fill(out + end, s->keys - end, 0);
+        }
     }
 }
 
@@ -630,7 +652,6 @@ static int64_t block_rows(void)
     return ceil_div(QUERIES, rows) * rows;
 }
 
-/* Work of less than `least` multiply-adds is done by the caller alone. */
 /* A multiply-add of attention brings a part of a softmax with it: it is worth `times` one. */
 static int threads_for_shape(const Shape *s, double times)
 {
@@ -680,10 +701,10 @@ static int run(Attention *a, Task task, int is_backward)
 
 int minifm_attention(float *y, float *lse, const float *q, const void *k, const void *v,
                      const float *bias, const uint8_t *key_mask, const int64_t *lengths,
-                     const minifm_attention_shape *shape)
+                     const int64_t *first_keys, const minifm_attention_shape *shape)
 {
     Attention a = {.s = shape, .y = y, .lse_out = lse, .q = q, .k = k, .v = v, .bias = bias,
-                   .key_mask = key_mask, .lengths = lengths};
+                   .key_mask = key_mask, .lengths = lengths, .first_keys = first_keys};
     a.rows = shape->queries * (shape->heads / larger(1, shape->key_heads));
     if (a.rows == 0)
         return 0;
@@ -692,11 +713,12 @@ int minifm_attention(float *y, float *lse, const float *q, const void *k, const 
 
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
                               const float *q, const float *k, const float *v, const float *bias,
-                              const uint8_t *key_mask, const int64_t *lengths, const float *y,
-                              const float *lse, const minifm_attention_shape *shape)
+                              const uint8_t *key_mask, const int64_t *lengths,
+                              const int64_t *first_keys, const float *y, const float *lse,
+                              const minifm_attention_shape *shape)
 {
     Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dbias = dbias, .dy = dy, .q = q,
-                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .lengths = lengths, .y_in = y,
-                   .lse = lse};
+                   .k = k, .v = v, .bias = bias, .key_mask = key_mask, .lengths = lengths,
+                   .first_keys = first_keys, .y_in = y, .lse = lse};
     return run(&a, backward, 1);
 }

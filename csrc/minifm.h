@@ -199,15 +199,15 @@ typedef struct {
 
 /* y [batch, queries, heads, value_width] by y_strides; lse [batch, heads, queries]; bias and dbias
  * [batch, heads, queries, keys], dbias contiguous; key_mask [batch, keys] of 0 and 1; lengths[batch],
- * of which batch b has only the first lengths[b] keys. bias, dbias, key_mask and lengths may be
- * NULL. */
+ * of which batch b has only the first lengths[b] keys; first_keys [batch, queries], before which a
+ * query looks at none. bias, dbias, key_mask, lengths and first_keys may be NULL. */
 int minifm_attention(float *y, float *lse, const float *q, const void *k, const void *v,
                      const float *bias, const uint8_t *key_mask, const int64_t *lengths,
-                     const minifm_attention_shape *shape);
+                     const int64_t *first_keys, const minifm_attention_shape *shape);
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
                               const float *q, const float *k, const float *v, const float *bias,
-                              const uint8_t *key_mask, const int64_t *lengths, const float *y,
-                              const float *lse, const minifm_attention_shape *shape);
+                              const uint8_t *key_mask, const int64_t *lengths,
+                              const int64_t *first_keys, const float *y, const float *lse, const minifm_attention_shape *shape);
 
 /* -- cache.c -------------------------------------------------------------------------------------- */
 

@@ -202,7 +202,7 @@ def test_flops_count_every_product_once():
 
 @pytest.mark.parametrize("T, S", [(1, 1), (1, 9), (4, 9), (64, 64), (9, 4)])
 def test_attentions_flops_are_those_of_the_pairs_that_look_at_each_other(T, S):
-    shapes = (2, 6, T, 8), (2, 3, S, 8), (2, 3, S, 10), None, None, None
+    shapes = (2, 6, T, 8), (2, 3, S, 8), (2, 3, S, 10), None, None, None, None
     pairs = {False: T * S, True: int(np.tri(T, S, S - T).sum())}
     for causal in (False, True):
         found = flops("Attention", *shapes, causal=causal, scale=1)

@@ -125,6 +125,42 @@ def test_pretrain_then_generate(minifm, book, tmp_path):
     assert minifm("generate", run, "Line 1", "--max-tokens", 5, "--seed", 3)[1] == out
 
 
+def test_a_llama_learns_is_resumed_and_writes(minifm, book, tmp_path):
+    run = tmp_path / "run"
+    shape = ["--arch", "llama", *TINY, "--key-heads", 1, "--window", 8, "--tied", "--apart"]
+    status, _, err = minifm("pretrain", "--data", book, "--out", run, "--steps", 4, *shape)
+    assert status == 0 and "model      Llama, " in err
+    described = json.loads((run / "run.json").read_text())["settings"]
+    assert (described["arch"], described["key_heads"], described["apart"]) == ("llama", 1, True)
+    assert json.loads((run / "last" / "config.json").read_text())["model_type"] == "mistral"
+    assert minifm("pretrain", "--resume", "--out", run)[0] == 0
+    status, out, _ = minifm("generate", run, "Line 1", "--max-tokens", 5)
+    assert status == 0 and len(out) > len("Line 1\n")
+    assert minifm("pretrain", "--init", run / "last", "--data", book, "--steps", 1, "--length", 16,
+                  "--out", tmp_path / "further")[0] == 0
+    assert json.loads((tmp_path / "further" / "run.json").read_text())["settings"]["arch"] == \
+        "llama"
+    refused(minifm("pretrain", "--init", run / "last", "--arch", "gpt", "--data", book, "--out",
+                   tmp_path / "none"), "is of llama, not of gpt")
+
+
+def test_help_shows_the_settings_of_the_architecture(minifm):
+    assert "--key-heads INT" not in minifm("pretrain", "--help")[1]
+    for words in (["--arch", "llama"], ["--arch=llama"], ["--preset", "llama-tiny"]):
+        out = minifm("pretrain", *words, "--help")[1]
+        assert "--key-heads INT" in out and "model: llama" in out
+
+
+@pytest.mark.parametrize("words, parts", [
+    (["--arch", "gpt", "--preset", "llama-tiny"], ["preset: llama-tiny is of llama, not of gpt"]),
+    (["--config", "CONFIG"], ["window: gpt has no such setting (llama has)"]),
+])
+def test_settings_of_another_architecture_are_refused(minifm, book, tmp_path, words, parts):
+    (tmp_path / "settings.json").write_text('{"window": 4}')
+    words = [str(tmp_path / "settings.json") if word == "CONFIG" else word for word in words]
+    refused(minifm("pretrain", "--data", book, "--out", tmp_path / "run", *words), *parts)
+
+
 @pytest.mark.parametrize("words, formats", [
     ([], ("fp32", None)), (["--cache", "bf16"], ("fp32", "bf16")),
     (["--format", "int4"], ("int4", None))])

@@ -589,8 +589,8 @@ def test_a_pickle_is_never_opened(copy):
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"model_type": "mamba"}, "model_type: expected one of gpt2, got 'mamba'"),
-    ({"model_type": ...}, "model_type: expected one of gpt2, got None"),
+    ({"model_type": "mamba"}, f"model_type: expected one of {', '.join(MODELS)}, got 'mamba'"),
+    ({"model_type": ...}, f"model_type: expected one of {', '.join(MODELS)}, got None"),
     ({"model_type": ["gpt2"]}, "model_type: expected one of gpt2"),
     ({"n_embd": ..., "n_head": ...}, "config.json: lacks n_embd, n_head"),
     ({"n_layer": 0}, "config.json: layers: expected at least 1, got 0"),

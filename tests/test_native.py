@@ -613,6 +613,33 @@ def test_few_queries_see_what_many_see(every_isa, length, heads, key_heads, quer
         assert same(few, y[:, :, 40:]) and same(few_lse, lse[:, :, 40:])
 
 
+@pytest.mark.parametrize("queries, length", [
+    (1, 1), (7, 7), (5, 96), (200, 200), (60, 293), (3, 293), (1, 193)])
+@pytest.mark.parametrize("window", [None, 1, 20, 130])
+@pytest.mark.parametrize("causal", [False, True])
+def test_first_keys_hide_what_a_bias_of_minus_infinity_hides(every_isa, queries, length, window,
+                                                             causal):
+    """Whole blocks of keys are then skipped: the same bits."""
+    c, rng = every_isa, np.random.default_rng(length)
+    q, dy = normal(2, 4, queries, 24), normal(2, 4, queries, 20, seed=3)
+    k, v = normal(2, 2, length, 24, seed=1), normal(2, 2, length, 20, seed=2)
+    if window is None:
+        first = rng.integers(-2, length + 3, (2, queries))
+    else:
+        first = np.stack([np.arange(queries) + length - queries - window + 1] * 2)
+    hidden = np.arange(length) < first[..., None]
+    bias = np.where(hidden, -np.inf, 0).astype(F32)[:, None]
+    plain, biased = (q, k, v, None, None, causal, 0.3), (q, k, v, bias, None, causal, 0.3)
+    y, lse = c.attention(*plain, None, first)
+    wanted, wanted_lse = c.attention(*biased)
+    assert same(y, wanted) and same(lse, wanted_lse)
+    found = c.attention_backward(dy, *plain, y, lse, True, None, first)
+    *grads, dbias = c.attention_backward(dy, *biased, y, lse, True)
+    for g, w in zip(found, grads):
+        assert same(g, w)
+    assert np.array_equal(found[3], dbias)      # 0 may be -0 where a block was not skipped
+
+
 @pytest.mark.parametrize("heads, width", [(1, 48), (2, 64), (3, 96)])
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 130])
 def test_gpt_in_a_batch_or_from_a_cache_is_the_full_forward(c, heads, width, length):

@@ -566,6 +566,25 @@ def test_a_description_names_all_that_decides_the_batches():
     assert json.loads(json.dumps(training)) == training
 
 
+@given(marks=st.lists(st.booleans(), min_size=30, max_size=60), length=st.integers(1, 9))
+def test_documents_that_are_apart_begin_with_the_mark_before_them(marks, length):
+    ids = np.where(marks, 0, 7)                         # 0 is the end-of-text
+    tokens = tokens_of(ids)
+    together = TrainingBatches(tokens, batch=3, length=length, seed=1)
+    apart = TrainingBatches(tokens, batch=3, length=length, seed=1, apart=True)
+    held_out = HeldOutBatches(tokens, batch=3, length=length, apart=True)
+    assert apart.description == together.description | {"apart": True}
+    assert held_out.description["apart"] is True
+    for batch, plain in ((apart.batch(2), together.batch(2)),
+                         (held_out.batch(0), HeldOutBatches(tokens, batch=3,
+                                                            length=length).batch(0))):
+        assert all(map(np.array_equal, batch, plain))   # the same tokens and targets
+        rows, _, starts = batch
+        for row, first in zip(rows, starts):
+            for t in range(length):
+                assert first[t] == max((i for i in range(t + 1) if row[i] == 0), default=0)
+
+
 # -- batches for evaluation ----------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-# verb -> what it does; the module of the same name has `arguments(parser)` and `run(args)`.
+# verb -> what it does; the module of the same name has `arguments(parser, argv)`, which may look at
+# what the user wrote to offer what belongs to it, and `run(args)`.
 VERBS = {
     "pretrain": "train a language model on unlabelled text",
     "generate": "write with a trained model",
@@ -74,7 +75,7 @@ def parse(argv):
         verb_parser = verbs.add_parser(
             verb, help=summary, description=summary[0].upper() + summary[1:] + ".",
             epilog=module.EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.arguments(verb_parser)
+        module.arguments(verb_parser, argv)
         verb_parser.set_defaults(run=module.run)
     return parser.parse_args(argv)
 

@@ -49,7 +49,7 @@ RISEN = 1.03        # a limit that rises by more during the run deserves a word
 DISTURBED = 0.02    # and so does a run that waited for a larger share of its time
 
 
-def arguments(parser):
+def arguments(parser, argv):
     parser.add_argument("--set", choices=SETS, default="ops", help="what to time: " + "; ".join(
         f"{name}: {text}" for name, text in SETS.items()) + " (default: ops)")
     parser.add_argument("--op", action="append", metavar="NAME",

@@ -40,7 +40,7 @@ HEADERS = (
 )
 
 
-def arguments(parser):
+def arguments(parser, argv):
     parser.add_argument("--out", metavar="DIRECTORY", default="runs/demo",
                         help="where the run goes (default: runs/demo)")
     parser.add_argument("--minutes", type=float, default=3.0, metavar="FLOAT",

@@ -27,7 +27,7 @@ PACKAGES = {
 }
 
 
-def arguments(parser):
+def arguments(parser, argv):
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 

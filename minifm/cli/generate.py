@@ -16,7 +16,7 @@ example:
 """
 
 
-def arguments(parser):
+def arguments(parser, argv):
     parser.add_argument("model", help="a directory with config.json and model.safetensors, or a "
                                       "name on the Hugging Face hub")
     parser.add_argument("prompt", nargs="*", help="what to continue; several are written side by "

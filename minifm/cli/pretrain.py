@@ -7,7 +7,7 @@ from dataclasses import fields
 from minifm.cli import program
 from minifm.cli.arguments import add_config, add_fields, build, settings
 from minifm.errors import ConfigError
-from minifm.models.gpt import PRESETS, GPTConfig
+from minifm.models import ARCHITECTURES
 from minifm.training.config import TrainConfig
 from minifm.training.signals import Interrupted
 
@@ -16,12 +16,13 @@ example:
   minifm pretrain --data book.txt --out runs/book --preset tiny --steps 500
   minifm pretrain --data notes/ --pattern '*.md' --tokenizer bytes --context 512 --out runs/notes
   minifm pretrain --init openai-community/gpt2 --data mine.jsonl --length 256 --out runs/mine
+  minifm pretrain --arch llama --key-heads 1 --data book.txt --out runs/llama
   minifm pretrain --resume --out runs/book
 """
-SHAPE = {f.name for f in fields(GPTConfig)} - {"vocabulary"}       # which the tokenizer knows
+PRESETS = {name: arch for arch, kind in ARCHITECTURES.items() for name in kind.presets}
 
 
-def arguments(parser):
+def arguments(parser, argv):
     from minifm.training.pretrain import TextConfig
     parser.usage = "minifm pretrain --out DIRECTORY [--data SOURCE ...] [options]"
     parser.add_argument("--out", metavar="DIRECTORY", required=True,
@@ -33,11 +34,17 @@ def arguments(parser):
     parser.add_argument("--init", metavar="MODEL", default=argparse.SUPPRESS,
                         help="start from this model, a directory or a name on the hub, in place "
                              "of random weights")
+    arch, defaults = shown_arch(argv), [kind.default for kind in ARCHITECTURES.values()]
+    parser.add_argument("--arch", choices=ARCHITECTURES, default=argparse.SUPPRESS,
+                        help="what the model is made of; with --help, its settings are shown "
+                             "(default: gpt, or what the preset is of)")
     parser.add_argument("--preset", choices=PRESETS, default=argparse.SUPPRESS,
-                        help="the shape of the model; the flags below change it (default: mini)")
+                        help="the shape of the model; the flags below change it (default: "
+                             f"{' or '.join(defaults)})")
     add_config(parser)
     add_fields(parser, TextConfig, "text")
-    add_fields(parser, GPTConfig, "model (defaults: those of the preset)", skip=("vocabulary",),
+    add_fields(parser, ARCHITECTURES[arch].config,
+               f"model: {arch} (defaults: those of the preset)", skip=("vocabulary", "scaling"),
                defaults=False)
     add_fields(parser, TrainConfig, "training")
 
@@ -46,9 +53,10 @@ def run(args):
     from minifm.backends.ceilings import flop_ceiling
     from minifm.training.pretrain import TextConfig, prepare
     said = said_in_all(args, TextConfig)
-    shape = {name: value for name, value in said.items() if name in SHAPE}
+    arch = said["arch"]
+    shape = {name: said[name] for name in shape_of(arch) if name in said}
     prepared = prepare(args.out, build(TextConfig, said), shape, build(TrainConfig, said),
-                       initial=said.get("init"), resume=args.resume, force=args.force,
+                       arch=arch, initial=said.get("init"), resume=args.resume, force=args.force,
                        ceiling=flop_ceiling().rate)
     for line in summary(prepared):
         print(line, file=sys.stderr)
@@ -58,25 +66,62 @@ def run(args):
     return status
 
 
+def shown_arch(argv):
+    """The architecture that the user speaks of: by its name, by a preset's, or none: gpt."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--arch")
+    parser.add_argument("--preset")
+    try:
+        seen = parser.parse_known_args(argv)[0]
+    except argparse.ArgumentError:          # a flag without its value: the real parser says so
+        return "gpt"
+    arch = seen.arch or PRESETS.get(seen.preset)
+    return arch if arch in ARCHITECTURES else "gpt"
+
+
+def shape_of(arch):
+    """The settings of a model's shape (None: of any), but for the vocabulary, which the tokenizer
+    knows."""
+    configs = [kind.config for name, kind in ARCHITECTURES.items() if arch in (None, name)]
+    return {field.name for config in configs for field in fields(config)} - {"vocabulary"}
+
+
 def said_in_all(args, text_config):
     """{name: value} of flags over the file of settings over the preset over, for a run that is
-    resumed, its own settings."""
-    said = settings(args, text_config, GPTConfig, TrainConfig, also={"preset": str, "init": str})
+    resumed, its own settings. Its `arch` is None where a model to start from decides."""
+    configs = [kind.config for kind in ARCHITECTURES.values()]
+    said = settings(args, text_config, *configs, TrainConfig,
+                    also={"arch": str, "preset": str, "init": str})
     if args.resume:
         from minifm.training.pretrain import read_settings
         if "init" in said:
             raise ConfigError("init: a resumed run has its weights; leave it out")
         chosen, below = said.get("preset"), read_settings(args.out)
     else:
-        chosen, below = said.get("preset", None if "init" in said else "mini"), {}
-    return below | (preset(chosen) if chosen else {}) | said
+        chosen, below = said.get("preset"), {}
+    for name, known in (("preset", PRESETS), ("arch", ARCHITECTURES)):
+        if said.get(name) not in (None, *known):
+            raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {said[name]!r}")
+    arch = said.get("arch", PRESETS.get(chosen) or below.get("arch"))
+    if "init" not in said:
+        arch = arch or "gpt"
+        chosen = chosen if args.resume else chosen or ARCHITECTURES[arch].default
+    refuse_foreign(said, arch)
+    shape = dict(ARCHITECTURES[arch].presets[chosen]) if chosen else {}
+    shape.pop("vocabulary", None)           # the tokenizer's, whatever a published model had
+    return below | {"arch": arch} | shape | said
 
 
-def preset(name):
-    """The fields of a preset, without those that follow from others."""
-    if name not in PRESETS:
-        raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return {field: getattr(PRESETS[name], field) for field in SHAPE - {"hidden"}}
+def refuse_foreign(said, arch):
+    """Raise ConfigError for a preset, or a setting of the shape, that the architecture has not."""
+    preset = said.get("preset")
+    if PRESETS.get(preset, arch) != arch:
+        raise ConfigError(f"preset: {preset} is of {PRESETS[preset]}, not of {arch}")
+    known = shape_of(arch)
+    for other in ARCHITECTURES:
+        for name in shape_of(other) - known:
+            if name in said:
+                raise ConfigError(f"{name}: {arch} has no such setting ({other} has)")
 
 
 def trained(trainer):
@@ -116,7 +161,8 @@ def summary(prepared):
                 f"{held_out.documents:,} of them held out{skipped}",
         "tokens": f"{trainer.tokenizer.vocabulary:,} in the vocabulary; {training.count:,} to "
                   f"train on, {training.size / max(1, words):.2f} bytes each",
-        "model": f"GPT, {shape.parameters:,} parameters: {shape.layers} layers, {shape.width} "
+        "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters: "
+                 f"{shape.layers} layers, {shape.width} "
                  f"wide, {shape.heads} heads, context {shape.context}; {flops / 1e6:,.0f} MFLOP "
                  "to train on a token",
         "training": f"{config.steps:,} steps of {config.batch} × {T} tokens, "

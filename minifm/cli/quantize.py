@@ -15,7 +15,7 @@ example:
 """
 
 
-def arguments(parser):
+def arguments(parser, argv):
     from minifm.hub.directory import STORED
     parser.add_argument("model", help="a directory with config.json and model.safetensors, or a "
                                       "name on the Hugging Face hub")

@@ -11,14 +11,13 @@ import numpy as np
 
 from minifm import ops
 from minifm.config import check, setting
-from minifm.errors import ConfigError, ShapeError
+from minifm.errors import ConfigError
+from minifm.models.activations import ACTIVATIONS
+from minifm.models.causal import CausalModel
 from minifm.models.stored import Stored
-from minifm.nn import Block, Cache, Embedding, LayerNorm, Module
-from minifm.nn.cache import check_format
+from minifm.nn import Block, Embedding, LayerNorm, Perceptron, SelfAttention
 
-# The names that checkpoints use for activations.
-ACTIVATIONS = {"gelu_new": ops.gelu_tanh, "gelu_pytorch_tanh": ops.gelu_tanh, "gelu": ops.gelu,
-               "relu": ops.relu, "silu": ops.silu, "quick_gelu": ops.gelu_quick}
+INITIAL = 0.02          # standard deviation of the initial weights
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,14 @@ class GPTConfig:
             raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
 
     @property
+    def key_heads(self):
+        return self.heads
+
+    @property
+    def head_width(self):
+        return self.width // self.heads
+
+    @property
     def parameters(self):
         """How many numbers training adjusts (the tied head counts once)."""
         C, F = self.width, self.hidden
@@ -68,19 +75,31 @@ class GPTConfig:
 
 
 PRESETS = {
-    "tiny": GPTConfig(context=128, layers=4, heads=4, width=128),       # learns on any laptop
-    "mini": GPTConfig(context=256, layers=6, heads=6, width=384),
-    "gpt2": GPTConfig(layers=12, heads=12, width=768),
-    "gpt2-medium": GPTConfig(layers=24, heads=16, width=1024),
-    "gpt2-large": GPTConfig(layers=36, heads=20, width=1280),
-    "gpt2-xl": GPTConfig(layers=48, heads=25, width=1600),
+    "tiny": dict(context=128, layers=4, heads=4, width=128),       # learns on any laptop
+    "mini": dict(context=256, layers=6, heads=6, width=384),
+    "gpt2": dict(layers=12, heads=12, width=768),
+    "gpt2-medium": dict(layers=24, heads=16, width=1024),
+    "gpt2-large": dict(layers=36, heads=20, width=1280),
+    "gpt2-xl": dict(layers=48, heads=25, width=1600),
     # Brown et al. 2020, table 2.1. (The original's alternating sparse layers are not modelled.)
-    "gpt3-175b": GPTConfig(context=2048, layers=96, heads=96, width=12288),
+    "gpt3-175b": dict(context=2048, layers=96, heads=96, width=12288),
 }
 
 
-class GPT(Module):
-    """Token ids in, logits of the next token out."""
+def new_block(config, rng):
+    """One block; `rng` draws its weights."""
+    C, std, epsilon = config.width, INITIAL, config.norm_epsilon
+    stds = {"std": std, "output_std": std / math.sqrt(2 * config.layers)}
+    return Block(
+        LayerNorm(C, epsilon),
+        SelfAttention(C, config.heads, rng=rng and rng.child("attention"), **stds),
+        LayerNorm(C, epsilon),
+        Perceptron(C, config.hidden, ACTIVATIONS[config.activation],
+                   rng=rng and rng.child("perceptron"), **stds))
+
+
+class GPT(CausalModel):
+    """Token ids in, logits of the next token out, by the token embedding, transposed."""
 
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
@@ -89,88 +108,30 @@ class GPT(Module):
         """`rng` draws the initial weights as in section 2.3 of the GPT-2 paper: N(0, 0.02²),
         and 1/√(2 layers) of that where a block adds to the residual stream. Without `rng`
         they are zeros, for a checkpoint to replace."""
-        C, std = config.width, 0.02
+        C, std = config.width, INITIAL
         self.config = config
         self.token_embedding = Embedding(config.vocabulary, C, std=std,
                                          rng=rng and rng.child("token_embedding"))
         self.position_embedding = Embedding(config.context, C, std=std,
                                             rng=rng and rng.child("position_embedding"))
-        self.blocks = [
-            Block(C, config.heads, config.hidden, ACTIVATIONS[config.activation],
-                  config.norm_epsilon, std=std, output_std=std / math.sqrt(2 * config.layers),
-                  rng=rng and rng.child("blocks", layer))
-            for layer in range(config.layers)
-        ]
+        self.blocks = [new_block(config, rng and rng.child("blocks", layer))
+                       for layer in range(config.layers)]
         self.norm = LayerNorm(C, config.norm_epsilon)
 
-    def __call__(self, ids, *, cache=None, counts=None, key_mask=None, rng=None):
-        """ids [B, T] -> logits [B, T, V].
-
-        cache     a Cache that holds the tokens before these; they are added to it
-        counts    [B]: how many of the T tokens are real in each row, with a cache (nn/cache.py)
-        """
-        placement = cache.place(np.shape(ids)[-1], counts) if cache is not None else None
-        x = self.features(ids, placement=placement, key_mask=key_mask, rng=rng)
-        return self.logits(x)
-
-    def loss(self, ids, targets, *, denominator=None, rng=None, recompute=False):
-        """Mean cross-entropy in nats of targets [B, T] (-100: not counted); see ops/loss.py.
-
-        recompute  keep only what enters each block; see ops/checkpoint.py
-        """
-        x = self.features(ids, rng=rng, recompute=recompute)
-        return ops.linear_cross_entropy(x, self.token_embedding.weight, targets,
-                                        denominator=denominator)
-
-    def features(self, ids, *, placement=None, key_mask=None, rng=None, recompute=False):
-        """ids [B, T] -> what the head reads, [B, T, C].
-
-        placement where a Cache puts these tokens, behind those that it holds (nn/cache.py)
-        key_mask  bool [B, T], without a cache: False marks padding, on either side
-        rng       turns dropout on
-        recompute computes the inside of each block again in the backward pass
-        """
+    def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,
+                 recompute=False):
         ids = np.asarray(ids)
-        positions = self.positions(ids, placement, key_mask)
+        positions = self.positions(ids, placement, key_mask, document_starts)
         x = self.token_embedding(ids) + self.position_embedding(positions)      # [B, T, C]
         dropout = self.config.dropout
         if dropout:
             x = ops.dropout(x, dropout, rng=rng and rng.child("embedding"))
         for layer, block in enumerate(self.blocks):
             block = partial(block, layer=layer, placement=placement, key_mask=key_mask,
-                            dropout=dropout, rng=rng and rng.child("block", layer))
+                            first_keys=document_starts, dropout=dropout,
+                            rng=rng and rng.child("block", layer))
             x = ops.checkpoint(block, x) if recompute else block(x)
         return self.norm(x)
-
-    def logits(self, x):
-        """[*B, C] -> [*B, V] by the tied head: the token embedding, transposed."""
-        return ops.linear(x, self.token_embedding.weight.transpose(1, 0))
-
-    def positions(self, ids, placement, key_mask):
-        """The position of each token: [T], or [B, T] where rows differ."""
-        if ids.ndim != 2:
-            raise ShapeError(f"GPT: expected token ids [B, T], got {list(ids.shape)}")
-        if placement is not None:
-            positions = placement.positions
-        elif key_mask is not None:      # padding, on either side, does not count
-            positions = np.maximum(np.cumsum(key_mask, axis=-1) - 1, 0)
-        else:
-            positions = np.arange(ids.shape[1])
-        if positions.max(initial=0) >= self.config.context:
-            raise ShapeError(f"GPT: {positions.max() + 1} tokens do not fit the context of "
-                             f"{self.config.context}")
-        return positions
-
-    def cache(self, batch, capacity=None, format=None):
-        """An empty key-value cache for `batch` rows of at most `capacity` tokens.
-
-        format "bf16" rounds keys and values to that; None and "fp32": as they are computed
-        """
-        check_format(format)
-        c = self.config
-        dtype = np.uint16 if format == "bf16" else self.token_embedding.weight.dtype
-        return Cache(c.layers, batch, c.heads, c.width // c.heads,
-                     min(capacity or c.context, c.context), dtype)
 
     @staticmethod
     def products(config):

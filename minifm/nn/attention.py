@@ -1,28 +1,84 @@
-"""Multi-head self-attention (Vaswani et al. 2017) with one packed projection for q, k and v."""
+"""Multi-head attention (Vaswani et al. 2017): of a sequence to itself or to another one.
+
+Where a token may look is said by the same four words everywhere:
+
+    causal      at itself and at what came before it
+    key_mask    bool [B, S]: False hides padding
+    first_keys  [B, T]: not before this key, as in a sliding window (ops/attention.py)
+    placement   at what a key-value cache holds, too; and where these tokens go in it (cache.py)
+"""
 
 from minifm import ops
-from minifm.nn.layers import Linear
+from minifm.nn.layers import Linear, RMSNorm
 from minifm.nn.module import Module
 
 
 class SelfAttention(Module):
-    """Every token gathers from itself and the tokens before it."""
+    """Every token gathers from itself and the tokens before it: GPT's, with one packed projection
+    for q, k and v."""
 
     def __init__(self, width, heads, *, std, output_std, rng):
         self.heads = heads
         self.project = Linear(width, 3 * width, std=std, rng=rng and rng.child("project"))
         self.output = Linear(width, width, std=output_std, rng=rng and rng.child("output"))
 
-    def __call__(self, x, residual=None, *, layer=0, placement=None, key_mask=None):
+    def __call__(self, x, residual=None, *, layer=0, **where):
+        """x [B, T, C] -> [B, T, C], plus `residual`; `layer` is this one's in the cache."""
+        q, k, v = ops.split_heads(self.project(x), self.heads)  # [B, H, T, D] each
+        y = attend(q, k, v, layer=layer, causal=True, **where)
+        return self.output(ops.merge_heads(y), residual=residual)
+
+
+class Attention(Module):
+    """Queries of x look at keys and values of x, or of another sequence, `memory`.
+
+    H query heads share K key heads (Ainslie et al. 2023), all D wide; by default K is H, and D is
+    width / H. `bias` puts offsets into the projections of q, k and v, `output_bias` into the
+    last; `head_norm` an RMS norm of that epsilon on each head's queries and keys (Henry et al.
+    2020); `scale` of the scores: default 1/√D.
+    """
+
+    def __init__(self, width, heads, *, key_heads=None, head_width=None, bias=True,
+                 output_bias=None, head_norm=None, scale=None, std, output_std, rng):
+        self.key_heads, self.head_width = key_heads or heads, head_width or width // heads
+        self.scale, D = scale, self.head_width
+        self.query, self.key, self.value = (
+            Linear(width, count * D, bias=bias, std=std, rng=rng and rng.child(name))
+            for name, count in (("query", heads), ("key", self.key_heads),
+                                ("value", self.key_heads)))
+        self.output = Linear(heads * D, width, bias=bias if output_bias is None else output_bias,
+                             std=output_std, rng=rng and rng.child("output"))
+        self.query_norm, self.key_norm = (
+            None if head_norm is None else RMSNorm(D, head_norm) for _ in range(2))
+
+    def __call__(self, x, residual=None, *, memory=None, rotation=None, **where):
         """x [B, T, C] -> [B, T, C], plus `residual`.
 
-        placement  where a key-value cache puts these tokens (nn/cache.py), in its `layer`
-        key_mask   bool [B, T]: False hides padding; only without a cache
+        memory    [B, S, C] to look at (default: x)
+        rotation  (cos, sin) that turn queries and keys by their positions (rotary.py)
         """
-        q, k, v = ops.split_heads(self.project(x), self.heads)  # [B, H, T, D] each
-        lengths = None
-        if placement is not None:
-            k, v = placement.extend(layer, k, v)                # [B, H, S, D]
-            lengths = placement.lengths
-        y = ops.attention(q, k, v, causal=True, key_mask=key_mask, lengths=lengths)
+        q = self.heads(self.query(x), self.query_norm)                      # [B, H, T, D]
+        source = x if memory is None else memory
+        k = self.heads(self.key(source), self.key_norm)                     # [B, K, S, D]
+        v = self.heads(self.value(source))
+        if rotation is not None:
+            q, k = ops.rope(q, *rotation), ops.rope(k, *rotation)
+        y = attend(q, k, v, scale=self.scale, **where)
         return self.output(ops.merge_heads(y), residual=residual)
+
+    def heads(self, x, norm=None):
+        """[B, T, H D] -> [B, H, T, D], each head normalised."""
+        B, T, E = x.shape
+        x = x.reshape((B, T, E // self.head_width, self.head_width))        # [B, T, H, D]
+        return (norm(x) if norm else x).transpose(0, 2, 1, 3)
+
+
+def attend(q, k, v, *, layer=0, placement=None, causal=False, key_mask=None, first_keys=None,
+           bias=None, scale=None):
+    """q [B, H, T, D] over k, v [B, K, S, D], and over what the cache holds; [B, H, T, D]."""
+    lengths = None
+    if placement is not None:
+        k, v = placement.extend(layer, k, v)                                # [B, K, S, D]
+        lengths = placement.lengths
+    return ops.attention(q, k, v, causal=causal, key_mask=key_mask, lengths=lengths,
+                         first_keys=first_keys, bias=bias, scale=scale)

@@ -1,41 +1,66 @@
-"""The transformer block: attention mixes tokens, the perceptron works on each; both add."""
+"""The transformer block: attention mixes tokens, the perceptron works on each; both add.
+
+What a block is made of, and in which order norm and addition come, the model says when it builds
+one: `pre_norm` (GPT-2 onwards), or `post_norm` (the Transformer of 2017, GPT-1, BERT).
+"""
 
 from minifm import ops
-from minifm.nn.attention import SelfAttention
-from minifm.nn.layers import LayerNorm, Linear
+from minifm.nn.layers import Linear
 from minifm.nn.module import Module
 
 
 class Perceptron(Module):
     """Two linear layers with an activation between: C -> hidden -> C."""
 
-    def __init__(self, width, hidden, activation, *, std, output_std, rng):
+    def __init__(self, width, hidden, activation, *, bias=True, std, output_std, rng):
         self.activation = activation
-        self.expand = Linear(width, hidden, std=std, rng=rng and rng.child("expand"))
-        self.output = Linear(hidden, width, std=output_std, rng=rng and rng.child("output"))
+        self.expand = Linear(width, hidden, bias=bias, std=std, rng=rng and rng.child("expand"))
+        self.output = Linear(hidden, width, bias=bias, std=output_std,
+                             rng=rng and rng.child("output"))
 
     def __call__(self, x, residual=None):                       # [*B, C] -> [*B, C]
         return self.output(self.expand(x, self.activation), residual=residual)
 
 
+class GatedPerceptron(Module):
+    """activation(gate(x)) · expand(x), then back to C; with SiLU, SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, width, hidden, activation, *, bias=False, std, output_std, rng):
+        self.activation = activation
+        self.gate = Linear(width, hidden, bias=bias, std=std, rng=rng and rng.child("gate"))
+        self.expand = Linear(width, hidden, bias=bias, std=std, rng=rng and rng.child("expand"))
+        self.output = Linear(hidden, width, bias=bias, std=output_std,
+                             rng=rng and rng.child("output"))
+
+    def __call__(self, x, residual=None):                       # [*B, C] -> [*B, C]
+        return self.output(self.gate(x, self.activation) * self.expand(x), residual=residual)
+
+
+def pre_norm(x, norm, part, *, dropout=0.0, rng=None, **given):
+    """x + part(norm(x), **given). Dropout acts on what is added, if `rng` is given."""
+    if rng is None or dropout == 0:
+        return part(norm(x), residual=x, **given)               # the addition is fused
+    return x + ops.dropout(part(norm(x), **given), dropout, rng=rng)
+
+
+def post_norm(x, norm, part, *, dropout=0.0, rng=None, **given):
+    """norm(x + part(x, **given)), likewise."""
+    if rng is None or dropout == 0:
+        return norm(part(x, residual=x, **given))
+    return norm(x + ops.dropout(part(x, **given), dropout, rng=rng))
+
+
 class Block(Module):
-    """Pre-norm: x + attention(norm(x)), then x + perceptron(norm(x)) (GPT-2's order)."""
+    """Attention and a perceptron, each with its norm, in the order of `arrange`."""
 
-    def __init__(self, width, heads, hidden, activation, epsilon, *, std, output_std, rng):
-        self.attention_norm = LayerNorm(width, epsilon)
-        self.attention = SelfAttention(width, heads, std=std, output_std=output_std,
-                                       rng=rng and rng.child("attention"))
-        self.perceptron_norm = LayerNorm(width, epsilon)
-        self.perceptron = Perceptron(width, hidden, activation, std=std, output_std=output_std,
-                                     rng=rng and rng.child("perceptron"))
+    def __init__(self, attention_norm, attention, perceptron_norm, perceptron, arrange=pre_norm):
+        self.attention_norm, self.attention = attention_norm, attention
+        self.perceptron_norm, self.perceptron = perceptron_norm, perceptron
+        self.arrange = arrange
 
-    def __call__(self, x, *, layer=0, placement=None, key_mask=None, dropout=0.0, rng=None):
-        """x [B, T, C] -> [B, T, C]. Dropout acts on what each half adds, if `rng` is given."""
-        past = {"layer": layer, "placement": placement, "key_mask": key_mask}
-        if rng is None or dropout == 0:                         # the addition is fused
-            x = self.attention(self.attention_norm(x), residual=x, **past)
-            return self.perceptron(self.perceptron_norm(x), residual=x)
-        added = self.attention(self.attention_norm(x), **past)
-        x = x + ops.dropout(added, dropout, rng=rng.child("attention"))
-        added = self.perceptron(self.perceptron_norm(x))
-        return x + ops.dropout(added, dropout, rng=rng.child("perceptron"))
+    def __call__(self, x, *, dropout=0.0, rng=None, **where):
+        """x [B, T, C] -> [B, T, C]; `where` goes to the attention."""
+        x = self.arrange(x, self.attention_norm, self.attention, dropout=dropout,
+                         rng=rng and rng.child("attention"), **where)
+        return self.arrange(x, self.perceptron_norm, self.perceptron, dropout=dropout,
+                            rng=rng and rng.child("perceptron"))

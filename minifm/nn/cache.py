@@ -48,12 +48,15 @@ class Placement:
     starts [B]          the slot of each row's first token
     positions [B, T]    the slot of every token, which is its position
     lengths [B]         the slots that are filled once all these tokens are in
+
+    All of these, and first_keys, are arrays that `advance` changes in place.
     """
 
     def __init__(self, cache, tokens):
         self.cache, self.tokens = cache, tokens
         self.starts, self.lengths = np.zeros_like(cache.lengths), np.zeros_like(cache.lengths)
         self.positions = np.zeros((len(cache.lengths), tokens), np.int64)
+        self.windows = {}
 
     def advance(self, counts=None):
         """Move behind all that the cache holds, and let its `lengths` grow by counts [B].
@@ -72,8 +75,16 @@ class Placement:
         self.starts[:] = starts
         self.positions[:] = starts[:, None] + np.arange(tokens)
         self.lengths[:] = starts + tokens
+        for window, first in self.windows.items():
+            np.maximum(self.positions - window + 1, 0, out=first)
         self.cache.lengths = starts + counts
         return self
+
+    def first_keys(self, window):
+        """[B, T]: the first slot that each token looks at, `window` tokens back with itself."""
+        if window not in self.windows:
+            self.windows[window] = np.maximum(self.positions - window + 1, 0)
+        return self.windows[window]
 
     def extend(self, layer, k, v):
         """Write k and v [B, K, T, D] of one layer; returns all its keys and values, of which row

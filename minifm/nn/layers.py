@@ -1,4 +1,4 @@
-"""The layers that hold parameters: linear, embedding, layer norm."""
+"""The layers that hold parameters: linear, embedding, layer norm, RMS norm."""
 
 from minifm import ops
 from minifm.nn.module import Module, constant, normal
@@ -7,9 +7,9 @@ from minifm.nn.module import Module, constant, normal
 class Linear(Module):
     """activation(x @ weight + bias) + residual, with weight stored [inputs, outputs]."""
 
-    def __init__(self, inputs, outputs, *, std, rng):
+    def __init__(self, inputs, outputs, *, std, rng, bias=True):
         self.weight = normal((inputs, outputs), std, rng)
-        self.bias = constant((outputs,), 0)
+        self.bias = constant((outputs,), 0) if bias else None
 
     def __call__(self, x, activation=None, residual=None):      # [*B, K] -> [*B, N]
         return ops.linear(x, self.weight, self.bias, activation, residual)
@@ -35,3 +35,14 @@ class LayerNorm(Module):
 
     def __call__(self, x):                                      # [*B, C] -> [*B, C]
         return ops.layernorm(x, self.gain, self.bias, self.epsilon)
+
+
+class RMSNorm(Module):
+    """Each vector over its root mean square, then gain (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width, epsilon):
+        self.gain = constant((width,), 1)
+        self.epsilon = epsilon
+
+    def __call__(self, x):                                      # [*B, C] -> [*B, C]
+        return ops.rmsnorm(x, self.gain, self.epsilon)

@@ -13,31 +13,32 @@ class Attention(Op):
     """softmax(scale · q kᵀ + bias, masked) v, with grouped query heads."""
 
     signature = ("q[B, H, T, D], k[B, K, S, D], v[B, K, S, E], bias[*X], key_mask[B, S], "
-                 "lengths[B] -> [B, H, T, E]")
+                 "lengths[B], first_keys[B, T] -> [B, H, T, E]")
     fresh = True
 
-    def forward(self, q, k, v, bias, key_mask, lengths, causal, scale):
-        self.given, self.lengths = (q, k, v, bias, key_mask, causal, scale), lengths
-        self.y, self.lse = self.backend.attention(*self.given, lengths)
+    def forward(self, q, k, v, bias, key_mask, lengths, first_keys, causal, scale):
+        self.given, self.limits = (q, k, v, bias, key_mask, causal, scale), (lengths, first_keys)
+        self.y, self.lse = self.backend.attention(*self.given, *self.limits)
         return self.y
 
     def backward(self, dy):
         dq, dk, dv, dbias = self.backend.attention_backward(
-            dy, *self.given, self.y, self.lse, self.needs[3], self.lengths)
+            dy, *self.given, self.y, self.lse, self.needs[3], *self.limits)
         if dbias is not None:
             dbias = _sum_to(self.backend, dbias, self.given[3].shape)
-        return self.only_needed(dq, dk, dv, dbias, None, None)
+        return self.only_needed(dq, dk, dv, dbias, None, None, None)
 
     @classmethod
     def check(cls, inputs):
         super().check(inputs)
-        q, k, _, bias, key_mask, lengths = inputs
+        q, k, _, bias, key_mask, lengths, first_keys = inputs
         if key_mask is not None and key_mask.dtype != np.bool_:
             raise ShapeError(explain(cls, inputs, "key_mask must be bool (write mask != 0)"))
         if bias is not None and not np.issubdtype(bias.dtype, np.floating):
             raise ShapeError(explain(cls, inputs, "bias must be of floating-point numbers"))
-        if lengths is not None:
-            check_integers(cls, inputs, "lengths")
+        for name, given in (("lengths", lengths), ("first_keys", first_keys)):
+            if given is not None:
+                check_integers(cls, inputs, name)
         if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
             raise ShapeError(explain(cls, inputs, "H must be a multiple of K"))
         full = (*q.shape[:3], k.shape[2])
@@ -53,11 +54,12 @@ class Attention(Op):
         return (draw.normal((B, K * G, T, D)), draw.normal((B, K, S, D)), draw.normal((B, K, S, D)),
                 None if bias is None else draw.normal(bias),
                 draw.choice([None, draw.booleans((B, S))]),
-                draw.choice([None, draw.integers((B,), 0, S + 1)])), \
+                draw.choice([None, draw.integers((B,), 0, S + 1)]),
+                draw.choice([None, draw.integers((B, T), 0, S)])), \
             {"causal": draw.flag(), "scale": 1 / math.sqrt(D)}
 
     @classmethod
-    def flops(cls, q, k, v, bias, key_mask, lengths, causal, scale):
+    def flops(cls, q, k, v, bias, key_mask, lengths, first_keys, causal, scale):
         (B, H, T, D), (S, E) = q.shape, v.shape[2:]
         seen = 2 * T * S                # twice the pairs of a query and a key that it looks at
         if causal:                      # the last of T queries looks at S keys, the first at S - T
@@ -135,7 +137,8 @@ def merge_heads(x):
     return apply(MergeHeads, x)
 
 
-def attention(q, k, v, *, causal=False, bias=None, key_mask=None, lengths=None, scale=None):
+def attention(q, k, v, *, causal=False, bias=None, key_mask=None, lengths=None, first_keys=None,
+              scale=None):
     """Attention of q [B, H, T, D] over k, v [B, K, S, D]; H is a multiple of K.
 
     k and v may be uint16, the bits of bf16, as a cache keeps them; they receive no gradient then.
@@ -144,10 +147,13 @@ def attention(q, k, v, *, causal=False, bias=None, key_mask=None, lengths=None, 
               full, or a batch padded on the right; what lies behind them is not read
     causal    query i, standing at position S - T + i, looks only at keys up to its own position;
               with lengths, at lengths[b] - T + i
+    first_keys  integers [B, T]: query i of row b looks at no key before first_keys[b, i]: a sliding
+              window, or documents that share a row
     bias      added to the scores; broadcasts to [B, H, T, S]; receives a gradient
     key_mask  bool [B, S]: False hides a key (padding). A query that may look at nothing: zeros
     scale     of the scores; default 1/√D
     """
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
-    return apply(Attention, q, k, v, bias, key_mask, lengths, causal=causal, scale=scale)
+    return apply(Attention, q, k, v, bias, key_mask, lengths, first_keys, causal=causal,
+                 scale=scale)

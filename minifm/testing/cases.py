@@ -156,7 +156,7 @@ def attention(B, T, H=12, D=64):
     shape = (B, H, T, D)
     return _op_case(
         "attention", f"T {T}", "Attention",
-        lambda: ((*(numbers(shape) for _ in range(3)), None, None, None),
+        lambda: ((*(numbers(shape) for _ in range(3)), None, None, None, None),
                  {"causal": True, "scale": 1 / math.sqrt(D)}),
         ("forward", "backward"), {"kind": "attention", "shape": shape}, quick=T == 256,
         inputs=f"q, k, v {list(shape)} causal")

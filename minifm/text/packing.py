@@ -12,8 +12,19 @@ from minifm.rng import Rng
 from minifm.text.permutation import Permutation
 
 
+def document_starts(ids, end_of_text):
+    """Where in its row the document of each token begins, int64 [B, T] for ids [B, T].
+
+    The mark between two documents is the first token of the second, which it predicts; the first
+    document of a row begins with the row.
+    """
+    marks = np.where(ids == end_of_text, np.arange(ids.shape[1]), 0)
+    return np.maximum.accumulate(marks, axis=1)
+
+
 class TrainingBatches:
-    """Endless batches: `batch(step)` is (ids [B, T], targets [B, T]), int64.
+    """Endless batches: `batch(step)` is (ids [B, T], targets [B, T]), int64; if documents are
+    `apart`, (ids, targets, document_starts [B, T]).
 
     The tokens form a ring: after the last document comes the first. In each epoch windows of T
     targets lie side by side from a random place on, so that their edges differ from epoch to
@@ -23,17 +34,18 @@ class TrainingBatches:
     Raises ConfigError when the tokens are fewer than T + 1.
     """
 
-    def __init__(self, tokens, *, batch, length, seed):
+    def __init__(self, tokens, *, batch, length, seed, apart=False):
         """`tokens` is a Tokens (shards.py), `batch` B, `length` T."""
         if tokens.count < length + 1:
             raise ConfigError(
                 f"context: windows of {length} tokens (and one to predict) do not fit into the "
                 f"training text, which has {tokens.count}: lower the context to at most "
                 f"{tokens.count - 1}, or give more text")
-        self.tokens, self.rows, self.length = tokens, batch, length
+        self.tokens, self.rows, self.length, self.apart = tokens, batch, length, apart
         self.windows = tokens.count // length       # in an epoch
         self.rng = Rng(seed).child("windows")
-        self.description = {**tokens.description, "batch": batch, "length": length, "seed": seed}
+        self.description = {**tokens.description, "batch": batch, "length": length, "seed": seed,
+                            **({"apart": True} if apart else {})}
 
     def batch(self, step):
         """The batch of step 0, 1, …; it may hold the end of one epoch and the start of the next."""
@@ -42,7 +54,8 @@ class TrainingBatches:
         starts = np.concatenate([self._starts(epoch, turns[epochs == epoch] % self.windows)
                                  for epoch in np.unique(epochs).tolist()])
         windows = np.stack([self._window(start) for start in starts.tolist()])      # [B, T + 1]
-        return windows[:, :-1].copy(), windows[:, 1:].copy()
+        return with_starts(windows[:, :-1].copy(), windows[:, 1:].copy(),
+                           self.tokens.end_of_text if self.apart else None)
 
     def _starts(self, epoch, turns):
         """Where the windows begin that have these turns in the epoch."""
@@ -57,22 +70,31 @@ class TrainingBatches:
         return np.concatenate([window, self.tokens[: self.length + 1 - len(window)]])
 
 
+def with_starts(ids, targets, end_of_text):
+    """(ids, targets), and the document_starts if there is a mark to tell them by."""
+    if end_of_text is None:
+        return ids, targets
+    return ids, targets, document_starts(ids, end_of_text)
+
+
 class HeldOutBatches:
     """`count` batches that predict every token once: `batch(i)` is (ids [B, T], targets [B, T]),
-    int64, for i in 0 … count - 1. The last batch may have fewer than B rows.
+    int64, for i in 0 … count - 1, with document_starts as above. The last batch may have fewer
+    than B rows.
 
     The windows lie side by side, the first token being predicted from an end-of-text before it;
     where they end, targets are -100. They come in an order that is random but always the same,
     so that the first few batches are a fair sample.
     """
 
-    def __init__(self, tokens, *, batch, length):
+    def __init__(self, tokens, *, batch, length, apart=False):
         """`tokens` is a Tokens (shards.py), `batch` B, `length` T."""
-        self.tokens, self.rows, self.length = tokens, batch, length
+        self.tokens, self.rows, self.length, self.apart = tokens, batch, length, apart
         self.windows = -(-tokens.count // length)
         self.count = -(-self.windows // batch)
         self.order = Permutation(self.windows, Rng(0).child("held-out windows"))
-        self.description = {**tokens.description, "batch": batch, "length": length}
+        self.description = {**tokens.description, "batch": batch, "length": length,
+                            **({"apart": True} if apart else {})}
 
     def batch(self, i):
         """Raises IndexError beyond the last."""
@@ -88,4 +110,4 @@ class HeldOutBatches:
             ids[row, 1 : len(window)] = window[:-1]
             if start:
                 ids[row, 0] = self.tokens[start - 1 : start][0]
-        return ids, targets
+        return with_starts(ids, targets, self.tokens.end_of_text if self.apart else None)

@@ -9,7 +9,8 @@ from minifm import ops
 
 
 class CausalLanguageModel:
-    """Predict the next token: a batch is (ids [B, T], targets [B, T]), target -100 not counted.
+    """Predict the next token: a batch is (ids [B, T], targets [B, T]), target -100 not counted, and
+    where documents must not see each other, document_starts [B, T] (models/causal.py).
 
     recompute  keep only what enters each block of the model, for less memory (ops/checkpoint.py)
     """
@@ -21,9 +22,9 @@ class CausalLanguageModel:
 
     def loss(self, model, batch, *, denominator, rng):
         """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
-        ids, targets = batch
-        return model.loss(ids, targets, denominator=denominator, rng=rng,
-                          recompute=self.recompute)
+        ids, targets, *starts = batch
+        return model.loss(ids, targets, document_starts=starts[0] if starts else None,
+                          denominator=denominator, rng=rng, recompute=self.recompute)
 
     def count(self, batch):
         """How many targets count."""

@@ -21,7 +21,7 @@ from minifm.atomic import atomic_file
 from minifm.config import check, setting
 from minifm.errors import ConfigError, FormatError
 from minifm.hub import load_model, resolve
-from minifm.models import GPT, GPTConfig, packed_format
+from minifm.models import ARCHITECTURES, architecture_of, packed_format
 from minifm.rng import Rng
 from minifm.text import Tokenizer, shards
 from minifm.text.corpus import Corpus, Documents
@@ -48,6 +48,9 @@ class TextConfig:
     vocabulary: int = setting(4096, "tokens of the vocabulary, where it is learnt", least=257)
     held_out: float = setting(
         0.05, "fraction of the documents that training never sees", above=0, below=1)
+    apart: bool = setting(
+        False, "documents that share a sequence do not see each other (default: they do, as in "
+        "GPT-2; only the mark between them tells)")
     length: int | None = setting(
         None, "tokens of one training sequence (default: the model's context)", least=1)
 
@@ -65,12 +68,13 @@ class Prepared:
     held_out_text: Documents
 
 
-def prepare(directory, text, shape, config, *, initial=None, resume=False, force=False,
-            ceiling=None, shown=True):
+def prepare(directory, text, shape, config, *, arch=None, initial=None, resume=False,
+            force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     text     a TextConfig
-    shape    {field: value} of the GPTConfig; its vocabulary is the tokenizer's
+    shape    {field: value} of the model's configuration; its vocabulary is the tokenizer's
+    arch     which of models.ARCHITECTURES a new model is of (default: gpt)
     config   a TrainConfig
     initial  a model's directory or hub name to start from, in place of random weights
     ceiling  FLOP/s of this machine at its best, for the utilisation that is shown
@@ -87,16 +91,18 @@ def prepare(directory, text, shape, config, *, initial=None, resume=False, force
     parts = corpus.split(text.held_out, config.seed)
     say(f"reading {corpus.description}")
     tokenizer = own or _tokenizer(text, parts[0], initial, say)
-    model = _model(shape, tokenizer, config, initial)
+    model = _model(arch, shape, tokenizer, config, initial)
     length = _length(text.length, model.config)
     memory.require_tokens(config.batch, length)
     say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
     say("measuring the memory that a step takes")
     trainer = Trainer(
-        model, TrainingBatches(tokens[0], batch=config.batch, length=length, seed=config.seed),
+        model, TrainingBatches(tokens[0], batch=config.batch, length=length, seed=config.seed,
+                               apart=text.apart),
         config, directory=directory, tokenizer=tokenizer, shown=shown, ceiling=ceiling,
-        held_out=HeldOutBatches(tokens[1], batch=config.batch, length=length))
+        held_out=HeldOutBatches(tokens[1], batch=config.batch, length=length,
+                                apart=text.apart))
     if resume:
         trainer.resume(force=force)
     _write_run(directory, text, trainer, corpus)
@@ -172,14 +178,17 @@ def _tokenizer(text, training, initial, say):
     return Tokenizer.load(path if path.is_file() else resolve(text.tokenizer))
 
 
-def _model(shape, tokenizer, config, initial):
+def _model(arch, shape, tokenizer, config, initial):
     if initial is None:
-        shape = GPTConfig(**shape | {"vocabulary": tokenizer.vocabulary})
+        kind = ARCHITECTURES[arch or "gpt"]
+        shape = kind.config(**shape | {"vocabulary": tokenizer.vocabulary})
         memory.require_parameters(shape.parameters, config)
-        return GPT(shape, Rng(config.seed).child("model"))
+        return kind.model(shape, Rng(config.seed).child("model"))
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
     model = load_model(initial)
+    if arch not in (None, architecture_of(model)):
+        raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
     if packed_format(model):
         raise ConfigError(f"{initial}: its weights are packed as {packed_format(model)}, and are "
                           "not trained; start from the model that they were made of")
@@ -201,7 +210,8 @@ def _write_run(directory, text, trainer, corpus):
     shape = asdict(trainer.model.config)
     del shape["vocabulary"]                     # it is the tokenizer's
     run = {
-        "settings": asdict(text) | shape | asdict(trainer.config),
+        "settings": {"arch": architecture_of(trainer.model)} | asdict(text) | shape
+        | asdict(trainer.config),
         "minifm": minifm.__version__, "python": platform.python_version(),
         "backend": backends.active().describe(),
         "parameters": trainer.model.config.parameters,

@@ -22,9 +22,10 @@ from minifm.errors import ShapeError
 
 
 class Attention(Operands):
-    def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None):
+    def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None, first_keys=None):
         if q.dtype != F32 or k.dtype not in (F32, U16) or k.dtype != v.dtype:
-            return Reference.attention(self, q, k, v, bias, key_mask, causal, scale, lengths)
+            return Reference.attention(self, q, k, v, bias, key_mask, causal, scale, lengths,
+                                       first_keys)
         q, k, v = (self._heads(x, "attention") for x in (q, k, v))
         B, H, T, _ = q.shape
         y = np.empty((B, T, H, v.shape[3]), F32).transpose(0, 2, 1, 3)      # [B, H, T, E]
@@ -37,7 +38,7 @@ class Attention(Operands):
         done(lib.minifm_attention(
             strided_pointer(y), pointer(lse), strided_pointer(q), strided_pointer(k),
             strided_pointer(v), bias_pointer, mask,
-            self._lengths(lengths, "attention"), shape))
+            self._optional(lengths, "attention"), self._optional(first_keys, "attention"), shape))
         return y, lse
 
     def cache_append(self, keys, values, k, v, starts):
@@ -65,12 +66,12 @@ class Attention(Operands):
 
     def attention_backward(
         self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias,
-        lengths=None,
+        lengths=None, first_keys=None,
     ):
         k, v = self.widen(k), self.widen(v)
         if not q.dtype == k.dtype == v.dtype == dy.dtype == F32:
             return Reference.attention_backward(self, dy, q, k, v, bias, key_mask, causal, scale,
-                                                y, lse, needs_bias, lengths)
+                                                y, lse, needs_bias, lengths, first_keys)
         dy, q, k, v, y = (self._heads(x, "attention_backward") for x in (dy, q, k, v, y))
         dq, dk, dv = _packed_like(q, k, v)
         shape = _attention_shape(q, k, v, causal, scale)
@@ -82,11 +83,13 @@ class Attention(Operands):
         done(lib.minifm_attention_backward(
             *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
             *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask,
-            self._lengths(lengths, "attention_backward"), strided_pointer(y), pointer(lse), shape))
+            self._optional(lengths, "attention_backward"),
+            self._optional(first_keys, "attention_backward"), strided_pointer(y), pointer(lse),
+            shape))
         return dq, dk, dv, dbias
 
-    def _lengths(self, lengths, verb):
-        return NULL if lengths is None else from_buffer(INTEGERS, self._integers(lengths, verb))
+    def _optional(self, integers, verb):
+        return NULL if integers is None else from_buffer(INTEGERS, self._integers(integers, verb))
 
     def _heads(self, x, verb):
         """x [B, H, T, D] where a head's row is contiguous, else a copy, counted."""

@@ -59,15 +59,17 @@ class Arrays:
     def astype(self, x, dtype):
         return x.astype(dtype, copy=False)
 
-    def visible_mask(self, queries, keys, lengths, causal):
-        """bool [B, T, S], or [1, T, S] without lengths: which keys a query may look at.
+    def visible_mask(self, queries, keys, lengths, causal, first_keys=None):
+        """bool [B, T, S], or [1, T, S] where rows are alike: which keys a query may look at.
 
         Of row b's S keys the first lengths[b] are there (None: all). With `causal`, its query i
-        sits at position lengths[b] - T + i and looks at keys up to that.
+        sits at position lengths[b] - T + i and looks at keys up to that. Query i of row b looks
+        at none before first_keys[b, i] (None: 0).
         """
         there = np.array([keys]) if lengths is None else np.minimum(lengths, keys)
         before = np.arange(1 - queries, 1) if causal else np.zeros(queries, int)
-        return np.arange(keys) < (there[:, None] + before)[..., None]
+        mask = np.arange(keys) < (there[:, None] + before)[..., None]
+        return mask if first_keys is None else mask & (np.arange(keys) >= first_keys[..., None])
 
     # -- views -----------------------------------------------------------------------------
 

@@ -15,18 +15,19 @@ MASKED = float("-inf")
 
 class Attention:
     @composed
-    def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None):
+    def attention(self, q, k, v, bias, key_mask, causal, scale, lengths=None, first_keys=None):
         """y = softmax(scale q kᵀ + bias + masks) v.
 
         q [B, H, T, D], k and v [B, K, S, D], which may be uint16, the bits of bf16; bias
         broadcasts to [B, H, T, S] or is None; key_mask bool [B, S], True where a key may be looked
         at, or None. Of row b only the first lengths[b] keys are there (None: all S), whatever lies
-        behind them. With `causal`, query i sits at position lengths[b] - T + i. Returns
+        behind them. With `causal`, query i sits at position lengths[b] - T + i. Keys before
+        first_keys[b, i], int [B, T], are hidden from query i (None: none are). Returns
         y [B, H, T, D] and the log-sum-exp [B, H, T].
         """
         k, v = (self.rows_within(self.widen(x), lengths) for x in (k, v))
-        scores = self.attention_scores(q, k, bias, key_mask, causal, scale,
-                                       lengths)                             # [B, K, G, T, S]
+        scores = self.attention_scores(q, k, bias, key_mask, causal, scale, lengths,
+                                       first_keys)                          # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
         lse = self.logsumexp(scores, -1)                                        # [B, K, G, T]
         y = self.matmul(self.softmax(scores, -1), self.reshape(v, (B, K, 1, S, v.shape[3])))
@@ -36,7 +37,7 @@ class Attention:
     @composed
     def attention_backward(
         self, dy, q, k, v, bias, key_mask, causal, scale, y, lse, needs_bias,
-        lengths=None,
+        lengths=None, first_keys=None,
     ):
         """dq, dk, dv and dbias [B, H, T, S] (None unless `needs_bias`).
 
@@ -44,8 +45,8 @@ class Attention:
         log-sum-exp for that, and takes Σ_j p_j dp_j from the row sum of dy · y (Dao et al. 2022).
         """
         k, v = (self.rows_within(self.widen(x), lengths) for x in (k, v))
-        scores = self.attention_scores(q, k, bias, key_mask, causal, scale,
-                                       lengths)                             # [B, K, G, T, S]
+        scores = self.attention_scores(q, k, bias, key_mask, causal, scale, lengths,
+                                       first_keys)                          # [B, K, G, T, S]
         B, K, G, T, S = scores.shape
         D, E = k.shape[3], v.shape[3]
         p = self.softmax(scores, -1)
@@ -82,7 +83,7 @@ class Attention:
         return widened(x) if x.dtype == np.uint16 else x
 
     @composed
-    def attention_scores(self, q, k, bias, key_mask, causal, scale, lengths):
+    def attention_scores(self, q, k, bias, key_mask, causal, scale, lengths, first_keys):
         """scale q kᵀ + bias with -inf where a key is hidden, [B, K, G, T, S], G = H / K."""
         (B, H, T, D), (_, K, S, _) = q.shape, k.shape
         queries = self.reshape(q, (B, K, H // K, T, D))
@@ -93,8 +94,8 @@ class Attention:
             scores = self.add(scores, self.reshape(full, scores.shape))
         if key_mask is not None:
             scores = self.where(self.reshape(key_mask, (B, 1, 1, 1, S)), scores, MASKED)
-        if causal or lengths is not None:
-            visible = self.visible_mask(T, S, lengths, causal)
+        if causal or lengths is not None or first_keys is not None:
+            visible = self.visible_mask(T, S, lengths, causal, first_keys)
             visible = self.reshape(visible, (visible.shape[0], 1, 1, T, S))
             scores = self.where(visible, scores, MASKED)
         return scores

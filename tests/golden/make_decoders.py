@@ -1,0 +1,122 @@
+"""Make the golden files of decoders with the `transformers` library:
+
+    python tests/golden/make_decoders.py [NAME ...]
+
+Needs torch and transformers (5 or later); the tests need neither, they read what this writes into
+tests/golden/NAME/: a tiny model with EVERY parameter drawn from N(0, 0.2²), biases and norm gains
+included, saved by that library, and `outputs.safetensors`:
+
+    ids [B, T]             tokens; the last row is padded on the right, see lengths [B]
+    logits, features       of the float64 model
+    logits_error           the largest difference between that library's float32 and float64
+    loss, gradient.<name>  mean loss over all next tokens of the unpadded rows, and its gradients,
+                           by the names of the parameters in files
+    greedy [G]             the continuation of row 0 without sampling
+"""
+
+import contextlib
+import copy
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers as library
+from safetensors.torch import load_file, save_file
+
+HERE = Path(__file__).parent
+LENGTHS = [12, 12, 7]
+GPT2 = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+LLAMA = {"vocab_size": 61, "max_position_embeddings": 32, "hidden_size": 24,
+         "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 6}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8,
+        "rope_theta": 10000.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16, "rope_theta": 500000.0}
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+# {directory: (the library's classes are called so, what is set in its configuration)}
+MODELS = {
+    "gpt2": ("GPT2", GPT2),
+    "llama": ("Llama", LLAMA | {"rope_parameters": LLAMA3}),
+    "llama-linear": ("Llama", LLAMA | {"rope_parameters": LINEAR, "tie_word_embeddings": True}),
+    "llama-yarn": ("Llama", LLAMA | {"rope_parameters": YARN}),
+    "mistral": ("Mistral", LLAMA | {"sliding_window": 5}),
+    "mixtral": ("Mixtral", LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2,
+                                    "sliding_window": None}),
+    "qwen2": ("Qwen2", LLAMA | {"sliding_window": 5, "use_sliding_window": True,
+                                "max_window_layers": 1}),
+    "qwen3": ("Qwen3", LLAMA | {"tie_word_embeddings": True}),
+}
+
+
+def main(names):
+    for name in names or MODELS:
+        kind, settings = MODELS[name]
+        torch.manual_seed(0)
+        config = getattr(library, f"{kind}Config")(
+            **settings, bos_token_id=60, eos_token_id=60, attn_implementation="eager",
+            experts_implementation="eager")
+        make(getattr(library, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")), config,
+             HERE / name)
+
+
+def make(model_class, config, directory):
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    model.save_pretrained(directory)
+    ids = torch.randint(0, 60, (len(LENGTHS), max(LENGTHS)))
+    mask = torch.tensor([[t < n for t in range(max(LENGTHS))] for n in LENGTHS])
+    low = model(ids, attention_mask=mask).logits
+    greedy = model.generate(ids[:1], attention_mask=mask[:1], max_new_tokens=16, do_sample=False,
+                            pad_token_id=60, eos_token_id=None)[0, ids.shape[1]:]
+    with all_in_float64():
+        exact = model_class(config).eval().double()     # its tables of angles, too
+        exact.load_state_dict(model.double().state_dict())
+        found = outputs(exact, ids, mask) | {"greedy": greedy}
+    real = mask[..., None]
+    found["logits_error"] = ((low.double() - found["logits"]) * real).abs().max().reshape(1)
+    save_file({name: value.detach().contiguous() for name, value in found.items()},
+              directory / "outputs.safetensors", metadata={"format": "pt"})
+
+
+@contextlib.contextmanager
+def all_in_float64():
+    """The library computes norms, softmax and angles in float32 whatever the model's type is."""
+    before = torch.float32, torch.float, torch.Tensor.float
+    torch.float32 = torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.float32, torch.float, torch.Tensor.float = before
+        torch.set_default_dtype(torch.float32)
+
+
+def outputs(model, ids, mask):
+    result = model(ids, attention_mask=mask, output_hidden_states=True)
+    logits, targets = model(ids[:2]).logits[:, :-1], ids[:2, 1:]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss.backward()
+    return {"ids": ids, "lengths": torch.tensor(LENGTHS), "logits": result.logits,
+            "features": result.hidden_states[-1], "loss": loss.reshape(1), **gradients(model)}
+
+
+def gradients(model):
+    """{gradient.<name>: …} by the names that the library gives to parameters in files."""
+    holder = copy.deepcopy(model)
+    with torch.no_grad():
+        for to, parameter in zip(holder.parameters(), model.parameters()):
+            to.copy_(parameter.grad)
+    with tempfile.TemporaryDirectory() as directory:
+        holder.save_pretrained(directory)
+        found = load_file(Path(directory) / "model.safetensors")
+    return {f"gradient.{name}": value for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
