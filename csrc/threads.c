@@ -3,6 +3,7 @@
  * Why not OpenMP: its runtimes hang in a child after fork, Apple's compiler lacks it, and a thread
  * sanitizer cannot tell its barriers from a race. Here a child simply starts threads of its own.
  */
+#define _GNU_SOURCE /* sched_getcpu, pthread_setaffinity_np */
 #include "threads.h"
 #include "minifm.h"
 
@@ -16,8 +17,7 @@ enum { HUGE_PAGE = 2 << 20 }; /* bytes; fewer pages, fewer misses of their table
 
 enum {
     SPINS = 2000,           /* some 20 to 90 microseconds: about the distance between two kernels */
-    SPINS_OF_A_TURN = 64,   /* then another thread may have the core: perhaps the one waited for,
-                               which a system may well have woken on the core of the one who waits */
+    SPINS_OF_A_TURN = 64,   /* then another thread may have the core: perhaps the one waited for */
 };
 
 /* A gate opens again and again; a waiter passes once its generation has changed. */
@@ -37,11 +37,15 @@ static struct {
     _Alignas(CACHE_LINE) atomic_llong ticket;
     atomic_int threads;               /* as set by the user; includes the caller */
     int started;                      /* workers that exist: threads 1 ... started */
+    int callers_core;                 /* which they keep off; -1: not yet */
+#ifdef __linux__
+    cpu_set_t cores;                  /* where whoever started them may run */
+#endif
     pthread_t workers[MAX_THREADS];
     unsigned seen_at_birth[MAX_THREADS]; /* the start gate's generation when each was made */
     void *scratch[SCRATCH_SLOTS];
     size_t scratch_bytes[SCRATCH_SLOTS];
-} pool = {.callers = PTHREAD_MUTEX_INITIALIZER, .threads = 1};
+} pool = {.callers = PTHREAD_MUTEX_INITIALIZER, .threads = 1, .callers_core = -1};
 
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 
@@ -114,8 +118,30 @@ static void stop_workers(void)
     pool.started = 0;
 }
 
+/* A system that wakes a worker may put it on the core of the caller, who is busy, and leave it there
+ * for a long time while another core idles: two threads then do the work of one. So workers may
+ * run on any core but the caller's, wherever the cores suffice for all. */
+static void keep_off_callers_core(void)
+{
+#ifdef __linux__
+    const int here = sched_getcpu();
+    if (here < 0 || here == pool.callers_core || CPU_COUNT(&pool.cores) < pool.threads)
+        return;
+    cpu_set_t others = pool.cores;
+    CPU_CLR(here, &others);
+    for (int i = 1; i <= pool.started; i++)
+        pthread_setaffinity_np(pool.workers[i], sizeof others, &others);
+    pool.callers_core = here;
+#endif
+}
+
 static void start_workers(void)
 {
+    pool.callers_core = -1;
+#ifdef __linux__
+    if (sched_getaffinity(0, sizeof pool.cores, &pool.cores))
+        CPU_ZERO(&pool.cores);
+#endif
     while (pool.started + 1 < pool.threads) {
         const int next = pool.started + 1;
         pool.seen_at_birth[next] = atomic_load(&pool.start.generation);
@@ -144,6 +170,7 @@ static void after_fork_in_child(void)
     pthread_mutex_init(&pool.callers, NULL);
     init_gates();
     pool.started = 0;
+    pool.callers_core = -1;
 }
 
 static void prepare(void)
@@ -177,6 +204,7 @@ void pool_run(Task task, void *context, int threads)
         task(context, 0, 1);
         return;
     }
+    keep_off_callers_core();
     pool.task = task;
     pool.context = context;
     atomic_store(&pool.finished, 0);

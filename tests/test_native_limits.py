@@ -240,6 +240,34 @@ print(c.threads, hashlib.sha256(c.matmul(x, x.T).tobytes() + c.softmax(x).tobyte
     assert digest == python(program, MINIFM_BACKEND="c", MINIFM_THREADS="1").split()[1]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+                    reason="needs Linux and two cores")
+def test_workers_keep_off_the_callers_core_where_there_are_cores_for_all():
+    """Else a system may wake them there, and two threads do the work of one."""
+    python("""
+import os, numpy as np, minifm
+from minifm.backends.native import lib
+cores, c, x = os.sched_getaffinity(0), minifm.use("c").backend, np.ones((256, 256), np.float32)
+
+def workers(threads):
+    lib.minifm_set_threads(1)
+    before = set(os.listdir("/proc/self/task"))
+    lib.minifm_set_threads(threads)
+    c.matmul(x, x)
+    return [int(tid) for tid in set(os.listdir("/proc/self/task")) - before]
+
+found = workers(2)
+assert len(found) == 1
+for core in sorted(cores)[:2]:
+    os.sched_setaffinity(0, {core})
+    c.matmul(x, x)
+    assert os.sched_getaffinity(found[0]) == cores - {core}
+os.sched_setaffinity(0, cores)
+found = workers(len(cores) + 1)
+assert len(found) == len(cores) and all(os.sched_getaffinity(tid) == cores for tid in found)
+""", MINIFM_BACKEND="c")
+
+
 @pytest.mark.skipif("TSAN_OPTIONS" in os.environ,
                     reason="ThreadSanitizer takes no new threads in a child of many")
 def test_a_fork_while_other_threads_compute():
