@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 import minifm as mf
 from minifm.errors import ConfigError
 from minifm.generation import Sampling, tokens
+from minifm.generation.decoder import Decoder
 from minifm.hub import load_model, save_model
-from minifm.models import GPT, GPTConfig, Llama, LlamaConfig
+from minifm.models import GPT, GPTConfig, Llama, LlamaConfig, pack_model
 from minifm.models import llama as llama_file
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -146,6 +147,24 @@ def test_cache_in_any_chunking_is_the_full_forward(backend, kind, chunks):
     if backend.name == "c":
         np.testing.assert_array_equal(cached, full)
     assert_same_function(cached, full, oracle(kind, ids))
+
+
+@EACH
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_a_token_that_is_repeated_by_its_kernels_is_that_of_the_full_forward(backend, kind, format):
+    model, ids = random_model(kind), random_ids(2, 20)
+    if format:
+        pack_model(model, format)
+    with mf.no_grad():
+        full, decoder = model(ids).numpy(), Decoder(model, 2)
+        found = [decoder(ids[:, :7]).copy()]
+        found += [decoder(ids[:, t : t + 1]).copy() for t in range(7, 20)]
+    if backend.name == "c":
+        np.testing.assert_array_equal(np.stack(found, 1), full[:, 6:])
+        # Which experts a token takes is decided anew each time: no kernels of before can say.
+        assert (decoder.repeat == decoder._next) == (kind == "experts")
+    elif not format:
+        assert_same_function(np.stack(found, 1), full[:, 6:], oracle(kind, ids)[:, 6:])
 
 
 @EACH
