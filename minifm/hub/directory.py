@@ -167,14 +167,15 @@ def load_model(directory):
     model = model_class(config)
     names = model_class.stored_names(config)
     packed = model_class.products(config) if format else {}
-    slots = {}
-    for ours, parameter in model.parameters().items():
+    slots, parameters = {}, model.parameters()
+    for ours, parameter in parameters.items():
         slots |= _slots(names[ours], parameter.shape, format, packed.get(ours))
-    found, unknown = _sort_out(entries, slots, model_class.accepted_name)
+    left_out = [stored.name for ours, stored in names.items() if ours not in parameters]
+    found, unknown = _sort_out(entries, slots, left_out, model_class.accepted_name)
     wrong = unknown + _misfits(found, slots)
     if wrong:
         raise FormatError(file, None, f"does not fit {CONFIG}: " + "; ".join(wrong))
-    for ours, parameter in model.parameters().items():
+    for ours, parameter in parameters.items():
         inner = packed.get(ours)
         if inner is not None and format != "bf16":
             parameter.data = _packed(names[ours].name, found, format, parameter.shape, inner)
@@ -282,14 +283,20 @@ def _check_size(config, file, entries):
                           f"the model that {CONFIG} describes")
 
 
-def _sort_out(entries, slots, accepted_name):
-    """({name: [Entry, …]} of what a file holds under the model's names, [what is unknown])."""
+def _sort_out(entries, slots, left_out, accepted_name):
+    """({name: [Entry, …]} of what a file holds under the model's names, [what is unknown]).
+
+    `left_out` are names of parts that the model does not have, but its kind may: published files
+    bring a pooler, say, that their `architectures` does without. Those tensors are not read.
+    """
+    meant = {accepted_name(name): name for name in slots}
+    left_out = {accepted_name(name) for name in left_out}
     found, unknown = {}, []
     for key, entry in entries.items():
         name = accepted_name(key)
-        if name in slots:
-            found.setdefault(name, []).append(entry)
-        elif name is not None:
+        if name in meant:
+            found.setdefault(meant[name], []).append(entry)
+        elif name is not None and name not in left_out:
             unknown.append(f"{shown(key)} is unknown")
     return found, sorted(unknown)
 
