@@ -14,15 +14,12 @@ included, saved by that library, and `outputs.safetensors`:
     greedy [G]             the continuation of row 0 without sampling
 """
 
-import contextlib
-import copy
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 import transformers as library
-from safetensors.torch import load_file, save_file
+from peer import all_in_float64, fill, gradients, save_outputs
 
 HERE = Path(__file__).parent
 LENGTHS = [12, 12, 7]
@@ -63,10 +60,7 @@ def main(names):
 
 
 def make(model_class, config, directory):
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.2)
+    model = fill(model_class(config).eval())
     model.save_pretrained(directory)
     ids = torch.randint(0, 60, (len(LENGTHS), max(LENGTHS)))
     mask = torch.tensor([[t < n for t in range(max(LENGTHS))] for n in LENGTHS])
@@ -79,22 +73,7 @@ def make(model_class, config, directory):
         found = outputs(exact, ids, mask) | {"greedy": greedy}
     real = mask[..., None]
     found["logits_error"] = ((low.double() - found["logits"]) * real).abs().max().reshape(1)
-    save_file({name: value.detach().contiguous() for name, value in found.items()},
-              directory / "outputs.safetensors", metadata={"format": "pt"})
-
-
-@contextlib.contextmanager
-def all_in_float64():
-    """The library computes norms, softmax and angles in float32 whatever the model's type is."""
-    before = torch.float32, torch.float, torch.Tensor.float
-    torch.float32 = torch.float = torch.float64
-    torch.Tensor.float = torch.Tensor.double
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.float32, torch.float, torch.Tensor.float = before
-        torch.set_default_dtype(torch.float32)
+    save_outputs(found, directory)
 
 
 def outputs(model, ids, mask):
@@ -104,18 +83,6 @@ def outputs(model, ids, mask):
     loss.backward()
     return {"ids": ids, "lengths": torch.tensor(LENGTHS), "logits": result.logits,
             "features": result.hidden_states[-1], "loss": loss.reshape(1), **gradients(model)}
-
-
-def gradients(model):
-    """{gradient.<name>: …} by the names that the library gives to parameters in files."""
-    holder = copy.deepcopy(model)
-    with torch.no_grad():
-        for to, parameter in zip(holder.parameters(), model.parameters()):
-            to.copy_(parameter.grad)
-    with tempfile.TemporaryDirectory() as directory:
-        holder.save_pretrained(directory)
-        found = load_file(Path(directory) / "model.safetensors")
-    return {f"gradient.{name}": value for name, value in found.items()}
 
 
 if __name__ == "__main__":
