@@ -1,4 +1,4 @@
-"""Models, one a file: causal (what decoders share), then gpt, llama.
+"""Models, one a file: causal (what decoders share), then gpt, llama; bert, an encoder.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class; in `ARCHITECTURES` the name on
 the command line finds all that is needed to make a new one.
@@ -7,14 +7,17 @@ the command line finds all that is needed to make a new one.
 from typing import NamedTuple
 
 from minifm.models import gpt, llama
+from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
+from minifm.models.bert import Bert, BertConfig
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.models.llama import LAYOUTS, Llama, LlamaConfig
 from minifm.models.packing import pack_model, packed_format
 
-__all__ = ["ARCHITECTURES", "GPT", "GPTConfig", "Llama", "LlamaConfig", "MODELS",
-           "architecture_of", "pack_model", "packed_format"]
+__all__ = ["ARCHITECTURES", "Bert", "BertConfig", "GPT", "GPTConfig", "Llama", "LlamaConfig",
+           "MODELS", "architecture_of", "pack_model", "packed_format"]
 
-MODELS = {GPT.model_type: GPT} | dict.fromkeys(LAYOUTS, Llama)
+MODELS = {GPT.model_type: GPT} | dict.fromkeys(LAYOUTS, Llama) \
+    | dict.fromkeys(BERT_LAYOUTS, Bert)
 
 
 class Architecture(NamedTuple):
