@@ -1,4 +1,5 @@
-"""Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing)."""
+"""Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing), some
+of them masked (masking)."""
 
 from minifm.text.corpus import Corpus
 from minifm.text.packing import HeldOutBatches, TrainingBatches
