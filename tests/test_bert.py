@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from test_cli import book, minifm, refused  # noqa: F401  (fixtures)
 
 import minifm as mf
 from minifm import ops
@@ -17,6 +18,7 @@ from minifm.errors import ConfigError, FormatError, ShapeError
 from minifm.hub import load_model, save_model
 from minifm.models import Bert, BertConfig, pack_model
 from minifm.models.bert import ARCHITECTURES, PRESETS
+from minifm.text import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["bert", "bert-masked", "bert-encoder", "roberta", "roberta-encoder"]
@@ -418,6 +420,18 @@ def test_a_foreign_feature_in_config_json_is_refused(name, change, message, tmp_
     copy = rewritten(GOLDEN / name, tmp_path, dict, **change)
     with pytest.raises(FormatError, match=message):
         load_model(copy)
+
+
+@pytest.mark.parametrize("words", [
+    ("generate", "{bert}", "a"), ("quantize", "{bert}", "--format", "int8", "--out", "{out}"),
+    ("pretrain", "--init", "{bert}", "--data", "{book}", "--out", "{out}")])
+def test_commands_for_decoders_refuse_an_encoder(minifm, book, tmp_path, words):  # noqa: F811
+    bert, out = tmp_path / "bert", tmp_path / "out"
+    bert.mkdir()
+    save_model(random_model(replace(BERT, vocabulary=300)), bert, Tokenizer.bytes())
+    words = [word.format(bert=bert, book=book, out=out) for word in words]
+    refused(minifm(*words), "bert: expected a model that predicts the next token, got a Bert")
+    assert not (out / "model.safetensors").exists()
 
 
 def test_a_config_json_that_lacks_its_shape_says_what():

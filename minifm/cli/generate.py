@@ -41,7 +41,7 @@ def arguments(parser, argv):
 def run(args):
     from minifm.generation import generate
     from minifm.generation.generate import check_prompts
-    from minifm.hub import load_model, resolve
+    from minifm.hub import load_causal, resolve
     from minifm.models import pack_model, packed_format
     from minifm.text import Tokenizer
     said = settings(args, Sampling, also={
@@ -49,7 +49,7 @@ def run(args):
     check_format(said.get("cache"))
     sampling = build(Sampling, said)
     directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(directory), load_model(directory)
+    tokenizer, model = Tokenizer.load(directory), load_causal(directory)
     format = said.get("format", packed_format(model) or "fp32")
     if format != packed_format(model):      # fp32: the same numbers, laid out to be read in order
         pack_model(model, format)

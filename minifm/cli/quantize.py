@@ -33,13 +33,13 @@ def arguments(parser, argv):
 def run(args):
     from minifm.atomic import atomic_directory
     from minifm.errors import ConfigError
-    from minifm.hub import load_model, resolve, save_model
+    from minifm.hub import load_causal, resolve, save_model
     from minifm.models import pack_model, packed_format
     from minifm.text import Tokenizer
     if args.tokens < 1:
         raise ConfigError(f"tokens: expected at least 1, got {args.tokens}")
     directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(directory), load_model(directory)
+    tokenizer, model = Tokenizer.load(directory), load_causal(directory)
     if packed_format(model):
         raise ConfigError(f"{args.model}: its weights are packed already, as "
                           f"{packed_format(model)}; quantize the model that they were made of")

@@ -6,7 +6,7 @@ Read `arrays.py` first (one file of named arrays), then `directory.py` (a model'
 """
 
 from minifm.hub.arrays import load_arrays, save_arrays
-from minifm.hub.directory import load_model, save_model
+from minifm.hub.directory import load_causal, load_model, save_model
 from minifm.hub.locate import resolve
 
-__all__ = ["load_arrays", "load_model", "resolve", "save_arrays", "save_model"]
+__all__ = ["load_arrays", "load_causal", "load_model", "resolve", "save_arrays", "save_model"]

@@ -43,6 +43,7 @@ from minifm.hub.arrays import (
     shown,
 )
 from minifm.models import MODELS, packed_format
+from minifm.models.causal import CausalModel
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -186,6 +187,16 @@ def load_model(directory):
             if inner is not None:
                 parameter.data = backends.active().pack(parameter.data, format, inner)
         parameter.requires_grad = inner is None
+    return model
+
+
+def load_causal(directory):
+    """The same, for what needs a model that predicts the next token; raises ConfigError for
+    another."""
+    model = load_model(directory)
+    if not isinstance(model, CausalModel):
+        raise ConfigError(f"{directory}: expected a model that predicts the next token, got a "
+                          f"{type(model).__name__}")
     return model
 
 

@@ -20,7 +20,7 @@ from minifm import backends
 from minifm.atomic import atomic_file
 from minifm.config import check, setting
 from minifm.errors import ConfigError, FormatError
-from minifm.hub import load_model, resolve
+from minifm.hub import load_causal, resolve
 from minifm.models import ARCHITECTURES, architecture_of, packed_format
 from minifm.rng import Rng
 from minifm.text import Tokenizer, shards
@@ -186,7 +186,7 @@ def _model(arch, shape, tokenizer, config, initial):
         return kind.model(shape, Rng(config.seed).child("model"))
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
-    model = load_model(initial)
+    model = load_causal(initial)
     if arch not in (None, architecture_of(model)):
         raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
     if packed_format(model):
