@@ -348,7 +348,7 @@ def test_a_damaged_model_is_refused(minifm, book, tmp_path):
     weights.write_bytes(whole)
     config = run / "last/config.json"
     described = json.loads(config.read_text())
-    for change, said in (({"model_type": "bert"}, "bert"), ({"n_layer": 10**9}, "config.json"),
+    for change, said in (({"model_type": "mamba"}, "mamba"), ({"n_layer": 10**9}, "config.json"),
                          ({"n_head": 3}, "heads"), ({"n_embd": -1}, "width")):
         config.write_text(json.dumps(described | change))
         refused(minifm("generate", run, "x"), said)
