@@ -54,17 +54,21 @@ class Attention(Module):
     def __call__(self, x, residual=None, *, memory=None, rotation=None, **where):
         """x [B, T, C] -> [B, T, C], plus `residual`.
 
-        memory    [B, S, C] to look at (default: x)
+        memory    [B, S, C] to look at, or the keys and values of one (default: x)
         rotation  (cos, sin) that turn queries and keys by their positions (rotary.py)
         """
         q = self.heads(self.query(x), self.query_norm)                      # [B, H, T, D]
-        source = x if memory is None else memory
-        k = self.heads(self.key(source), self.key_norm)                     # [B, K, S, D]
-        v = self.heads(self.value(source))
+        k, v = memory if isinstance(memory, tuple) else self.keys_and_values(
+            x if memory is None else memory)                                # [B, K, S, D] each
         if rotation is not None:
             q, k = ops.rope(q, *rotation), ops.rope(k, *rotation)
         y = attend(q, k, v, scale=self.scale, **where)
         return self.output(ops.merge_heads(y), residual=residual)
+
+    def keys_and_values(self, source):
+        """source [B, S, C] -> two [B, K, S, D]. Of a memory that many tokens will look at, one
+        after another, they are computed once and given as `memory`."""
+        return self.heads(self.key(source), self.key_norm), self.heads(self.value(source))
 
     def heads(self, x, norm=None):
         """[B, T, H D] -> [B, H, T, D], each head normalised."""
