@@ -300,16 +300,23 @@ def _sort_out(entries, slots, left_out, accepted_name):
     `left_out` are names of parts that the model does not have, but its kind may: published files
     bring a pooler, say, that their `architectures` does without. Those tensors are not read.
     """
-    meant = {accepted_name(name): name for name in slots}
-    left_out = {accepted_name(name) for name in left_out}
+    meant = {_spellings(name, accepted_name)[0]: name for name in slots}
+    left_out = {_spellings(name, accepted_name)[0] for name in left_out}
     found, unknown = {}, []
     for key, entry in entries.items():
-        name = accepted_name(key)
+        spellings = _spellings(key, accepted_name)
+        name = next((name for name in spellings if name in meant), spellings[0])
         if name in meant:
             found.setdefault(meant[name], []).append(entry)
         elif name is not None and name not in left_out:
             unknown.append(f"{shown(key)} is unknown")
     return found, sorted(unknown)
+
+
+def _spellings(key, accepted_name):
+    """The names that a key may stand for, the likeliest first: a model says one, or several."""
+    names = accepted_name(key)
+    return names if isinstance(names, tuple) else (names,)
 
 
 def _misfits(found, slots):
