@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opaque import OpaqueBackend
 from safetensors.numpy import load_file, save_file
 
 import minifm as mf
+from minifm import cli
 from minifm.errors import ConfigError, FormatError, ShapeError
 from minifm.hub import load_model, save_model
 from minifm.models import (
@@ -23,6 +25,7 @@ from minifm.models import (
     t5,
     transformer,
 )
+from minifm.text import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["marian", "marian-swish", "t5", "t5-v1.1"]
@@ -213,6 +216,34 @@ def test_cache_in_any_chunking_is_the_full_forward(backend, kind, chunks):
             if piece.size:
                 parts.append(model.decode(piece, memory, cache=cache).numpy())
     assert_same(np.concatenate(parts, 1), full, oracle(kind, source, ids))
+
+
+@EACH
+def test_a_cache_of_bf16_rounds_keys_and_values_of_the_target(backend, kind):
+    model, source, ids = random_model(kind), random_sources(2, 7), random_ids(2, 9)
+    with mf.no_grad():
+        full, memory = model(source, ids).numpy(), model.recall(model.encode(source))
+        y = model.decode(ids, memory, cache=model.cache(2, 9, "bf16")).numpy()
+    assert 0 < np.abs(y - full).max() < 2 ** -8 * np.abs(full).max()
+
+
+@EACH
+def test_it_runs_on_arrays_that_only_the_backend_can_read(kind):
+    def loss_gradients_and_target():
+        model, source, ids = random_model(kind), random_sources(2, 7), random_ids(2, 6)
+        mask = np.arange(7) < np.array([[7], [4]])
+        loss = model.loss(source, ids, ids, source_mask=mask)
+        loss.backward()
+        gradients = [mf.backend().to_numpy(p.grad) for p in model.parameters().values()]
+        model.config = replace(model.config, start=3)
+        return [loss.numpy(), greedy(model, source, mask, 4), *gradients]
+
+    with mf.use("numpy"):
+        expected = loss_gradients_and_target()
+    with mf.use(OpaqueBackend()):
+        found = loss_gradients_and_target()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @EACH
@@ -472,3 +503,19 @@ def test_more_tokens_than_the_context_are_refused(backend):
         model.encode(random_sources(1, 25))
     with pytest.raises(ShapeError, match="25 tokens do not fit the context of 24"):
         model(random_sources(1, 5), random_ids(1, 25))
+
+
+@pytest.mark.parametrize("words", [
+    ["generate", "MODEL", "once"], ["quantize", "MODEL", "--text", "TEXT", "--format",
+                                             "int8", "--out", "OUT"],
+    ["pretrain", "--init", "MODEL", "--data", "TEXT", "--out", "OUT"]])
+def test_commands_for_texts_refuse_it_in_one_line(words, tmp_path, capsys):
+    directory, book = tmp_path / "model", tmp_path / "book.txt"
+    directory.mkdir()
+    book.write_text("\n\n".join(f"Once upon a time there were {n}." for n in range(2000)))
+    save_model(T5(replace(CONFIGS["t5"], vocabulary=300), mf.Rng(0)), directory, Tokenizer.bytes())
+    places = {"MODEL": directory, "TEXT": book, "OUT": tmp_path / "out"}
+    assert cli.main([str(places.get(word, word)) for word in words]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" …")]
+    assert said == [f"minifm: {directory}: expected a model that predicts the next token, got a T5"]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
