@@ -1,5 +1,5 @@
-"""Models, one a file: causal (what decoders share), then gpt, llama; bert, an encoder; seq2seq (what
-encoder-decoders share), then transformer, t5.
+"""Models, one a file: causal (what decoders share), then gpt, llama; bert, an encoder; seq2seq
+(what encoder-decoders share), then transformer, t5.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class; in `ARCHITECTURES` the name on
 the command line finds all that is needed to make a new one.
