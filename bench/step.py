@@ -15,7 +15,7 @@ import time
 import minifm as mf
 from minifm.errors import UserError
 from minifm.testing.benchmark import spread, take_turns
-from minifm.testing.cases import STEPS
+from minifm.testing.cases import STEPS, shown_sizes
 from minifm.testing.peers import PYTORCH, Peer
 from minifm.testing.peers.clock import Timed
 from minifm.testing.subjects import StepSubject
@@ -37,16 +37,17 @@ def main():
 
 
 def run(args):
-    shape, backend = STEPS[args.shape], mf.use(args.backend).backend
-    ours = StepSubject(backend, shape)
+    (family, sizes), backend = STEPS[args.shape], mf.use(args.backend).backend
+    ours = StepSubject(backend, family, sizes)
     sides = {"minifm": Timed(ours.calls("step"))}
     names = {"minifm": f"minifm {backend.describe()}"}
     if args.torch:
         peer = Peer(PYTORCH, args.torch, getattr(backend, "threads", 0) or os.cpu_count())
-        sides["peer"] = peer.prepare({"kind": "step", "shape": shape, "mode": args.mode})
+        sides["peer"] = peer.prepare({"kind": "step", "family": family, "sizes": sizes,
+                                      "mode": args.mode})
         names["peer"] = f"{peer.name}, {args.mode}"
     turns = take_turns(sides, args.seconds)
-    print("shape    " + " ".join(f"{k}{v}" for k, v in zip("LCHTBV", shape)))
+    print(f"shape    {family}, {shown_sizes(sizes)}")
     for side, own in turns.items():
         if isinstance(own, str):
             raise UserError(f"{names[side]}: {own}")

@@ -263,7 +263,11 @@ LITTLE = [
     cases.over_rows("layernorm", "LayerNorm", (4, 6), eps=1e-5),
     cases.linear_cross_entropy(5, C=4, V=9), cases.adamw("tiny", [(3, 4), (4,)]),
     cases.convolution("tiny", (1, 2, 5, 5), (3, 2, 3, 3), 2, 1),
-    *cases.steps({"tiny": (1, 8, 2, 4, 2, 11)}), *cases.decoding((1, 8, 2, 1024, 11)),
+    *cases.steps({
+        "tiny": ("gpt", dict(L=1, C=8, H=2, T=4, B=2, V=11)),
+        "llama": ("llama", dict(L=1, C=8, H=2, K=1, F=12, T=4, B=2, V=11)),
+        "bert": ("bert", dict(L=1, C=8, H=2, T=16, B=2, V=11))}),
+    *cases.decoding((1, 8, 2, 1024, 11)),
 ]
 
 
@@ -326,7 +330,7 @@ def test_the_named_sets_are_those_that_are_promised():
                         "attention T 4096", "softmax 256×50257", "layernorm 4096×768",
                         "gelu 4096×3072", "linear+cross-entropy 4096·768→50257",
                         "adamw GPT-2 124M", "conv2d 7×7 stem 224²"),
-            "step": ("step L4", "step L6", "step gpt2"),
+            "step": ("step L4", "step L6", "step gpt2", "step llama", "step bert"),
             "decode": ("decode fp32 after 1", "decode bf16 after 512", "decode int8 after 1023",
                        "decode int4 after 1", "decode bf16 after 1023, cache bf16",
                        "prefill fp32 512 tokens")}.items():

@@ -28,10 +28,13 @@ from minifm.testing.subjects import (
 
 FEW_ROWS = 8        # so few rows of a product: reading the weights takes longer than multiplying
 GPT2 = (12, 768, 12, 1024, 50257)                       # layers, width, heads, context, vocabulary
-STEPS = {                                               # L, C, H, T, batch, vocabulary
-    "L4": (4, 128, 4, 64, 12, 65),
-    "L6": (6, 384, 6, 256, 8, 65),
-    "gpt2": (12, 768, 12, 256, 2, 50257),
+# (what is trained, its sizes: layers, width, heads, …, tokens of a sequence, sequences, vocabulary)
+STEPS = {
+    "L4": ("gpt", dict(L=4, C=128, H=4, T=64, B=12, V=65)),
+    "L6": ("gpt", dict(L=6, C=384, H=6, T=256, B=8, V=65)),
+    "gpt2": ("gpt", dict(L=12, C=768, H=12, T=256, B=2, V=50257)),
+    "llama": ("llama", dict(L=12, C=768, H=12, K=4, F=2048, T=256, B=2, V=32000)),
+    "bert": ("bert", dict(L=12, C=768, H=12, T=128, B=8, V=30522)),
 }
 LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50257))      # K → N
 EAGER = {"PyTorch": ("eager",)}
@@ -210,12 +213,16 @@ def convolution(name, image, weight, stride, padding):
 
 def steps(shapes=STEPS):
     """Training steps, from the smallest."""
-    for name, shape in shapes.items():
+    for name, (family, sizes) in shapes.items():
         yield Case("step", "step", name, ("step",),
-                   lambda backend, footprint, shape=shape: StepSubject(backend, shape),
-                   request={"kind": "step", "shape": shape}, modes=TRAINED,
-                   quick=name == "L4", tokens=shape[3] * shape[4],
-                   inputs=" ".join(f"{k}{v}" for k, v in zip("LCHTBV", shape)))
+                   lambda backend, footprint, family=family, sizes=sizes:
+                   StepSubject(backend, family, sizes),
+                   request={"kind": "step", "family": family, "sizes": sizes}, modes=TRAINED,
+                   quick=name == "L4", tokens=sizes["T"] * sizes["B"], inputs=shown_sizes(sizes))
+
+
+def shown_sizes(sizes):
+    return " ".join(f"{name}{size}" for name, size in sizes.items())
 
 
 def decoding(shape=GPT2):

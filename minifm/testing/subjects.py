@@ -13,10 +13,12 @@ import numpy as np
 
 from minifm import backends, tensor
 from minifm.generation.decoder import Decoder
-from minifm.models import GPT, GPTConfig
+from minifm.models import GPT, Bert, BertConfig, GPTConfig, Llama, LlamaConfig
 from minifm.models.packing import pack_model
 from minifm.rng import Rng
 from minifm.testing.recording import Cost, besides, costs, cotangents, since
+from minifm.text.masking import mask_tokens
+from minifm.training.objectives import CausalLanguageModel, MaskedLanguageModel
 from minifm.training.optim import AdamW
 
 MOST_COPIES = 1000
@@ -88,21 +90,50 @@ class OptimizerSubject:
             yield
 
 
+def new_gpt(L, C, H, T, B, V):
+    return GPT(GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C), Rng(0))
+
+
+def new_llama(L, C, H, K, F, T, B, V):
+    return Llama(LlamaConfig(vocabulary=V, context=T, layers=L, heads=H, key_heads=K, width=C,
+                             hidden=F, tied=True), Rng(0))
+
+
+def new_bert(L, C, H, T, B, V):
+    return Bert(BertConfig(vocabulary=V, context=T, layers=L, heads=H, width=C, dropout=0.0),
+                Rng(0))
+
+
+def next_tokens(T, B, V, **other):
+    """Sequences, and what follows each of their tokens."""
+    ids = Rng(1).integers(0, V, (B, T + 1))
+    return ids[:, :-1].copy(), ids[:, 1:].copy()
+
+
+def masked_tokens(T, B, V, **other):
+    """Sequences of which 15 % are masked, by the id V - 1, and what stood there."""
+    ids = Rng(1).integers(0, V - 1, (B, T))
+    return mask_tokens(ids, Rng(2), mask=V - 1, specials=(), vocabulary=V)
+
+
+# {family: (its model, the batch it learns from, by which objective)}
+FAMILIES = {"gpt": (new_gpt, next_tokens, CausalLanguageModel),
+            "llama": (new_llama, next_tokens, CausalLanguageModel),
+            "bert": (new_bert, masked_tokens, MaskedLanguageModel)}
+
+
 class StepSubject:
-    """A training step of a GPT: forward, backward, clipping, AdamW, and the loss as a number."""
+    """A training step: forward, backward, clipping, AdamW, and the loss as a number."""
 
     filled = math.inf
 
-    def __init__(self, backend, shape):
-        L, C, H, T, B, V = shape
-        self.backend = backend
+    def __init__(self, backend, family, sizes):
+        make, batch, objective = FAMILIES[family]
+        self.backend, self.batch, self.objective = backend, batch(**sizes), objective()
         with backends.use(backend):
-            config = GPTConfig(vocabulary=V, context=T, layers=L, heads=H, width=C)
-            self.model = GPT(config, Rng(0))
+            self.model = make(**sizes)
             self.optimizer = AdamW(self.model.parameters())
-        ids = Rng(1).integers(0, V, (B, T + 1))
-        self.inputs, self.targets = ids[:, :-1], ids[:, 1:]
-        self.flops = B * T * config.flops_per_token(T, training=True)
+        self.flops = self.objective.flops(self.model, self.batch)
         self.costs = observed(backend, "step", self.calls, self.flops, 0)
 
     def calls(self, phase):
@@ -114,7 +145,8 @@ class StepSubject:
             yield
 
     def forward_backward(self):
-        loss = self.model.loss(self.inputs, self.targets)
+        loss = self.objective.loss(self.model, self.batch,
+                                   denominator=self.objective.count(self.batch), rng=None)
         loss.backward()
         return loss
 

@@ -129,16 +129,15 @@ def adamw(shapes, mode, phase, footprint):
 # -- models ----------------------------------------------------------------------------------------
 
 
-def step(shape, mode):
+def step(family, sizes, mode):
     """One training step: forward, backward, clipping, AdamW, and the loss as a number."""
-    L, C, H, T, B, V = shape
-    model, optimizer = trained(L, C, H, T, V)
+    model, optimizer = trained(family, **sizes)
     loss_of = torch.compile(model.loss) if "compile" in mode else model.loss
-    ids = torch.randint(0, V, (B, T + 1))
+    batch = model.batch(sizes["B"], sizes["T"])
     while True:
         optimizer.zero_grad(set_to_none=True)
         with precision(mode):
-            loss = loss_of(ids[:, :-1], ids[:, 1:])
+            loss = loss_of(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -149,12 +148,25 @@ def step(shape, mode):
 models = {}     # one at a time, for all modes: four with their moments would fill a laptop
 
 
-def trained(*shape):
-    if shape not in models:
+def trained(family, T, B, V, **sizes):
+    key = family, T, V, *sizes.items()
+    if key not in models:
         models.clear()
-        model = GPT(*shape)
-        models[shape] = model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    return models[shape]
+        model = {"gpt": GPT, "llama": Llama, "bert": Bert}[family](T=T, V=V, **sizes)
+        models[key] = model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return models[key]
+
+
+def table(rows, width):
+    """An embedding that begins as those of all these models do."""
+    embedding = nn.Embedding(rows, width)
+    nn.init.normal_(embedding.weight, std=0.02)
+    return embedding
+
+
+def next_tokens(V, B, T):
+    ids = torch.randint(0, V, (B, T + 1))
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
 def token(shape, position, tokens, mode):
@@ -198,11 +210,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, L, C, H, T, V):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(V, C), nn.Embedding(T, C)
-        for embedding in (self.tokens, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)
+        self.tokens, self.positions = table(V, C), table(T, C)
         self.blocks = nn.ModuleList([Block(C, H) for _ in range(L)])
         self.norm = nn.LayerNorm(C)
+
+    def batch(self, B, T):
+        return next_tokens(self.tokens.num_embeddings, B, T)
 
     def loss(self, ids, targets):
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
@@ -223,6 +236,95 @@ class GPT(nn.Module):
         for block, past in zip(self.blocks, cache):
             x = block(x, past, start)
         return F.linear(self.norm(x[:, -1]), self.tokens.weight)
+
+
+class LlamaBlock(nn.Module):
+    def __init__(self, C, H, K, F):
+        super().__init__()
+        self.heads, self.key_heads, self.width = H, K, C // H
+        self.norm1, self.norm2 = nn.RMSNorm(C, eps=1e-5), nn.RMSNorm(C, eps=1e-5)
+        self.qkv = nn.Linear(C, (H + 2 * K) * self.width, bias=False)
+        self.output = nn.Linear(C, C, bias=False)
+        self.gate, self.expand = nn.Linear(C, F, bias=False), nn.Linear(C, F, bias=False)
+        self.contract = nn.Linear(F, C, bias=False)
+
+    def forward(self, x, cos, sin):
+        B, T, C = x.shape
+        heads = self.qkv(self.norm1(x)).view(B, T, -1, self.width).transpose(1, 2)
+        q, k, v = heads.split((self.heads, self.key_heads, self.key_heads), dim=1)
+        y = F.scaled_dot_product_attention(rotated(q, cos, sin), rotated(k, cos, sin), v,
+                                           is_causal=True, enable_gqa=True)
+        x = x + self.output(y.transpose(1, 2).reshape(B, T, C))
+        z = self.norm2(x)
+        return x + self.contract(F.silu(self.gate(z)) * self.expand(z))
+
+
+def rotated(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Llama(nn.Module):
+    def __init__(self, L, C, H, K, F, T, V):
+        super().__init__()
+        self.tokens, self.norm = table(V, C), nn.RMSNorm(C, eps=1e-5)
+        self.blocks = nn.ModuleList([LlamaBlock(C, H, K, F) for _ in range(L)])
+        pairs = torch.arange(0, C // H, 2) / (C // H)
+        angles = torch.arange(T)[:, None] * 10000.0 ** -pairs
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    def batch(self, B, T):
+        return next_tokens(self.tokens.num_embeddings, B, T)
+
+    def loss(self, ids, targets):
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        logits = F.linear(self.norm(x), self.tokens.weight)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class BertBlock(nn.Module):
+    def __init__(self, C, H):
+        super().__init__()
+        self.heads = H
+        self.norm1, self.norm2 = nn.LayerNorm(C, eps=1e-12), nn.LayerNorm(C, eps=1e-12)
+        self.qkv, self.output = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.expand, self.contract = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2)
+                   for part in self.qkv(x).chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = self.norm1(x + self.output(y.transpose(1, 2).reshape(B, T, C)))
+        return self.norm2(x + self.contract(F.gelu(self.expand(x))))
+
+
+class Bert(nn.Module):
+    """With the head for masked tokens, which sees only those that were masked, as ours does."""
+
+    def __init__(self, L, C, H, T, V):
+        super().__init__()
+        self.tokens, self.positions, self.types = table(V, C), table(T, C), table(2, C)
+        self.norm = nn.LayerNorm(C, eps=1e-12)
+        self.blocks = nn.ModuleList([BertBlock(C, H) for _ in range(L)])
+        self.dense, self.head_norm = nn.Linear(C, C), nn.LayerNorm(C, eps=1e-12)
+        self.bias = nn.Parameter(torch.zeros(V))
+
+    def batch(self, B, T):
+        """ids [B, T], the 15 % of their places that count, and what stood there."""
+        places = torch.randperm(B * T)[: round(0.15 * B * T)]
+        V = self.tokens.num_embeddings
+        return torch.randint(0, V, (B, T)), places, torch.randint(0, V, places.shape)
+
+    def loss(self, ids, places, targets):
+        x = self.norm(self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+                      + self.types.weight[0])
+        for block in self.blocks:
+            x = block(x)
+        x = self.head_norm(F.gelu(self.dense(x.flatten(0, 1)[places])))
+        return F.cross_entropy(F.linear(x, self.tokens.weight, self.bias), targets)
 
 
 KINDS = {f.__name__: f for f in (product, attention, softmax, gelu, layernorm,
