@@ -1,5 +1,5 @@
 /* Functions of one and of two variables, of a vector. Where "minimax" is said, the coefficients are
- * those of the polynomial whose largest error is smallest, found for this file.
+ * those of the polynomial whose largest error is smallest.
  */
 
 /* c0 + c1 x + ... + c7 x^7 from x, x^2 and x^4 (Estrin 1960): a processor waits for three

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modelling import assert_files_come_back, assert_same_function, in_float64, randomised
 from safetensors.numpy import load_file, save_file
 from test_cli import book, minifm, refused  # noqa: F401  (fixtures)
 
@@ -33,19 +34,8 @@ CONFIGS = {
 EACH = pytest.mark.parametrize("kind", CONFIGS)
 
 
-def in_float64(model):
-    for parameter in model.parameters().values():
-        parameter.data = parameter.data.astype(np.float64)
-    return model
-
-
 def random_model(config, std=0.2):
-    """Every parameter random, gains and biases too, so that no term hides behind a 0 or a 1."""
-    model = Bert(config)
-    for name, parameter in model.parameters().items():
-        noise = mf.Rng(0).child(name).normal(parameter.shape)
-        parameter.data = mf.backend().multiply(noise, std)
-    return model
+    return randomised(Bert(config), std=std)
 
 
 def random_ids(*shape, high=V, name="ids"):
@@ -67,13 +57,6 @@ def oracle(config, ids, **inputs):
 def gradients_of(model):
     """Those that the loss reached: a pooler without a target has none."""
     return [p.grad for p in model.parameters().values() if p.grad is not None]
-
-
-def assert_same_function(y, full, exact):
-    """The 2-3 × rule: y may err thrice as much as the plain float32 forward, against float64."""
-    error = np.abs(full - exact).max()
-    floor = np.finfo(np.float32).eps * np.abs(exact).max()
-    assert np.abs(y - exact).max() <= 3 * error + floor
 
 
 # -- the real library's outputs -----------------------------------------------------------------
@@ -139,14 +122,7 @@ def golden_loss(model, outputs, inputs):
 
 def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path):
     directory, _, _ = golden
-    model = load_model(directory)
-    save_model(model, tmp_path)
-    assert load_model(tmp_path).config == model.config
-    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path, directory))
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape), name
-        assert ours[name].tobytes() == array.tobytes(), name
+    assert_files_come_back(directory, tmp_path)
     again = tmp_path / "again"
     again.mkdir()
     save_model(load_model(tmp_path), again)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modelling import assert_files_come_back, assert_same_function, in_float64, randomised
 from safetensors.numpy import load_file
 
 import minifm as mf
 from minifm.errors import ConfigError
 from minifm.generation import Sampling, tokens
 from minifm.generation.decoder import Decoder
-from minifm.hub import load_model, save_model
+from minifm.hub import load_model
 from minifm.models import GPT, GPTConfig, Llama, LlamaConfig, pack_model
 from minifm.models import llama as llama_file
 
@@ -31,20 +32,9 @@ CONFIGS = {
 EACH = pytest.mark.parametrize("kind", CONFIGS)
 
 
-def in_float64(model):
-    for parameter in model.parameters().values():
-        parameter.data = parameter.data.astype(np.float64)
-    return model
-
-
 def random_model(kind, seed=0, std=0.2):
-    """Every parameter random, gains and biases too, so that no term hides behind a 0 or a 1."""
     config = CONFIGS[kind]
-    model = (GPT if kind == "gpt" else Llama)(config)
-    for name, parameter in model.parameters().items():
-        noise = mf.Rng(seed).child(name).normal(parameter.shape)
-        parameter.data = mf.backend().multiply(noise, std)
-    return model
+    return randomised((GPT if kind == "gpt" else Llama)(config), seed, std)
 
 
 def random_ids(*shape, seed=0):
@@ -55,13 +45,6 @@ def oracle(kind, ids, **inputs):
     """The logits in float64, by the reference."""
     with mf.use("numpy"), mf.no_grad():
         return in_float64(random_model(kind))(ids, **inputs).numpy()
-
-
-def assert_same_function(y, full, exact):
-    """The 2-3 × rule: y may err thrice as much as the plain float32 forward, against float64."""
-    error = np.abs(full - exact).max(initial=0)
-    floor = np.finfo(np.float32).eps * np.abs(exact).max(initial=0)
-    assert np.abs(y - exact).max(initial=0) <= 3 * error + floor
 
 
 # -- the real library's outputs -----------------------------------------------------------------
@@ -106,14 +89,7 @@ def test_greedy_continuation_equals_the_real_librarys(backend, golden):
 
 def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path):
     directory, _ = golden
-    model = load_model(directory)
-    save_model(model, tmp_path)
-    again = load_model(tmp_path)
-    assert again.config == model.config
-    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path, directory))
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    assert_files_come_back(directory, tmp_path)
 
 
 # -- laws ---------------------------------------------------------------------------------------
@@ -279,10 +255,7 @@ def test_each_token_goes_through_its_likeliest_experts_alone(backend):
 
 
 def random_model_of(config):
-    model = Llama(config)
-    for name, parameter in model.parameters().items():
-        parameter.data = mf.backend().multiply(mf.Rng(0).child(name).normal(parameter.shape), 0.2)
-    return model
+    return randomised(Llama(config))
 
 
 # -- files and mistakes -------------------------------------------------------------------------

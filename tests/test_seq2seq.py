@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modelling import assert_files_come_back, assert_same_function, in_float64, randomised
 from opaque import OpaqueBackend
 from safetensors.numpy import load_file, save_file
 
@@ -46,19 +47,8 @@ def model_class(kind):
     return T5 if kind.startswith("t5") else Transformer
 
 
-def in_float64(model):
-    for parameter in model.parameters().values():
-        parameter.data = parameter.data.astype(np.float64)
-    return model
-
-
 def random_model(kind, seed=0, std=0.2):
-    """Every parameter random, gains and biases too, so that no term hides behind a 0 or a 1."""
-    model = model_class(kind)(CONFIGS[kind])
-    for name, parameter in model.parameters().items():
-        noise = mf.Rng(seed).child(name).normal(parameter.shape)
-        parameter.data = mf.backend().multiply(noise, std)
-    return model
+    return randomised(model_class(kind)(CONFIGS[kind]), seed, std)
 
 
 def random_ids(*shape, seed=0):
@@ -73,13 +63,6 @@ def oracle(kind, source, ids, **inputs):
     """The logits in float64, by the reference."""
     with mf.use("numpy"), mf.no_grad():
         return in_float64(random_model(kind))(source, ids, **inputs).numpy()
-
-
-def assert_same_function(y, full, exact):
-    """The 2-3 × rule: y may err thrice as much as the plain float32 forward, against float64."""
-    error = np.abs(full - exact).max()
-    floor = np.finfo(np.float32).eps * np.abs(exact).max()
-    assert np.abs(y - exact).max() <= 3 * error + floor
 
 
 def assert_same(y, full, exact):
@@ -160,14 +143,7 @@ def test_logits_token_by_token_equal_the_real_librarys(backend, golden):
 
 def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path):
     directory, _ = golden
-    model = load_model(directory)
-    save_model(model, tmp_path)
-    again = load_model(tmp_path)
-    assert again.config == model.config
-    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path, directory))
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    assert_files_come_back(directory, tmp_path)
 
 
 @pytest.mark.parametrize("side, both", [("both", True), ("before", False)])
