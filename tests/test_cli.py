@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from minifm import cli
 from minifm.models import GPT, packed_format
+from minifm.text import Tokenizer
 from minifm.training import checkpoint
 
 TINY = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "--batch", "2",
@@ -144,6 +146,59 @@ def test_a_llama_learns_is_resumed_and_writes(minifm, book, tmp_path):
                    tmp_path / "none"), "is of llama, not of gpt")
 
 
+@pytest.mark.parametrize("words, model, learning", [
+    (["--arch", "bert"], "BertForMaskedLM", "masked"),
+    (["--arch", "bert", "--next-sentence", "--whole-words"], "BertForPreTraining",
+     "masked and next-sentence"),
+    (["--arch", "roberta", "--apart"], "RobertaForMaskedLM", "masked"),
+    (["--arch", "t5", "--head-width", 4], "T5ForConditionalGeneration", "denoising"),
+    (["--arch", "t5", "--head-width", 4, "--prefix", "--apart"], "T5ForConditionalGeneration",
+     "denoising"),
+    (["--arch", "transformer", "--context", 16], "MarianMTModel", "denoising"),
+])
+def test_encoders_and_encoder_decoders_learn_and_are_resumed(minifm, book, tmp_path, words, model,
+                                                             learning):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    common = ["--data", book, "--layers", 1, "--heads", 2, "--width", 16, "--length", 16,
+              "--tokenizer", "bytes", "--batch", 4, "--evaluate-every", 2, "--save-every", 2,
+              "--keep", 9, *words]
+    status, out, err = minifm("pretrain", *common, "--steps", 4, "--out", whole)
+    assert status == 0 and f"learning   {learning}: " in err
+    assert re.search(r"held out   \d\.\d{4} nats a (masked token|token of the target)", out)
+    assert "bits a byte" not in out and "generate" not in out
+    assert json.loads((whole / "last/config.json").read_text())["architectures"] == [model]
+    shutil.copytree(whole, run, symlinks=True)
+    shutil.rmtree(run / "step-00000004")
+    assert minifm("pretrain", "--resume", "--out", run)[0] == 0
+    for file in ("last/model.safetensors", "last/trainer_state/optimizer.safetensors"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+    # Go on from it as a model to start from, which needs no settings.
+    assert minifm("pretrain", "--init", whole, "--data", book, "--steps", 1, "--length", 16,
+                  "--batch", 2, "--out", tmp_path / "further",
+                  *(word for word in words if word == "--prefix"))[0] == 0
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--prefix"], "prefix: a model that learns by the causal objective has no such setting"),
+    (["--arch", "t5", "--whole-words"], "whole_words: a model that learns by the denoising"),
+    (["--arch", "bert", "--apart", "--next-sentence"], "apart: with next_sentence"),
+    (["--arch", "bert", "--length", "2"], "length: a row of text between two marks needs at least"),
+    (["--arch", "t5", "--length", "2"], "length: a source with a span left out needs at least 3"),
+    (["--arch", "bert", "--tokenizer", "TOKENIZER"],
+     "tokenizer: the masked objective needs <s>, <pad>, <mask>, and the vocabulary has no such"),
+    (["--arch", "t5", "--tokenizer", "TOKENIZER"], "<pad>, <extra_id_0> … <extra_id_99>"),
+    (["--arch", "bert", "--config", "CONFIG"], "padding: follows from the tokenizer"),
+    (["--arch", "t5", "--vocabulary", "300"], "vocabulary: expected an integer from 358 "
+     "(the bytes, end-of-text and 101 more special tokens)"),
+])
+def test_what_an_objective_cannot_do_is_refused(minifm, book, tmp_path, words, said):
+    (tmp_path / "settings.json").write_text('{"padding": 4}')
+    Tokenizer.bytes().save(tmp_path)
+    named = {"CONFIG": tmp_path / "settings.json", "TOKENIZER": tmp_path / "tokenizer.json"}
+    refused(minifm("pretrain", "--data", book, "--out", tmp_path / "run",
+                   *(named.get(word, word) for word in words)), said)
+
+
 def test_help_shows_the_settings_of_the_architecture(minifm):
     assert "--key-heads INT" not in minifm("pretrain", "--help")[1]
     for words in (["--arch", "llama"], ["--arch=llama"], ["--preset", "llama-tiny"]):
@@ -204,7 +259,7 @@ def test_resuming_with_other_settings_lists_the_differences(minifm, book, tmp_pa
     refused(minifm("pretrain", *resume, "--steps", 5, "--clip", 0.5, "--seed", 1), "--force",
             "config.steps: 3 in the checkpoint, 5 now", "config.seed: 0 in",
             "config.clip: 1.0 in the checkpoint, 0.5 now")
-    refused(minifm("pretrain", *resume, "--width", 32), "model.width: 16 in")
+    refused(minifm("pretrain", *resume, "--width", 32), "width: 16 in")
     refused(minifm("pretrain", *resume, "--vocabulary", 300), "vocabulary: 4096 in")
     refused(minifm("pretrain", *resume, "--init", run), "init: ")
     other = tmp_path / "other.txt"

@@ -1,6 +1,7 @@
 """Masked tokens: which are chosen, what becomes of them, and a run that learns from them."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import minifm as mf
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import Bert, BertConfig
-from minifm.text.masking import MaskedBatches, mask_tokens
+from minifm.text.masking import MaskedBatches, Words, mask_tokens
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import MaskedLanguageModel
 from minifm.training.trainer import Trainer
@@ -185,9 +186,13 @@ def test_the_same_text_is_masked_otherwise_at_another_step():
     assert (found[0][1] != found[1][1]).any()
 
 
-def test_whole_words_by_a_table():
-    starts = np.arange(V) % 2 == 0
-    ids, (_, targets, _) = Ladders().batch(2)[0], batches(word_starts=starts).batch(2)
+def pairs_of_ids():
+    """Words of one or two tokens: what is odd goes on with what is even."""
+    return Words([b" a" if i % 2 == 0 else b"a " for i in range(V)])
+
+
+def test_whole_words_of_pairs():
+    ids, (_, targets, _) = Ladders().batch(2)[0], batches(words=pairs_of_ids()).batch(2)
     chosen, pairs = targets != -100, (ids[:, :-1] % 2 == 0) & (ids[:, 1:] > EDGE) \
         & (ids[:, 1:] % 2 == 1)
     assert chosen.any() and pairs.any()
@@ -197,15 +202,26 @@ def test_whole_words_by_a_table():
 def test_the_description_names_all_that_decides_the_masks():
     plain = batches().description
     assert plain["kind"] == "ladders" and plain == batches().description
-    other = [batches(seed=4), batches(probability=0.2), batches(word_starts=np.ones(V, bool)),
-             batches(word_starts=np.arange(V) % 2 == 0), batches(specials=(PAD, EDGE, 9))]
+    other = [batches(seed=4), batches(probability=0.2), batches(words=pairs_of_ids()),
+             batches(words=Words([b"a"] * V)), batches(specials=(PAD, EDGE, 9))]
     seen = [data.description for data in other] + [plain]
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
 
 
+@given(st.lists(st.sampled_from([b" the", b"cat", b"s", b"_x1", b"(", b")\n", "漢".encode()[:2],
+                                 "漢".encode()[2:], b" ", b"9"]), min_size=1))
+def test_words_by_their_bytes(tokens):
+    starts = Words(tokens)(np.arange(len(tokens))[None])[0]
+    text, start = b"".join(tokens), 0
+    for i, token in enumerate(tokens):
+        before, here = text[:start][-1:], text[start : start + 1]
+        within = all(re.fullmatch(rb"[0-9A-Za-z_\x80-\xff]", byte) for byte in (before, here))
+        assert starts[i] == (not within), (tokens, i)
+        start += len(token)
+
+
 @pytest.mark.parametrize("wrong, message", [
     ({"specials": (EDGE,)}, r"padding: expected one of the specials \[2\], .*, got 0"),
-    ({"word_starts": np.ones(5, bool)}, r"word_starts: expected one bool for each of 23 tokens"),
 ])
 def test_batches_that_cannot_be_masked_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
@@ -282,7 +298,7 @@ def test_what_an_objective_counts():
     chosen = (batch[1] != -100).sum()
     assert (objective.count(batch), objective.tokens(batch)) == (chosen, 80)
     lengths = np.arange(V) + 1
-    assert objective.target_bytes(batch, lengths) == (batch[1][batch[1] >= 0] + 1).sum()
+    assert objective.target_bytes(batch, lengths) == 0     # what is masked is no text of its own
     with mf.FlopCounter() as counter:
         objective.loss(model, batch, denominator=chosen, rng=mf.Rng(0)).backward()
     assert counter.total == pytest.approx(objective.flops(model, batch), rel=1e-12)

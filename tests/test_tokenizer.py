@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from minifm.errors import ConfigError, FormatError
 from minifm.text import StreamDecoder, Tokenizer, bytelevel, tokenizer
+from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
 
 TEXT = b"""The cat sat on the mat, and the cat's hat sat there too.
     def that(cat):  # the \xc3\xa9t\xc3\xa9
@@ -173,6 +174,29 @@ def test_learning_gives_the_vocabulary_asked_for_and_always_the_same():
     assert Tokenizer.train([TEXT] * 3, np.int64(300)).sha256 == LEARNT.sha256
     assert Tokenizer.train([TEXT] * 3, 290).sha256 != LEARNT.sha256
     assert Tokenizer.train(iter([TEXT.decode()] * 3), 300).sha256 == LEARNT.sha256
+
+
+def test_a_vocabulary_with_more_special_tokens(tmp_path):
+    specials = (FIRST, PADDING, MASK, *SENTINELS[:3])
+    learnt = Tokenizer.train([b"hello there, hello <mask>"] * 9, 275, specials)
+    for made in (learnt, Tokenizer.bytes(specials)):
+        V = made.vocabulary
+        assert (made.first, made.padding) == (0, 1)       # where RoBERTa has them
+        assert (made.end_of_text, made.mask) == (V - 5, V - 4)
+        assert made.separator == made.end_of_text
+        assert made.sentinels == (V - 3, V - 2, V - 1)
+        assert made.specials == (0, 1, *range(V - 5, V))
+        text = b"hello <mask><pad>\xff"
+        ids = made.encode(text)
+        assert made.decode(ids) == text and not set(made.specials) & set(ids.tolist())
+        made.save(tmp_path)
+        again = Tokenizer.load(tmp_path)
+        assert vars(again)["specials"] == made.specials and again.sha256 == made.sha256
+        assert (again.mask, again.padding, again.first) == (V - 4, 1, 0)
+    assert learnt.vocabulary == 275
+    assert (BYTES.mask, BYTES.first, BYTES.sentinels) == (None, None, ())
+    with pytest.raises(ConfigError, match=r"from 263 \(the bytes, end-of-text and 6 more special"):
+        Tokenizer.train([b""], 262, specials)
 
 
 def test_learning_makes_up_no_merges_and_no_special_strings():

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from dataclasses import fields
 
 from minifm.cli import program
 from minifm.cli.arguments import add_config, add_fields, build, settings
 from minifm.errors import ConfigError
 from minifm.models import ARCHITECTURES
+from minifm.models.causal import CausalModel
 from minifm.training.config import TrainConfig
 from minifm.training.signals import Interrupted
 
@@ -17,13 +17,16 @@ example:
   minifm pretrain --data notes/ --pattern '*.md' --tokenizer bytes --context 512 --out runs/notes
   minifm pretrain --init openai-community/gpt2 --data mine.jsonl --length 256 --out runs/mine
   minifm pretrain --arch llama --key-heads 1 --data book.txt --out runs/llama
+  minifm pretrain --arch roberta --whole-words --data notes/ --out runs/roberta
+  minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --resume --out runs/book
 """
 PRESETS = {name: arch for arch, kind in ARCHITECTURES.items() for name in kind.presets}
 
 
 def arguments(parser, argv):
-    from minifm.training.pretrain import TextConfig
+    from minifm.training.objectives import LearningConfig
+    from minifm.training.pretrain import NOT_CHOSEN, TextConfig
     parser.usage = "minifm pretrain --out DIRECTORY [--data SOURCE ...] [options]"
     parser.add_argument("--out", metavar="DIRECTORY", required=True,
                         help="the directory of the run: checkpoints, log, loss curve")
@@ -38,26 +41,29 @@ def arguments(parser, argv):
     parser.add_argument("--arch", choices=ARCHITECTURES, default=argparse.SUPPRESS,
                         help="what the model is made of; with --help, its settings are shown "
                              "(default: gpt, or what the preset is of)")
-    parser.add_argument("--preset", choices=PRESETS, default=argparse.SUPPRESS,
+    parser.add_argument("--preset", choices=PRESETS, default=argparse.SUPPRESS, metavar="NAME",
                         help="the shape of the model; the flags below change it (default: "
-                             f"{' or '.join(defaults)})")
+                             f"{', '.join(defaults)}; of {arch}: "
+                             f"{', '.join(ARCHITECTURES[arch].presets)})")
     add_config(parser)
     add_fields(parser, TextConfig, "text")
+    add_fields(parser, LearningConfig, "learning: what is guessed")
     add_fields(parser, ARCHITECTURES[arch].config,
-               f"model: {arch} (defaults: those of the preset)", skip=("vocabulary", "scaling"),
-               defaults=False)
+               f"model: {arch} (defaults: those of the preset)",
+               skip={"scaling", *NOT_CHOSEN, *ARCHITECTURES[arch].fixed}, defaults=False)
     add_fields(parser, TrainConfig, "training")
 
 
 def run(args):
     from minifm.backends.ceilings import flop_ceiling
+    from minifm.training.objectives import LearningConfig
     from minifm.training.pretrain import TextConfig, prepare
-    said = said_in_all(args, TextConfig)
+    said = said_in_all(args, TextConfig, LearningConfig)
     arch = said["arch"]
     shape = {name: said[name] for name in shape_of(arch) if name in said}
     prepared = prepare(args.out, build(TextConfig, said), shape, build(TrainConfig, said),
-                       arch=arch, initial=said.get("init"), resume=args.resume, force=args.force,
-                       ceiling=flop_ceiling().rate)
+                       learning=build(LearningConfig, said), arch=arch, initial=said.get("init"),
+                       resume=args.resume, force=args.force, ceiling=flop_ceiling().rate)
     for line in summary(prepared):
         print(line, file=sys.stderr)
     status = trained(prepared.trainer)
@@ -80,18 +86,16 @@ def shown_arch(argv):
 
 
 def shape_of(arch):
-    """The settings of a model's shape (None: of any), but for the vocabulary, which the tokenizer
-    knows."""
-    configs = [kind.config for name, kind in ARCHITECTURES.items() if arch in (None, name)]
-    return {field.name for config in configs for field in fields(config)} - {"vocabulary"}
+    """The settings of a model's shape (None: of any) that the user chooses."""
+    from minifm.training.pretrain import settings_of
+    return set().union(*(settings_of(name) for name in ARCHITECTURES if arch in (None, name)))
 
 
-def said_in_all(args, text_config):
+def said_in_all(args, *configs):
     """{name: value} of flags over the file of settings over the preset over, for a run that is
     resumed, its own settings. Its `arch` is None where a model to start from decides."""
-    configs = [kind.config for kind in ARCHITECTURES.values()]
-    said = settings(args, text_config, *configs, TrainConfig,
-                    also={"arch": str, "preset": str, "init": str})
+    said = settings(args, *(kind.config for kind in ARCHITECTURES.values()), *configs,
+                    TrainConfig, also={"arch": str, "preset": str, "init": str})
     if args.resume:
         from minifm.training.pretrain import read_settings
         if "init" in said:
@@ -113,7 +117,13 @@ def said_in_all(args, text_config):
 
 
 def refuse_foreign(said, arch):
-    """Raise ConfigError for a preset, or a setting of the shape, that the architecture has not."""
+    """Raise ConfigError for a preset, or a setting of the shape, that the architecture has not, or
+    that is not the user's to say."""
+    from minifm.training.pretrain import NOT_CHOSEN
+    for name in NOT_CHOSEN - {"vocabulary"}:            # which is the tokenizer's to be learnt, too
+        if name in said:
+            raise ConfigError(f"{name}: follows from the tokenizer and from what is to be learnt; "
+                              "leave it out")
     preset = said.get("preset")
     if PRESETS.get(preset, arch) != arch:
         raise ConfigError(f"preset: {preset} is of {PRESETS[preset]}, not of {arch}")
@@ -139,10 +149,12 @@ def tell(trainer):
     """Print the last evaluation, and what to do with the model."""
     found = next((line for line in reversed(trainer.metrics.read()) if "held_out_loss" in line), {})
     if found:
-        print(f"held out   {found['held_out_loss']:.4f} nats a token, "
-              f"{found['bits_per_byte']:.3f} bits a byte (step {found['step']})")
-    print(f"saved as   {trainer.directory}/last; try: "
-          f"{program()} generate {trainer.directory}/last \"Once\"")
+        bits = f", {found['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in found else ""
+        print(f"held out   {found['held_out_loss']:.4f} nats a {trainer.objective.unit}{bits} "
+              f"(step {found['step']})")
+    writes = isinstance(trainer.model, CausalModel)
+    print(f"saved as   {trainer.directory}/last" + (
+        f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""))
 
 
 def summary(prepared):
@@ -150,11 +162,13 @@ def summary(prepared):
     from minifm import backends
     trainer, corpus = prepared.trainer, prepared.corpus
     training, held_out = prepared.training, prepared.held_out
-    shape, config, T = trainer.model.config, trainer.config, trainer.batches.length
+    shape, config, objective = trainer.model.config, trainer.config, trainer.objective
     skipped = "".join(f", {what} left out: {n:,}" for what, n in corpus.skipped.items() if n)
     words = training.count - training.documents         # without the end-of-text marks
-    flops = shape.flops_per_token(T, training=True)
-    rounds = config.steps * config.batch * T / training.count
+    batch = trainer.batches.batch(0)
+    flops = objective.flops(trainer.model, batch) / objective.tokens(batch)
+    rounds = config.steps * config.batch * objective.window(prepared.length) / training.count
+    context = f", context {shape.context}" if shape.context else ""
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
     return [f"{name:<11}{text}" for name, text in {
         "text": f"{corpus.description}: {corpus.count:,} documents, {corpus.size / 1e6:.2f} MB; "
@@ -163,9 +177,10 @@ def summary(prepared):
                   f"train on, {training.size / max(1, words):.2f} bytes each",
         "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters: "
                  f"{shape.layers} layers, {shape.width} "
-                 f"wide, {shape.heads} heads, context {shape.context}; {flops / 1e6:,.0f} MFLOP "
-                 "to train on a token",
-        "training": f"{config.steps:,} steps of {config.batch} × {T} tokens, "
+                 f"wide, {shape.heads} heads{context}; {flops / 1e6:,.0f} MFLOP to train on a "
+                 "token",
+        "learning": f"{objective.name}: its loss is in nats a {objective.unit}",
+        "training": f"{config.steps:,} steps of {config.batch} × {prepared.length} tokens, "
                     f"{rounds:.2f} times through the text",
         "backend": backends.active().describe(),
         "run": f"{trainer.directory}{after}",

@@ -7,7 +7,8 @@ the command line finds all that is needed to make a new one.
 
 from typing import NamedTuple
 
-from minifm.models import gpt, llama
+from minifm.errors import ConfigError
+from minifm.models import bert, gpt, llama, t5, transformer
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
 from minifm.models.gpt import GPT, GPTConfig
@@ -27,18 +28,32 @@ MODELS = {GPT.model_type: GPT} | dict.fromkeys(LAYOUTS, Llama) \
 
 class Architecture(NamedTuple):
     """What `--arch` stands for: a model's class, that of its configuration, the shapes that are
-    known by name, {name: {setting: value}}, and the one that is taken unless another is named."""
+    known by name, {name: {setting: value}}, the one that is taken unless another is named, and
+    the settings that tell it from other architectures of the class."""
 
     model: type
     config: type
     presets: dict
     default: str
+    fixed: dict = {}
 
 
-ARCHITECTURES = {"gpt": Architecture(GPT, GPTConfig, gpt.PRESETS, "mini"),
-                 "llama": Architecture(Llama, LlamaConfig, llama.PRESETS, "llama-mini")}
+ARCHITECTURES = {
+    "gpt": Architecture(GPT, GPTConfig, gpt.PRESETS, "mini"),
+    "llama": Architecture(Llama, LlamaConfig, llama.PRESETS, "llama-mini"),
+    "bert": Architecture(Bert, BertConfig, bert.PRESETS, "bert-tiny", {"layout": "bert"}),
+    "roberta": Architecture(Bert, BertConfig, bert.ROBERTA_PRESETS, "roberta-tiny",
+                            {"layout": "roberta"}),
+    "transformer": Architecture(Transformer, TransformerConfig, transformer.PRESETS,
+                                "transformer-tiny"),
+    "t5": Architecture(T5, T5Config, t5.PRESETS, "t5-tiny"),
+}
 
 
 def architecture_of(model):
-    """The name in ARCHITECTURES that `model` is of."""
-    return next(name for name, kind in ARCHITECTURES.items() if kind.model is type(model))
+    """The name in ARCHITECTURES that `model` is of; raises ConfigError for a model of none."""
+    for name, kind in ARCHITECTURES.items():
+        if kind.model is type(model) and all(
+                getattr(model.config, key) == value for key, value in kind.fixed.items()):
+            return name
+    raise ConfigError(f"a {type(model).__name__} is none of {', '.join(ARCHITECTURES)}")

@@ -124,6 +124,9 @@ PRESETS = {
     "bert-medium": dict(layers=8, heads=8, width=512),
     "bert-base": dict(layers=12, heads=12, width=768),
     "bert-large": dict(layers=24, heads=16, width=1024),
+}
+ROBERTA_PRESETS = {
+    "roberta-tiny": ROBERTA | dict(layers=2, heads=2, width=128),
     "roberta-base": ROBERTA | dict(layers=12, heads=12, width=768),
     "roberta-large": ROBERTA | dict(layers=24, heads=16, width=1024),
 }

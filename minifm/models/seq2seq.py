@@ -46,6 +46,21 @@ class MemoryBlock(Module):
                             rng=rng and rng.child("perceptron"))
 
 
+def pair_flops(config, source, target, training, *, inner, perceptron):
+    """Floating-point operations for a source and a target of so many tokens. Products only; the
+    causal half of the target's attention to itself. Training, as in GPTConfig.
+
+    inner       width of all heads of an attention together
+    perceptron  the weights of a block's perceptron
+    """
+    C, S, T, L, M = config.width, source, target, config.layers, config.decoder_layers
+    weights = S * L * (4 * C * inner + perceptron)
+    weights += M * (S * 2 * C * inner + T * (6 * C * inner + perceptron))
+    weights += T * config.vocabulary * C
+    attention = inner * (4 * L * S * S + M * (2 * T * T + 4 * S * T))
+    return 6 * weights + 3.5 * attention if training else 2 * weights + attention
+
+
 class Seq2SeqModel(Module):
     """A Module with `config` (vocabulary V, decoder_layers, heads, head_width, start, padding, …),
     `token_embedding`, and `decoder`, a list of MemoryBlocks."""

@@ -17,7 +17,7 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.seq2seq import MemoryBlock, Seq2SeqModel
+from minifm.models.seq2seq import MemoryBlock, Seq2SeqModel, pair_flops
 from minifm.models.stored import Stored
 from minifm.nn import Attention, Block, Embedding, GatedPerceptron, Linear, Perceptron, RMSNorm
 
@@ -69,6 +69,11 @@ class T5Config:
                                   f"{self.vocabulary}, got {getattr(self, name)}")
 
     @property
+    def context(self):
+        """None: there is no most of tokens, as positions are but how far apart two are."""
+        return None
+
+    @property
     def parameters(self):
         """How many numbers training adjusts (a tied head counts once)."""
         C, E = self.width, self.heads * self.head_width
@@ -78,19 +83,16 @@ class T5Config:
                 + self.decoder_layers * (2 * attention + perceptron + 3 * C)
                 + 2 * (self.buckets * self.heads + C))
 
-    def flops_per_token(self, length, training=False):
-        """Floating-point operations for one token of a source and one of its target together,
-        both of `length` tokens: all that a pair of them takes, over `length`.
+    def flops(self, source, target, training=False):
+        """Floating-point operations for a source and a target of so many tokens; see
+        seq2seq.py."""
+        return pair_flops(self, source, target, training, inner=self.heads * self.head_width,
+                          perceptron=(3 if self.gated else 2) * self.width * self.hidden)
 
-        Products only; the causal half of the target's attention to itself. Training, as in
-        GPTConfig.
-        """
-        C, E = self.width, self.heads * self.head_width
-        attention, perceptron = 8 * C * E, (6 if self.gated else 4) * C * self.hidden
-        products = (self.layers * (attention + perceptron)
-                    + self.decoder_layers * (2 * attention + perceptron) + 2 * self.vocabulary * C)
-        attention = 4 * self.layers * length * E + 6 * self.decoder_layers * length * E
-        return 3 * products + 3.5 * attention if training else products + attention
+    def flops_per_token(self, length, training=False):
+        """The same for one token of a source and one of its target together, both of `length`
+        tokens: all that a pair of them takes, over `length`."""
+        return self.flops(length, length, training) / length
 
 
 V1_1 = dict(activation="gelu_new", gated=True, tied=False)

@@ -14,7 +14,7 @@ from minifm import backends, ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.seq2seq import MemoryBlock, Seq2SeqModel
+from minifm.models.seq2seq import MemoryBlock, Seq2SeqModel, pair_flops
 from minifm.models.stored import Stored
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Perceptron, post_norm
 from minifm.nn.module import constant
@@ -73,18 +73,16 @@ class TransformerConfig:
                 + self.layers * (attention + perceptron + 4 * C)
                 + self.decoder_layers * (2 * attention + perceptron + 6 * C))
 
-    def flops_per_token(self, length, training=False):
-        """Floating-point operations for one token of a source and one of its target together,
-        both of `length` tokens: all that a pair of them takes, over `length`.
+    def flops(self, source, target, training=False):
+        """Floating-point operations for a source and a target of so many tokens; see
+        seq2seq.py."""
+        return pair_flops(self, source, target, training, inner=self.width,
+                          perceptron=2 * self.width * self.hidden)
 
-        Products only; the causal half of the target's attention to itself. Training, as in
-        GPTConfig.
-        """
-        C, F = self.width, self.hidden
-        products = (self.layers * (8 * C * C + 4 * C * F)
-                    + self.decoder_layers * (16 * C * C + 4 * C * F) + 2 * self.vocabulary * C)
-        attention = 4 * self.layers * length * C + 6 * self.decoder_layers * length * C
-        return 3 * products + 3.5 * attention if training else products + attention
+    def flops_per_token(self, length, training=False):
+        """The same for one token of a source and one of its target together, both of `length`
+        tokens: all that a pair of them takes, over `length`."""
+        return self.flops(length, length, training) / length
 
 
 PRESETS = {

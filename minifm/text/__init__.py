@@ -1,5 +1,5 @@
-"""Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing), some
-of them masked (masking)."""
+"""Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing), and
+what is made of those to learn from: rows, masked tokens (masking), spans left out (spans)."""
 
 from minifm.text.corpus import Corpus
 from minifm.text.packing import HeldOutBatches, TrainingBatches

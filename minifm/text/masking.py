@@ -11,6 +11,7 @@ import numpy as np
 from minifm.errors import ConfigError, ShapeError
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
+from minifm.text.rows import MadeBatches
 
 MASKED, REPLACED = 0.8, 0.1     # of the chosen tokens; the others stay as they are
 
@@ -78,51 +79,69 @@ def _as_first_of_word(chosen, word_starts, special):
     return np.take_along_axis(chosen, first, axis=1)
 
 
-class MaskedBatches:
+class Words:
+    """Which tokens begin a word, called with ids [B, T]: bool [B, T].
+
+    A word is letters, digits, underscores, and all beyond ASCII; every other token is a word by
+    itself. A token goes on with a word if it begins as words do where the one before ends so.
+    """
+
+    def __init__(self, tokens):
+        """`tokens` are the bytes of each id."""
+        self.begins, self.ends = (np.array([_of_word(token[part]) for token in tokens])
+                                  for part in (slice(0, 1), slice(-1, None)))   # bool [V]
+        self.sha256 = hashlib.sha256(np.packbits([self.begins, self.ends])).hexdigest()
+
+    def __call__(self, ids):
+        starts = np.ones(ids.shape, bool)
+        starts[:, 1:] = ~(self.begins[ids[:, 1:]] & self.ends[ids[:, :-1]])
+        return starts
+
+
+def _of_word(byte):
+    return byte.isalnum() or byte == b"_" or byte > b"\x7f"
+
+
+class MaskedBatches(MadeBatches):
     """The ids of other batches, masked: `batch(step)` is (ids [B, T], targets [B, T]), and, where
     rows are padded, key_mask [B, T], which is False there.
 
     One step, one choice: the same text in another epoch, at another step, is masked elsewhere.
-    Held-out batches have steps 0, 1, … at each evaluation, and so the same masks.
 
     batches       `batch(step)` gives (ids [B, T], …), of which only the ids are looked at
     padding       the id that fills short rows, one of the specials; None: rows are full
-    word_starts   bool [V]: which tokens begin a word, to mask whole words; None: single tokens
+    words         Words, to mask whole words; None: single tokens
     others        see mask_tokens
     """
 
+    name = "masked"
+
     def __init__(self, batches, *, mask, specials, vocabulary, seed, probability=0.15,
-                 padding=None, word_starts=None):
+                 padding=None, words=None):
         specials = tuple(int(i) for i in specials)
         if padding is not None and padding not in specials:
             raise ConfigError(f"padding: expected one of the specials {list(specials)}, which are "
                               f"never masked, got {padding}")
-        if word_starts is not None and np.shape(word_starts) != (vocabulary,):
-            raise ConfigError(f"word_starts: expected one bool for each of {vocabulary} tokens, "
-                              f"got {list(np.shape(word_starts))}")
-        self.batches, self.padding = batches, padding
-        self.word_starts = None if word_starts is None else np.asarray(word_starts, bool)
-        self.rng = Rng(seed).child("masks")
-        self.choice = {"mask": int(mask), "specials": specials, "vocabulary": vocabulary,
-                       "probability": probability}
-
-    @property
-    def count(self):
-        """How many batches there are, if they end."""
-        return self.batches.count
-
-    @property
-    def description(self):
-        """What names the data (training/trainer.py), and how it is masked."""
-        words = None if self.word_starts is None else \
-            hashlib.sha256(np.packbits(self.word_starts)).hexdigest()
-        return {**self.batches.description, "masked": {
-            **self.choice, "seed": self.rng.seed, "padding": self.padding, "words": words}}
+        self.given = {"mask": int(mask), "specials": specials, "vocabulary": vocabulary,
+                      "probability": probability}
+        super().__init__(batches, **self.given, seed=seed, padding=padding,
+                         words=words and words.sha256)
+        self.padding, self.words, self.rng = padding, words, Rng(seed).child("masks")
 
     def batch(self, step):
-        """The batch of step 0, 1, …"""
         ids = self.batches.batch(step)[0]
-        starts = None if self.word_starts is None else self.word_starts[ids]
-        masked, targets = mask_tokens(ids, self.rng.child(step), word_starts=starts, **self.choice)
-        return (masked, targets) if self.padding is None else \
-            (masked, targets, ids != self.padding)
+        masked = self.masked(ids, step)
+        return masked if self.padding is None else (*masked, ids != self.padding)
+
+    def masked(self, ids, step):
+        """(ids [B, T] with some masked, targets [B, T])."""
+        return mask_tokens(
+            ids, self.rng.child(step), word_starts=self.words and self.words(ids), **self.given)
+
+
+class MaskedPairs(MaskedBatches):
+    """The same of SentencePairs: (ids [B, T], targets [B, T], types [B, T], follows [B])."""
+
+    def batch(self, step):
+        ids, types, follows = self.batches.batch(step)
+        return *self.masked(ids, step), types, follows

@@ -21,6 +21,9 @@ from minifm.errors import ConfigError, FormatError
 from minifm.text.bytelevel import ALPHABET, from_alphabet
 
 END_OF_TEXT = "<|endoftext|>"
+# The special tokens that a vocabulary may have beside it, as RoBERTa and T5 spell them.
+FIRST, PADDING, MASK = "<s>", "<pad>", "<mask>"
+SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 SEGMENT = 1 << 18           # a longer text is encoded in segments of about this many characters
 TOGETHER = 1 << 24          # characters that the library encodes in one call, on all processors
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")        # how Python decodes such bytes
@@ -36,6 +39,11 @@ class Tokenizer:
     vocabulary    how many ids there are
     end_of_text   the id between documents, or None
     padding       the id that fills up rows, or None; never the same as end_of_text
+    first         the id that begins a sequence, or None (cls_token)
+    separator     the id behind each part of a sequence (sep_token; else end_of_text)
+    mask          the id that stands for a masked token, or None
+    sentinels     the ids that stand for spans left out, in order; may be empty
+    specials      the ids of all tokens that the file adds to its merges, those above among them
     settings      what `tokenizer_config.json` says (chat template, special tokens, …)
     """
 
@@ -50,41 +58,56 @@ class Tokenizer:
         self._byte_ids = _ids_of_bytes(self._plain, file)
         self._merges = len(json.loads(text)["model"]["merges"])
         self._check_that_text_comes_back()
-        self.end_of_text = self._special("eos_token", END_OF_TEXT)
-        self.padding = self._special("pad_token", None)
+        self.end_of_text = self._special("eos_token", END_OF_TEXT, "</s>")
+        self.padding = self._special("pad_token", PADDING, "[PAD]")
         if self.padding == self.end_of_text:
             self.padding = None
+        self.first = self._special("cls_token", FIRST, "[CLS]")
+        self.separator = self._special("sep_token", "[SEP]")
+        if self.separator is None:
+            self.separator = self.end_of_text
+        self.mask = self._special("mask_token", MASK, "[MASK]")
+        known = {token.content: i for i, token in self._plain.get_added_tokens_decoder().items()}
+        self.sentinels = tuple(known[token] for token in SENTINELS if token in known)
+        self.specials = tuple(sorted(known.values()))
 
     # -- making one ------------------------------------------------------------------------------
 
     @classmethod
-    def bytes(cls):
-        """The vocabulary of the 256 bytes, id = value, and end-of-text, 256."""
-        return cls(_byte_level_json([], []))
+    def bytes(cls, specials=()):
+        """The vocabulary of the 256 bytes, id = value, and end-of-text, 256; with `specials` as
+        in `train`."""
+        return cls(_byte_level_json([], [], specials), _settings(specials))
 
     @classmethod
-    def train(cls, documents, vocabulary):
+    def train(cls, documents, vocabulary, specials=()):
         """Learn the merges from an iterable of documents (bytes or str).
 
         `vocabulary` counts all ids: 256 bytes, merges, end-of-text (the last id). Merges that
         the documents do not have (seen at least twice) are not made up: it may come out smaller.
+
+        specials  those of FIRST, PADDING, MASK and SENTINELS that it is to have, too. The first
+                  two get the first ids, as RoBERTa's and T5's have them, the others the last
         """
+        least = 257 + len(specials)
         if isinstance(vocabulary, bool) or not isinstance(vocabulary, (int, np.integer)) \
-                or not 257 <= vocabulary <= 1 << 24:
-            raise ConfigError("vocabulary: expected an integer from 257 (the bytes and "
-                              f"end-of-text) to {1 << 24}, got {vocabulary!r}")
+                or not least <= vocabulary <= 1 << 24:
+            what = "the bytes and end-of-text" if least == 257 else \
+                f"the bytes, end-of-text and {len(specials)} more special tokens"
+            raise ConfigError(f"vocabulary: expected an integer from {least} ({what}) to "
+                              f"{1 << 24}, got {vocabulary!r}")
         from tokenizers import trainers
         # Without special tokens: the library would learn their strings, where documents spell them.
         library = _open(_json({symbol: i for i, symbol in enumerate(ALPHABET)}, [], []))
         trainer = trainers.BpeTrainer(
-            vocab_size=int(vocabulary) - 1, min_frequency=2, max_token_length=64,
+            vocab_size=int(vocabulary) - 1 - len(specials), min_frequency=2, max_token_length=64,
             initial_alphabet=sorted(ALPHABET), special_tokens=[], show_progress=False)
         texts = (d.decode("utf-8", "ignore") if isinstance(d, bytes) else d for d in documents)
         library.train_from_iterator(texts, trainer)
         model = json.loads(library.to_str())["model"]
         tokens = sorted(model["vocab"], key=model["vocab"].get)
         learnt = [token for token in tokens if token not in set(ALPHABET)]
-        return cls(_byte_level_json(learnt, model["merges"]))
+        return cls(_byte_level_json(learnt, model["merges"], specials), _settings(specials))
 
     # -- encoding --------------------------------------------------------------------------------
 
@@ -180,18 +203,18 @@ class Tokenizer:
             raise FormatError(self.file, "pre_tokenizer", "only byte-level BPE is read, and here "
                               f"text is changed: {_ASCII!r} becomes {found!r:.200}")
 
-    def _special(self, key, otherwise):
-        """The id of the special token that the settings call `key`."""
+    def _special(self, key, *spellings):
+        """The id of the special token that the settings call `key`; where they say nothing, of the
+        first of `spellings` that the file calls special."""
         given = self.settings.get(key)
-        token = given or otherwise
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token is None:
-            return None
-        found = self._plain.token_to_id(token) if isinstance(token, str) else None
-        if found is None and given:
-            raise FormatError(self.file, key, f"{token!r} is not in the vocabulary")
-        return found
+        if given:
+            token = given.get("content") if isinstance(given, dict) else given
+            found = self._plain.token_to_id(token) if isinstance(token, str) else None
+            if found is None:
+                raise FormatError(self.file, key, f"{token!r} is not in the vocabulary")
+            return found
+        added = {token.content: i for i, token in self._plain.get_added_tokens_decoder().items()}
+        return next((added[token] for token in spellings if token in added), None)
 
 
 class StreamDecoder:
@@ -314,10 +337,25 @@ def _from_gpt2(vocab_file, merges_file):
     return _json(vocab, merges, special)
 
 
-def _byte_level_json(learnt, merges):
-    tokens = [*ALPHABET, *learnt]
-    return _json({token: i for i, token in enumerate(tokens)}, merges,
-                 [(END_OF_TEXT, len(tokens))])
+def _byte_level_json(learnt, merges, specials):
+    front = [token for token in (FIRST, PADDING) if token in specials]
+    tokens = [*front, *ALPHABET, *learnt]
+    back = [END_OF_TEXT, *(token for token in specials if token not in front)]
+    ids = {token: i for i, token in enumerate([*tokens, *back])}
+    return _json({token: ids[token] for token in tokens}, merges,
+                 [(token, ids[token]) for token in front + back])
+
+
+def _settings(specials):
+    """What `tokenizer_config.json` says of a vocabulary with these; None: nothing special."""
+    if not specials:
+        return None
+    roles = {"cls_token": FIRST, "bos_token": FIRST, "pad_token": PADDING, "mask_token": MASK}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False, "eos_token": END_OF_TEXT,
+            "sep_token": END_OF_TEXT,
+            **{role: token for role, token in roles.items() if token in specials},
+            "additional_special_tokens": [token for token in specials if token in SENTINELS]}
 
 
 def _json(vocab, merges, special):

@@ -1,11 +1,49 @@
-"""What a model is trained to do: an objective knows the loss of a batch and what it counts.
+"""What a model is trained to do: an objective makes batches to learn from out of windows of text,
+and knows the loss of a batch and what it counts.
+
+    causal      the next token                                      GPT, Llama
+    masked      what stood where tokens are masked                  BERT, RoBERTa
+      … and whether a second text follows the first                 BERT
+    denoising   what stood where spans were left out                T5, the Transformer
+      … or how a text goes on
 
 A batch is a tuple of arrays with the sequences along their first axis, so that the trainer can
 cut it into pieces. The loss of a piece is its *sum* divided by `denominator`, the count of the
 whole batch: the losses and gradients of the pieces then add up to those of the batch.
 """
 
+from dataclasses import dataclass
+from functools import partial
+
 from minifm import ops
+from minifm.config import check, setting
+from minifm.errors import ConfigError
+from minifm.models.bert import Bert
+from minifm.models.causal import CausalModel
+from minifm.models.seq2seq import Seq2SeqModel
+from minifm.text.masking import MaskedBatches, MaskedPairs, Words
+from minifm.text.rows import Rows, SentencePairs
+from minifm.text.spans import PrefixBatches, SpanBatches, counts, window_for
+from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """What is to be guessed, where an objective leaves a choice."""
+
+    hidden_part: float = setting(
+        0.15, "masked and denoising: the fraction of the tokens that is to be guessed", above=0,
+        below=1)
+    whole_words: bool = setting(
+        False, "masked: words are chosen as a whole, not the tokens that they are made of")
+    next_sentence: bool = setting(
+        False, "masked: of two texts in a row, guess whether the second follows the first, too")
+    span: float = setting(3.0, "denoising: tokens left out at a place, on average", least=1)
+    prefix: bool = setting(
+        False, "denoising: no spans are left out; the source is how a text begins, the target how "
+        "it goes on")
+
+    __post_init__ = check
 
 
 class TokenObjective:
@@ -13,12 +51,37 @@ class TokenObjective:
     counted.
 
     recompute  keep only what enters each block of the model, for less memory (ops/checkpoint.py)
+    learning   a LearningConfig; raises ConfigError for what this objective has no use for
+
+    special_tokens are what a vocabulary must have beside end-of-text; `shape` are settings of the
+    model that follow.
     """
 
-    unit = "token"
+    name = ""
+    settings = ()               # those of LearningConfig that it has a use for
+    special_tokens = ()
+    unit = "token"              # of the loss
 
-    def __init__(self, recompute=False):
-        self.recompute = recompute
+    def __init__(self, recompute=False, learning=LearningConfig()):
+        for setting_name, default in vars(LearningConfig()).items():
+            given = getattr(learning, setting_name)
+            if given != default and setting_name not in self.settings:
+                raise ConfigError(f"{setting_name}: a model that learns by the {self.name} "
+                                  "objective has no such setting")
+        self.recompute, self.learning, self.shape = recompute, learning, {}
+
+    # -- out of windows of text --------------------------------------------------------------------
+
+    def window(self, length):
+        """Tokens of text in a row of `length` tokens, which is what the model then reads."""
+        return length
+
+    def batches(self, windows, tokenizer, *, seed, apart=False):
+        """What to learn from; `windows` are TrainingBatches or HeldOutBatches (text/packing.py).
+        `apart`: of each window, only text of one document sees each other."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its batches are")
+
+    # -- of a batch ------------------------------------------------------------------------------
 
     def loss(self, model, batch, *, denominator, rng):
         """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
@@ -38,24 +101,58 @@ class TokenObjective:
         return ids.size * model.config.flops_per_token(ids.shape[-1], training=True)
 
     def target_bytes(self, batch, lengths):
-        """Bytes of text that the counted targets stand for; `lengths` [V] in bytes by id."""
-        targets = batch[1]
-        return int(lengths[targets[targets != ops.loss.IGNORE]].sum())
+        """Bytes of text that the counted targets stand for, where the loss is the logarithm of
+        their probability as a text; else 0. `lengths` [V] in bytes by id."""
+        return 0
 
 
 class CausalLanguageModel(TokenObjective):
     """Predict the next token; where documents must not see each other, the batch has
     document_starts [B, T], too (models/causal.py)."""
 
+    name = "causal"
+
+    def batches(self, windows, tokenizer, *, seed, apart=False):
+        return windows                      # which have document_starts themselves
+
     def loss(self, model, batch, *, denominator, rng):
         ids, targets, *starts = batch
         return model.loss(ids, targets, document_starts=starts[0] if starts else None,
                           denominator=denominator, rng=rng, recompute=self.recompute)
 
+    def target_bytes(self, batch, lengths):
+        targets = batch[1]
+        return int(lengths[targets[targets != ops.loss.IGNORE]].sum())
+
 
 class MaskedLanguageModel(TokenObjective):
     """Guess what stood where tokens were masked, as text/masking.py does; where rows are padded,
     the batch has key_mask [B, T], too (models/bert.py)."""
+
+    name = "masked"
+    settings = ("hidden_part", "whole_words", "next_sentence")
+    special_tokens = (FIRST, PADDING, MASK)
+    unit = "masked token"
+
+    def window(self, length):
+        if length < 3:
+            raise ConfigError(f"length: a row of text between two marks needs at least 3 tokens, "
+                              f"got {length}")
+        return length - 2
+
+    def batches(self, windows, tokenizer, *, seed, apart=False):
+        rows = Rows(windows, first=tokenizer.first, separator=tokenizer.separator,
+                    padding=tokenizer.padding, apart=tokenizer.end_of_text if apart else None)
+        return MaskedBatches(rows, **self.masks(tokenizer, seed),
+                             padding=tokenizer.padding if apart else None)
+
+    def masks(self, tokenizer, seed):
+        """How batches are masked."""
+        tokens = [tokenizer.decode([i]) for i in range(tokenizer.vocabulary)]
+        return {"mask": tokenizer.mask, "specials": tokenizer.specials,
+                "vocabulary": tokenizer.vocabulary, "seed": seed,
+                "probability": self.learning.hidden_part,
+                "words": Words(tokens) if self.learning.whole_words else None}
 
     def loss(self, model, batch, *, denominator, rng):
         ids, targets, *mask = batch
@@ -67,3 +164,91 @@ class MaskedLanguageModel(TokenObjective):
         ids = batch[0]
         return ids.size * model.config.flops_per_token(
             ids.shape[-1], training=True, counted=self.count(batch) / ids.size)
+
+
+class MaskedAndNextSentence(MaskedLanguageModel):
+    """The same of two texts in a row, and guess whether the second follows the first: the batch is
+    (ids [B, T], targets [B, T], types [B, T], follows [B]).
+
+    The guess of a row weighs as much as that of all the tokens that are masked in a row on the
+    average: then the loss is about the sum of the two means that Devlin et al. (2019) add up.
+    """
+
+    name = "masked and next-sentence"
+    unit = "masked token, with the guess of the next sentence"
+
+    def __init__(self, recompute=False, learning=LearningConfig()):
+        super().__init__(recompute, learning)
+        self.shape = {"pooler": True, "sentence_head": True}
+
+    def window(self, length):
+        return super().window(length) - 1
+
+    def batches(self, windows, tokenizer, *, seed, apart=False):
+        if apart:
+            raise ConfigError("apart: with next_sentence, a row has two texts that see each other")
+        pairs = SentencePairs(windows, first=tokenizer.first, separator=tokenizer.separator,
+                              seed=seed)
+        return MaskedPairs(pairs, **self.masks(tokenizer, seed))
+
+    def loss(self, model, batch, *, denominator, rng):
+        ids, targets, types, follows = batch
+        weight = self.learning.hidden_part * ids.shape[1]
+        return model.loss(ids, targets, types=types, sentence_targets=follows,
+                          denominator=denominator, sentence_denominator=denominator / weight,
+                          rng=rng, recompute=self.recompute)
+
+
+class Denoising(TokenObjective):
+    """Write the target that belongs to a source: the batch is (source [B, S], targets [B, T],
+    source_mask [B, S]), made by text/spans.py."""
+
+    name = "denoising"
+    settings = ("hidden_part", "span", "prefix")
+    unit = "token of the target"
+
+    @property
+    def special_tokens(self):
+        return (PADDING,) if self.learning.prefix else (PADDING, *SENTINELS)
+
+    def window(self, length):
+        if self.learning.prefix:
+            return length
+        window = window_for(length, self.learning.hidden_part, self.learning.span)
+        spans = counts(window, self.learning.hidden_part, self.learning.span)[1]
+        if spans > len(SENTINELS):
+            raise ConfigError(f"length: {length} tokens have {spans} spans, and vocabularies have "
+                              f"{len(SENTINELS)} sentinels; choose shorter sequences, or a longer "
+                              "span")
+        return window
+
+    def batches(self, windows, tokenizer, *, seed, apart=False):
+        made = PrefixBatches if self.learning.prefix else partial(
+            SpanBatches, sentinels=tokenizer.sentinels, end=tokenizer.end_of_text,
+            density=self.learning.hidden_part, span=self.learning.span)
+        return made(windows, seed=seed, padding=tokenizer.padding,
+                    apart=tokenizer.end_of_text if apart else None)
+
+    def loss(self, model, batch, *, denominator, rng):
+        source, targets, mask = batch
+        return model.loss(source, model.read_before(targets), targets,
+                          source_mask=None if mask.all() else mask, denominator=denominator,
+                          rng=rng, recompute=self.recompute)
+
+    def tokens(self, batch):
+        return batch[0].size + batch[1].size
+
+    def flops(self, model, batch):
+        (B, S), T = batch[0].shape, batch[1].shape[1]
+        return B * model.config.flops(S, T, training=True)
+
+
+def objective_of(model, recompute=False, learning=LearningConfig()):
+    """The objective by which models of a class learn from text without labels."""
+    if issubclass(model, Bert):
+        kind = MaskedAndNextSentence if learning.next_sentence else MaskedLanguageModel
+    else:
+        kind = next(kind for family, kind in ((CausalModel, CausalLanguageModel),
+                                              (Seq2SeqModel, Denoising))
+                    if issubclass(model, family))
+    return kind(recompute, learning)

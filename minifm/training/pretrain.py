@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import minifm
@@ -20,14 +20,20 @@ from minifm import backends
 from minifm.atomic import atomic_file
 from minifm.config import check, setting
 from minifm.errors import ConfigError, FormatError
-from minifm.hub import load_causal, resolve
+from minifm.hub import load_model, resolve
 from minifm.models import ARCHITECTURES, architecture_of, packed_format
 from minifm.rng import Rng
 from minifm.text import Tokenizer, shards
 from minifm.text.corpus import Corpus, Documents
 from minifm.text.packing import HeldOutBatches, TrainingBatches
+from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
 from minifm.training import checkpoint, memory
+from minifm.training.objectives import LearningConfig, objective_of
 from minifm.training.trainer import Trainer
+
+# Settings of a model that follow from the tokenizer or from what is learnt.
+NOT_CHOSEN = {"vocabulary", "padding", "start", "end", "pooler", "masked_head", "sentence_head"}
+T5_LENGTH = 512         # tokens of a sequence where the model has no context (Raffel et al. 2020)
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,11 @@ class TextConfig:
         0.05, "fraction of the documents that training never sees", above=0, below=1)
     apart: bool = setting(
         False, "documents that share a sequence do not see each other (default: they do, as in "
-        "GPT-2; only the mark between them tells)")
+        "GPT-2; only the mark between them tells); other models than gpt and llama then read of "
+        "each sequence its longest document")
     length: int | None = setting(
-        None, "tokens of one training sequence (default: the model's context)", least=1)
+        None, "tokens of one training sequence, of an encoder-decoder's source (default: the "
+        "model's context, 512 for a model without one)", least=1)
 
     __post_init__ = check
 
@@ -66,16 +74,18 @@ class Prepared:
     training: shards.Tokens
     held_out: shards.Tokens
     held_out_text: Documents
+    length: int                 # tokens of a sequence
 
 
-def prepare(directory, text, shape, config, *, arch=None, initial=None, resume=False,
-            force=False, ceiling=None, shown=True):
+def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=None, initial=None,
+            resume=False, force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     text     a TextConfig
-    shape    {field: value} of the model's configuration; its vocabulary is the tokenizer's
-    arch     which of models.ARCHITECTURES a new model is of (default: gpt)
+    shape    {field: value} of the model's configuration; what its tokens are is the tokenizer's
     config   a TrainConfig
+    learning a LearningConfig: what is to be guessed
+    arch     which of models.ARCHITECTURES a new model is of (default: gpt)
     initial  a model's directory or hub name to start from, in place of random weights
     ceiling  FLOP/s of this machine at its best, for the utilisation that is shown
     shown    say on standard error what is being done, and show a progress bar
@@ -87,26 +97,31 @@ def prepare(directory, text, shape, config, *, arch=None, initial=None, resume=F
     own = _own_tokenizer(directory, text, resume, force)
     if initial is not None:
         initial = resolve(initial)
+    model = _started_model(directory, arch, shape, initial, resume)
+    objective = objective_of(ARCHITECTURES[arch or "gpt"].model if model is None else type(model),
+                             config.recompute, learning)
     corpus = Corpus(text.data, pattern=text.pattern, separator=text.separator)
     parts = corpus.split(text.held_out, config.seed)
     say(f"reading {corpus.description}")
-    tokenizer = own or _tokenizer(text, parts[0], initial, say)
-    model = _model(arch, shape, tokenizer, config, initial)
+    tokenizer = own or _tokenizer(text, parts[0], initial, objective, say)
+    _require_specials(tokenizer, objective)
+    if model is None:
+        model = _new_model(arch or "gpt", shape | objective.shape, tokenizer, config)
+    elif model.config.vocabulary < tokenizer.vocabulary:
+        raise ConfigError(f"{initial or directory}: the tokenizer has {tokenizer.vocabulary} "
+                          f"tokens, the model knows {model.config.vocabulary}")
     length = _length(text.length, model.config)
     memory.require_tokens(config.batch, length)
     say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
+    training, held_out = _batches(tokens, text, config, objective, tokenizer, length)
     say("measuring the memory that a step takes")
-    trainer = Trainer(
-        model, TrainingBatches(tokens[0], batch=config.batch, length=length, seed=config.seed,
-                               apart=text.apart),
-        config, directory=directory, tokenizer=tokenizer, shown=shown, ceiling=ceiling,
-        held_out=HeldOutBatches(tokens[1], batch=config.batch, length=length,
-                                apart=text.apart))
+    trainer = Trainer(model, training, config, directory=directory, objective=objective,
+                      held_out=held_out, tokenizer=tokenizer, shown=shown, ceiling=ceiling)
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, text, trainer, corpus)
-    return Prepared(trainer, corpus, *tokens, parts[1])
+    _write_run(directory, text, learning, trainer, corpus)
+    return Prepared(trainer, corpus, *tokens, parts[1], length)
 
 
 def read_settings(directory):
@@ -136,6 +151,14 @@ def _run_directory(out, text):
     return directory
 
 
+def settings_of(arch):
+    """The names of a model's settings that are the user's to choose: not those that say which
+    architecture it is, nor what only the tokenizer or the objective knows."""
+    kind = ARCHITECTURES[arch]
+    names = {field.name for field in fields(kind.config)}
+    return names - kind.fixed.keys() - NOT_CHOSEN
+
+
 def _say(line):
     print(f"{line} …", file=sys.stderr, flush=True)
 
@@ -163,7 +186,7 @@ def _own_tokenizer(directory, text, resume, force):
     return Tokenizer.load(path)
 
 
-def _tokenizer(text, training, initial, say):
+def _tokenizer(text, training, initial, objective, say):
     """The vocabulary of a new run: the initial model's, a given one, or one learnt here."""
     if initial is not None:
         if text.tokenizer is not None:
@@ -171,46 +194,91 @@ def _tokenizer(text, training, initial, say):
         return Tokenizer.load(initial)
     if text.tokenizer is None:
         say(f"learning a vocabulary of {text.vocabulary:,} tokens from it")
-        return Tokenizer.train((document.text for document in training), text.vocabulary)
+        return Tokenizer.train((document.text for document in training), text.vocabulary,
+                               objective.special_tokens)
     if text.tokenizer == "bytes":
-        return Tokenizer.bytes()
+        return Tokenizer.bytes(objective.special_tokens)
     path = Path(text.tokenizer)
     return Tokenizer.load(path if path.is_file() else resolve(text.tokenizer))
 
 
-def _model(arch, shape, tokenizer, config, initial):
+def _require_specials(tokenizer, objective):
+    """Raise ConfigError for a vocabulary that lacks what the objective marks places with."""
+    roles = {FIRST: tokenizer.first, PADDING: tokenizer.padding, MASK: tokenizer.mask}
+    lacking = [token for token in objective.special_tokens
+               if roles.get(token, True) is None]
+    if set(SENTINELS) <= set(objective.special_tokens) \
+            and len(tokenizer.sentinels) < len(SENTINELS):
+        lacking.append(f"{SENTINELS[0]} … {SENTINELS[-1]}")
+    if lacking:
+        raise ConfigError(f"tokenizer: the {objective.name} objective needs {', '.join(lacking)}, "
+                          "and the vocabulary has no such special tokens; leave --tokenizer out "
+                          "to learn one that has")
+
+
+def of_tokenizer(config, tokenizer):
+    """{setting: value} of a model's configuration class that only the tokenizer knows."""
+    known = {"vocabulary": tokenizer.vocabulary, "padding": tokenizer.padding,
+             "start": tokenizer.padding,        # an encoder-decoder begins to write with it
+             "end": tokenizer.end_of_text}
+    return {field.name: known[field.name] for field in fields(config) if field.name in known}
+
+
+def _new_model(arch, shape, tokenizer, config):
+    kind = ARCHITECTURES[arch]
+    shape = kind.config(**shape | kind.fixed | of_tokenizer(kind.config, tokenizer))
+    memory.require_parameters(shape.parameters, config)
+    return kind.model(shape, Rng(config.seed).child("model"))
+
+
+def _started_model(directory, arch, shape, initial, resume):
+    """The model of the newest checkpoint, or the one to start from; None: a new one is needed."""
+    if resume:
+        path = checkpoint.path_of(directory, checkpoint.steps_in(directory)[-1])
+        model = load_model(path)
+        stored = {"arch": architecture_of(model)} | asdict(model.config)
+        asked = {"arch": arch or stored["arch"]} | shape
+        checkpoint.refuse_differences(path, checkpoint.differences(
+            {key: stored.get(key) for key in asked}, asked))
+        return model
     if initial is None:
-        kind = ARCHITECTURES[arch or "gpt"]
-        shape = kind.config(**shape | {"vocabulary": tokenizer.vocabulary})
-        memory.require_parameters(shape.parameters, config)
-        return kind.model(shape, Rng(config.seed).child("model"))
+        return None
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
-    model = load_causal(initial)
+    model = load_model(initial)
     if arch not in (None, architecture_of(model)):
         raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
     if packed_format(model):
         raise ConfigError(f"{initial}: its weights are packed as {packed_format(model)}, and are "
                           "not trained; start from the model that they were made of")
-    if model.config.vocabulary < tokenizer.vocabulary:
-        raise ConfigError(f"{initial}: the tokenizer has {tokenizer.vocabulary} tokens, the model "
-                          f"knows {model.config.vocabulary}")
     return model
 
 
 def _length(length, shape):
-    if length is not None and length > shape.context:
+    """Tokens of a row: as asked for, or the model's context."""
+    if length is not None and length > (shape.context or length):
         raise ConfigError(f"length: expected at most the model's context of {shape.context}, "
                           f"got {length}")
-    return length or shape.context
+    return length or shape.context or T5_LENGTH
 
 
-def _write_run(directory, text, trainer, corpus):
+def _batches(tokens, text, config, objective, tokenizer, length):
+    """What to train on, and what to evaluate on."""
+    made, window = [], objective.window(length)
+    of_rows = {"batch": config.batch, "length": window, "apart": text.apart}
+    for windows in (TrainingBatches(tokens[0], seed=config.seed, **of_rows),
+                    HeldOutBatches(tokens[1], **of_rows)):
+        made.append(objective.batches(windows, tokenizer, seed=config.seed, apart=text.apart))
+    return made
+
+
+def _write_run(directory, text, learning, trainer, corpus):
     """run.json: the settings by which a run is resumed, and for people what they became."""
+    arch = architecture_of(trainer.model)
     shape = asdict(trainer.model.config)
     del shape["vocabulary"]                     # it is the tokenizer's
     run = {
-        "settings": {"arch": architecture_of(trainer.model)} | asdict(text) | shape
+        "settings": {"arch": arch} | asdict(text) | shape | asdict(learning)
         | asdict(trainer.config),
         "minifm": minifm.__version__, "python": platform.python_version(),
         "backend": backends.active().describe(),
