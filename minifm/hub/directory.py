@@ -21,7 +21,6 @@ the product's outputs (for a look-up table: for each entry). With G groups of 32
 In bf16, W is stored under its own name and shape as BF16. Everything else is as ever.
 """
 
-import json
 import math
 import re
 import reprlib
@@ -30,7 +29,6 @@ from pathlib import Path
 import numpy as np
 
 from minifm import backends
-from minifm.atomic import atomic_file
 from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
 from minifm.errors import ConfigError, FormatError, UserError
 from minifm.hub.arrays import (
@@ -41,7 +39,9 @@ from minifm.hub.arrays import (
     read_header,
     save_arrays,
     shown,
+    write_json,
 )
+from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out
 from minifm.models import MODELS, packed_format
 from minifm.models.causal import CausalModel
 
@@ -51,8 +51,6 @@ SHARD_BYTES = 5_000_000_000
 QUANTIZATION, CODES, SCALES = "quantization_config", ".codes", ".scales"
 STORED = ("bf16", "int8", "int4")       # the formats of packed weights that files know
 CODE_DTYPES = {"int8": ("I8", GROUP), "int4": ("U8", GROUP // 2)}
-FLOATING = ("F64", "F32", "F16", "BF16")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _WEIGHT_FILE = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 _SHARD = re.compile(r"[^/\\\0]+\.safetensors")
 
@@ -77,8 +75,8 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
     config |= _quantization(packed_format(model))
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")
            if config.get(key) is not None}
-    _write_json({"_from_model_config": True, **ids}, directory / GENERATION)
-    _write_json(config, directory / CONFIG)
+    write_json({"_from_model_config": True, **ids}, directory / GENERATION)
+    write_json(config, directory / CONFIG)
     written = _write_weights(_arrays_of(model), directory, shard_bytes)
     for entry in directory.iterdir():           # a reader would find an earlier model's instead
         if _WEIGHT_FILE.fullmatch(entry.name) and entry.name not in written:
@@ -130,7 +128,7 @@ def _write_weights(arrays, directory, shard_bytes):
         places |= dict.fromkeys(shard, files[-1])
     totals = {"total_parameters": sum(array.size for array in arrays.values()),
               "total_size": sum(array.nbytes for array in arrays.values())}
-    _write_json({"metadata": totals, "weight_map": places}, directory / INDEX)
+    write_json({"metadata": totals, "weight_map": places}, directory / INDEX)
     return [*files, INDEX]
 
 
@@ -144,11 +142,6 @@ def _shards(arrays, most):
         shards[-1][name] = array
         held += array.nbytes
     return shards
-
-
-def _write_json(contents, file):
-    with atomic_file(file) as stream:
-        stream.write((json.dumps(contents, indent=2) + "\n").encode())
 
 
 # -- in ------------------------------------------------------------------------------------------
@@ -172,8 +165,8 @@ def load_model(directory):
     for ours, parameter in parameters.items():
         slots |= _slots(names[ours], parameter.shape, format, packed.get(ours))
     left_out = [stored.name for ours, stored in names.items() if ours not in parameters]
-    found, unknown = _sort_out(entries, slots, left_out, model_class.accepted_name)
-    wrong = unknown + _misfits(found, slots)
+    found, unknown = sort_out(entries, slots, left_out, model_class.accepted_name)
+    wrong = unknown + misfits(found, slots)
     if wrong:
         raise FormatError(file, None, f"does not fit {CONFIG}: " + "; ".join(wrong))
     for ours, parameter in parameters.items():
@@ -181,7 +174,7 @@ def load_model(directory):
         if inner is not None and format != "bf16":
             parameter.data = _packed(names[ours].name, found, format, parameter.shape, inner)
         else:
-            array = _float32_of(found[names[ours].name])
+            array = float32_of(found[names[ours].name])
             array = np.ascontiguousarray(array.T) if names[ours].transposed else array
             parameter.data = backends.active().from_numpy(array)
             if inner is not None:
@@ -254,10 +247,7 @@ def _find_weights(directory):
         return single, read_header(single)
     if index.exists():
         return index, _read_shards(index)
-    pickles = sorted(entry.name for pattern in PICKLES for entry in directory.glob(pattern))
-    reason = f"; {pickles[0]} may be a pickle, which can run any code when it is opened, and is " \
-             "not opened: save the model as safetensors first" if pickles else ""
-    raise FormatError(directory, None, f"neither {WEIGHTS} nor {INDEX} is here{reason}")
+    raise no_weights(directory, f"neither {WEIGHTS} nor {INDEX} is here")
 
 
 def _read_shards(index):
@@ -292,66 +282,3 @@ def _check_size(config, file, entries):
     if config.parameters > 2 * held + (1 << 16) or config.layers > max(len(entries), 64):
         raise FormatError(file, None, f"{held} numbers in {len(entries)} tensors are not half of "
                           f"the model that {CONFIG} describes")
-
-
-def _sort_out(entries, slots, left_out, accepted_name):
-    """({name: [Entry, …]} of what a file holds under the model's names, [what is unknown]).
-
-    `left_out` are names of parts that the model does not have, but its kind may: published files
-    bring a pooler, say, that their `architectures` does without. Those tensors are not read.
-    """
-    meant = {_spellings(name, accepted_name)[0]: name for name in slots}
-    left_out = {_spellings(name, accepted_name)[0] for name in left_out}
-    found, unknown = {}, []
-    for key, entry in entries.items():
-        spellings = _spellings(key, accepted_name)
-        name = next((name for name in spellings if name in meant), spellings[0])
-        if name in meant:
-            found.setdefault(meant[name], []).append(entry)
-        elif name is not None and name not in left_out:
-            unknown.append(f"{shown(key)} is unknown")
-    return found, sorted(unknown)
-
-
-def _spellings(key, accepted_name):
-    """The names that a key may stand for, the likeliest first: a model says one, or several."""
-    names = accepted_name(key)
-    return names if isinstance(names, tuple) else (names,)
-
-
-def _misfits(found, slots):
-    """One line for each tensor that is missing, of another shape, or not of numbers."""
-    wrong = [f"{name} is missing" for name in slots if name not in found]
-    for name, same in found.items():
-        expected, dtypes = slots[name]
-        for entry in same:
-            if entry.shape != tuple(expected):
-                wrong.append(f"{shown(entry.name)} is {list(entry.shape)}, expected "
-                             f"{list(expected)}")
-            elif entry.dtype not in dtypes:
-                wrong.append(f"{shown(entry.name)} is {entry.dtype}, expected one of "
-                             f"{', '.join(dtypes)}")
-    return wrong
-
-
-def _float32_of(same):
-    """The array of one tensor, from all entries that claim to be it: they must agree.
-
-    A tied head may be stored twice; if the two differ, the file is of another, untied model.
-    """
-    first, *others = same
-    array = _float32(first)
-    for other in others:
-        if not np.array_equal(array, _float32(other), equal_nan=True):
-            raise FormatError(other.file, shown(other.name), f"differs from {shown(first.name)}; "
-                              "in this model they are one tensor")
-    return array
-
-
-def _float32(entry):
-    array = read(entry)
-    try:
-        with np.errstate(over="raise", invalid="ignore"):
-            return array.astype(np.float32, copy=False)
-    except FloatingPointError:
-        raise FormatError(entry.file, shown(entry.name), "has numbers beyond float32") from None
