@@ -1,12 +1,22 @@
 """The ecosystem's directory layout, in and out: what is saved here opens in other libraries, and
 the directories they publish open here.
 
-Read `arrays.py` first (one file of named arrays), then `directory.py` (a model's directory), then
-`locate.py` (from what a user types to a directory).
+Read `arrays.py` first (one file of named arrays), then `matching.py` (which of them is which of a
+model's), `locate.py` (from what a user types to a directory), `adapters.py` (an adapter's
+directory) and `directory.py` (a model's).
 """
 
+from minifm.hub.adapters import (
+    base_of,
+    is_adapter,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+    tokenizer_of,
+)
 from minifm.hub.arrays import load_arrays, save_arrays
 from minifm.hub.directory import load_causal, load_model, save_model
 from minifm.hub.locate import resolve
 
-__all__ = ["load_arrays", "load_causal", "load_model", "resolve", "save_arrays", "save_model"]
+__all__ = ["base_of", "is_adapter", "load_adapter", "load_arrays", "load_causal", "load_model",
+           "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model", "tokenizer_of"]

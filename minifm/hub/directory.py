@@ -31,6 +31,8 @@ import numpy as np
 from minifm import backends
 from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
 from minifm.errors import ConfigError, FormatError, UserError
+from minifm.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from minifm.hub.adapters import base_of, is_adapter, load_adapter, save_adapter
 from minifm.hub.arrays import (
     BFLOAT16,
     opened,
@@ -41,9 +43,11 @@ from minifm.hub.arrays import (
     shown,
     write_json,
 )
+from minifm.hub.locate import ADAPTER
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out
 from minifm.models import MODELS, packed_format
 from minifm.models.causal import CausalModel
+from minifm.nn import adapter_config
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -59,7 +63,8 @@ _SHARD = re.compile(r"[^/\\\0]+\.safetensors")
 
 
 def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
-    """Write `model`, and its tokenizer, into an existing directory.
+    """Write `model`, and its tokenizer, into an existing directory; of a model with adapters, these
+    and not the model that they adapt (adapters.py).
 
     Each file is replaced as a whole; for a directory that appears whole or not at all, fill one
     by `minifm.atomic.atomic_directory`. Weights of more than `shard_bytes` are split over several
@@ -70,7 +75,16 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
         raise UserError(f"{directory}: expected a directory that exists")
     if shard_bytes < 1:
         raise ConfigError(f"shard_bytes: expected a positive number, got {shard_bytes}")
-    end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    if adapter_config(model) is not None:
+        save_adapter(model, directory)
+    else:
+        _save_whole(model, directory, None if tokenizer is None else tokenizer.end_of_text,
+                    shard_bytes)
+    if tokenizer is not None:
+        tokenizer.save(directory)
+
+
+def _save_whole(model, directory, end_of_text, shard_bytes):
     config = model.config_to_hub(model.config, end_of_text=end_of_text)
     config |= _quantization(packed_format(model))
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")
@@ -79,10 +93,9 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
     write_json(config, directory / CONFIG)
     written = _write_weights(_arrays_of(model), directory, shard_bytes)
     for entry in directory.iterdir():           # a reader would find an earlier model's instead
-        if _WEIGHT_FILE.fullmatch(entry.name) and entry.name not in written:
+        if entry.name in (ADAPTER, ADAPTER_WEIGHTS) or (
+                _WEIGHT_FILE.fullmatch(entry.name) and entry.name not in written):
             entry.unlink()
-    if tokenizer is not None:
-        tokenizer.save(directory)
 
 
 def _arrays_of(model):
@@ -149,12 +162,16 @@ def _shards(arrays, most):
 
 def load_model(directory):
     """The model in a directory, on the active backend: its weights as float32, or packed where
-    they are stored so.
+    they are stored so. An adapter comes with the model that it adapts (adapters.py).
 
     Raises FormatError for anything in the directory that is not as expected; weights that are
     missing, unknown or of another shape are all listed in one.
     """
     directory = Path(directory)
+    if is_adapter(directory):
+        model = load_model(base_of(directory))
+        load_adapter(model, directory)
+        return model
     model_class, config, format = _read_config(directory / CONFIG)
     file, entries = _find_weights(directory)
     _check_size(config, file, entries)

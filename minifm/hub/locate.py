@@ -7,9 +7,11 @@ from pathlib import Path
 from minifm.errors import UserError
 
 LAST = "last"               # a run's link to its newest checkpoint
+ADAPTER = "adapter_config.json"     # what tells an adapter's directory from a model's
 # All that is ever read of a model on the hub; above all, no pickle.
-DOWNLOADED = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-              "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, "*.safetensors",
+              "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+              "merges.txt"]
 PATIENCE = 10               # seconds for the hub to answer at all
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 

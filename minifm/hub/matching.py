@@ -17,12 +17,12 @@ def sort_out(entries, slots, left_out, accepted_name):
     `left_out` are names of parts that the model does not have, but its kind may: published files
     bring a pooler, say, that their `architectures` does without. Those tensors are not read.
     """
-    meant = {_spellings(name, accepted_name)[0]: name for name in slots}
-    left_out = {_spellings(name, accepted_name)[0] for name in left_out}
+    meant = {spellings(name, accepted_name)[0]: name for name in slots}
+    left_out = {spellings(name, accepted_name)[0] for name in left_out}
     found, unknown = {}, []
     for key, entry in entries.items():
-        spellings = _spellings(key, accepted_name)
-        name = next((name for name in spellings if name in meant), spellings[0])
+        names = spellings(key, accepted_name)
+        name = next((name for name in names if name in meant), names[0])
         if name in meant:
             found.setdefault(meant[name], []).append(entry)
         elif name is not None and name not in left_out:
@@ -30,7 +30,7 @@ def sort_out(entries, slots, left_out, accepted_name):
     return found, sorted(unknown)
 
 
-def _spellings(key, accepted_name):
+def spellings(key, accepted_name):
     """The names that a key may stand for, the likeliest first: a model says one, or several."""
     names = accepted_name(key)
     return names if isinstance(names, tuple) else (names,)

@@ -22,11 +22,14 @@ class SelfAttention(Module):
         self.project = Linear(width, 3 * width, std=std, rng=rng and rng.child("project"))
         self.output = Linear(width, width, std=output_std, rng=rng and rng.child("output"))
 
-    def __call__(self, x, residual=None, *, layer=0, **where):
-        """x [B, T, C] -> [B, T, C], plus `residual`; `layer` is this one's in the cache."""
-        q, k, v = ops.split_heads(self.project(x), self.heads)  # [B, H, T, D] each
+    def __call__(self, x, residual=None, *, layer=0, rng=None, **where):
+        """x [B, T, C] -> [B, T, C], plus `residual`; `layer` is this one's in the cache, `rng` of
+        the dropout in adapters."""
+        packed = self.project(x, rng=rng and rng.child("project"))
+        q, k, v = ops.split_heads(packed, self.heads)           # [B, H, T, D] each
         y = attend(q, k, v, layer=layer, causal=True, **where)
-        return self.output(ops.merge_heads(y), residual=residual)
+        return self.output(ops.merge_heads(y), residual=residual,
+                           rng=rng and rng.child("output"))
 
 
 class Attention(Module):
@@ -51,24 +54,29 @@ class Attention(Module):
         self.query_norm, self.key_norm = (
             None if head_norm is None else RMSNorm(D, head_norm) for _ in range(2))
 
-    def __call__(self, x, residual=None, *, memory=None, rotation=None, **where):
+    def __call__(self, x, residual=None, *, memory=None, rotation=None, rng=None, **where):
         """x [B, T, C] -> [B, T, C], plus `residual`.
 
         memory    [B, S, C] to look at, or the keys and values of one (default: x)
         rotation  (cos, sin) that turn queries and keys by their positions (rotary.py)
+        rng       of the dropout in adapters
         """
-        q = self.heads(self.query(x), self.query_norm)                      # [B, H, T, D]
+        q = self.query(x, rng=rng and rng.child("query"))
+        q = self.heads(q, self.query_norm)                                  # [B, H, T, D]
         k, v = memory if isinstance(memory, tuple) else self.keys_and_values(
-            x if memory is None else memory)                                # [B, K, S, D] each
+            x if memory is None else memory, rng)                           # [B, K, S, D] each
         if rotation is not None:
             q, k = ops.rope(q, *rotation), ops.rope(k, *rotation)
         y = attend(q, k, v, scale=self.scale, **where)
-        return self.output(ops.merge_heads(y), residual=residual)
+        return self.output(ops.merge_heads(y), residual=residual,
+                           rng=rng and rng.child("output"))
 
-    def keys_and_values(self, source):
+    def keys_and_values(self, source, rng=None):
         """source [B, S, C] -> two [B, K, S, D]. Of a memory that many tokens will look at, one
         after another, they are computed once and given as `memory`."""
-        return self.heads(self.key(source), self.key_norm), self.heads(self.value(source))
+        k = self.key(source, rng=rng and rng.child("key"))
+        v = self.value(source, rng=rng and rng.child("value"))
+        return self.heads(k, self.key_norm), self.heads(v)
 
     def heads(self, x, norm=None):
         """[B, T, H D] -> [B, H, T, D], each head normalised."""

@@ -18,8 +18,10 @@ class Perceptron(Module):
         self.output = Linear(hidden, width, bias=bias, std=output_std,
                              rng=rng and rng.child("output"))
 
-    def __call__(self, x, residual=None):                       # [*B, C] -> [*B, C]
-        return self.output(self.expand(x, self.activation), residual=residual)
+    def __call__(self, x, residual=None, *, rng=None):
+        """x [*B, C] -> [*B, C], plus `residual`; `rng` of the dropout in adapters."""
+        x = self.expand(x, self.activation, rng=rng and rng.child("expand"))
+        return self.output(x, residual=residual, rng=rng and rng.child("output"))
 
 
 class GatedPerceptron(Module):
@@ -32,22 +34,26 @@ class GatedPerceptron(Module):
         self.output = Linear(hidden, width, bias=bias, std=output_std,
                              rng=rng and rng.child("output"))
 
-    def __call__(self, x, residual=None):                       # [*B, C] -> [*B, C]
-        return self.output(self.gate(x, self.activation) * self.expand(x), residual=residual)
+    def __call__(self, x, residual=None, *, rng=None):
+        """x [*B, C] -> [*B, C], plus `residual`; `rng` of the dropout in adapters."""
+        gate = self.gate(x, self.activation, rng=rng and rng.child("gate"))
+        x = gate * self.expand(x, rng=rng and rng.child("expand"))
+        return self.output(x, residual=residual, rng=rng and rng.child("output"))
 
 
 def pre_norm(x, norm, part, *, dropout=0.0, rng=None, **given):
-    """x + part(norm(x), **given). Dropout acts on what is added, if `rng` is given."""
+    """x + part(norm(x), **given). Dropout acts on what is added, and in the part's adapters, if
+    `rng` is given."""
     if rng is None or dropout == 0:
-        return part(norm(x), residual=x, **given)               # the addition is fused
-    return x + ops.dropout(part(norm(x), **given), dropout, rng=rng)
+        return part(norm(x), residual=x, rng=rng, **given)      # the addition is fused
+    return x + ops.dropout(part(norm(x), rng=rng, **given), dropout, rng=rng)
 
 
 def post_norm(x, norm, part, *, dropout=0.0, rng=None, **given):
     """norm(x + part(x, **given)), likewise."""
     if rng is None or dropout == 0:
-        return norm(part(x, residual=x, **given))
-    return norm(x + ops.dropout(part(x, **given), dropout, rng=rng))
+        return norm(part(x, residual=x, rng=rng, **given))
+    return norm(x + ops.dropout(part(x, rng=rng, **given), dropout, rng=rng))
 
 
 class Block(Module):

@@ -23,9 +23,10 @@ class Experts(Module):
             GatedPerceptron(width, hidden, activation, std=std, output_std=output_std,
                             rng=rng and rng.child("expert", i)) for i in range(experts)]
 
-    def __call__(self, x, residual=None):                       # [B, T, C] -> [B, T, C]
+    def __call__(self, x, residual=None, *, rng=None):
+        """x [B, T, C] -> [B, T, C], plus `residual`; `rng` of the dropout in adapters."""
         tokens = x.reshape((-1, x.shape[-1]))                               # [N, C]
-        logits = self.router(tokens)                                        # [N, experts]
+        logits = self.router(tokens, rng=rng and rng.child("router"))       # [N, experts]
         best = self.best(logits)                                            # [N, chosen]
         weights = ops.softmax(ops.take_along(logits, best, -1), -1)
         total = x * 0.0 if residual is None else residual
@@ -33,7 +34,8 @@ class Experts(Module):
         for i, expert in enumerate(self.experts):
             rows, ranks = np.nonzero(best == i)
             if len(rows):
-                y = expert(tokens[rows]) * weights[rows, ranks].reshape((-1, 1))
+                y = expert(tokens[rows], rng=rng and rng.child("expert", i))
+                y = y * weights[rows, ranks].reshape((-1, 1))
                 total = ops.scatter_add(total, rows, y)
         return total.reshape(x.shape)
 

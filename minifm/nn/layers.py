@@ -5,14 +5,25 @@ from minifm.nn.module import Module, constant, normal
 
 
 class Linear(Module):
-    """activation(x @ weight + bias) + residual, with weight stored [inputs, outputs]."""
+    """activation(x @ weight + bias + adapter(x)) + residual, with weight stored [inputs, outputs].
+
+    `adapter` is None, or what fine-tuning adds while the weight stays as it is (adapter.py).
+    """
 
     def __init__(self, inputs, outputs, *, std, rng, bias=True):
         self.weight = normal((inputs, outputs), std, rng)
         self.bias = constant((outputs,), 0) if bias else None
+        self.adapter = None
 
-    def __call__(self, x, activation=None, residual=None):      # [*B, K] -> [*B, N]
-        return ops.linear(x, self.weight, self.bias, activation, residual)
+    def __call__(self, x, activation=None, residual=None, *, rng=None):
+        """x [*B, K] -> [*B, N]; `rng` turns the adapter's dropout on."""
+        if self.adapter is None:
+            return ops.linear(x, self.weight, self.bias, activation, residual)
+        if activation is None:
+            added = self.adapter(x, residual, rng=rng)
+            return ops.linear(x, self.weight, self.bias, residual=added)
+        y = activation(ops.linear(x, self.weight, self.bias, residual=self.adapter(x, rng=rng)))
+        return y if residual is None else y + residual
 
 
 class Embedding(Module):

@@ -31,12 +31,11 @@ class Module:
 
     def parameters(self):
         """{name: Parameter} of this module and all inside it; a tied one under its first name."""
-        found, seen = {}, set()
-        for name, parameter in _walk(self, ""):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[name] = parameter
-        return found
+        return _found(self, Parameter)
+
+    def modules(self):
+        """{name: Module} of this module, called "", and all inside it."""
+        return _found(self, Module)
 
     def zero_grad(self):
         """Forget the gradients of the last backward pass."""
@@ -44,10 +43,20 @@ class Module:
             parameter.grad = None
 
 
+def _found(module, kind):
+    found, seen = {}, set()
+    for name, part in _walk(module, ""):
+        if isinstance(part, kind) and id(part) not in seen:
+            seen.add(id(part))
+            found[name] = part
+    return found
+
+
 def _walk(value, name):
-    if isinstance(value, Parameter):
+    """(name, part) of each Module and Parameter in `value`, which comes first itself."""
+    if isinstance(value, (Parameter, Module)):
         yield name, value
-    elif isinstance(value, Module):
+    if isinstance(value, Module):
         for key, inner in vars(value).items():
             yield from _walk(inner, f"{name}.{key}" if name else key)
     elif isinstance(value, (list, tuple)):

@@ -54,8 +54,7 @@ class Product:
         rows = self.reshape(dy, (-1, N))                                    # [M, N]
         dx = dw = db = None
         if needs[0]:
-            w = self.unpacked(w)
-            columns = self.transpose(w, (1, 0))                             # [N, K]
+            columns = self.unpacked(self.transpose(w, (1, 0)))              # [N, K]
             dx = self.reshape(self.matmul(rows, columns, precision), x.shape)
         if needs[1]:
             columns = self.transpose(self.reshape(x, (-1, K)), (1, 0))      # [K, M]

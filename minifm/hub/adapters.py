@@ -1,0 +1,337 @@
+"""Adapters in the layout of the `peft` library: a small directory beside a model.
+
+    adapter_config.json         of which model, which of its layers, rank and scale
+    adapter_model.safetensors   of an adapted layer L, by the name that the model's own files have
+                                for it: base_model.model.L.lora_A.weight [r, inputs] and
+                                base_model.model.L.lora_B.weight [outputs, r]; of parts that were
+                                trained whole, their tensors: base_model.model.NAME
+
+`fan_in_fan_out` says how the adapted weight lies in the model's files; the adapter's own matrices
+lie as above whatever it says, and so it is written and not read. Kinds of adapters that compute
+something else (DoRA, ranks that differ between layers, adapters of embeddings, …) are refused.
+"""
+
+import re
+import reprlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from minifm import backends
+from minifm.errors import ConfigError, FormatError, UserError
+from minifm.hub.arrays import opened, parse_json, read_header, save_arrays, write_json
+from minifm.hub.locate import ADAPTER, resolve
+from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings
+from minifm.nn import LoRA, adapter_config, trainable
+from minifm.nn.adapter import AdapterConfig, adapted_layers, attach, linear_layers, require_plain
+from minifm.nn.freezing import matches
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_PRODUCT = re.compile(r"(.+)\.(lora_[AB])\.weight")
+MATRICES = {"lora_A": "down", "lora_B": "up"}       # of a LoRA; they lie transposed in files
+# What the library calls a model's task, by the end of its architecture.
+TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
+         "ForConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM",
+         "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS",
+         "ForQuestionAnswering": "QUESTION_ANS", "Model": "FEATURE_EXTRACTION"}
+# Settings that are read here, and settings that say nothing of what an adapter computes once it
+# has been trained. Any other must be empty: who knows what it would mean.
+READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+        "modules_to_save", "base_model_name_or_path"}
+SILENT = {"auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
+          "inference_mode", "init_lora_weights", "loftq_config", "lora_ga_config",
+          "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
+          "runtime_config", "task_type"}
+
+
+# -- out -----------------------------------------------------------------------------------------
+
+
+def save_adapter(model, directory, *, base=None):
+    """Write the adapters of `model`, and all else that is trained, into an existing directory.
+
+    base   what the files call the model that is adapted, a directory or a name on the hub
+           (default: what its AdapterConfig says)
+
+    Raises ConfigError for a model without adapters, or a trained part that files cannot name;
+    UserError where the directory does not exist or the disk refuses.
+    """
+    directory, config = Path(directory), adapter_config(model)
+    if config is None:
+        raise ConfigError("save_adapter: this model has no adapters")
+    if not directory.is_dir():
+        raise UserError(f"{directory}: expected a directory that exists")
+    layers, names = _layer_names(model), model.stored_names(model.config)
+    adapted = {layers[name] for name in adapted_layers(model)}
+    whole = _whole_modules(model, names)
+    said = {
+        "base_model_name_or_path": base or config.base, "bias": "none",
+        "fan_in_fan_out": not any(names[f"{name}.weight"].transposed for name in layers),
+        "inference_mode": True, "init_lora_weights": True, "lora_alpha": _plain(config.alpha),
+        "lora_dropout": config.dropout, "modules_to_save": whole or None, "peft_type": "LORA",
+        "r": config.rank, "target_modules": _endings(adapted, set(layers.values())),
+        "task_type": _task(model), "use_rslora": config.rank_stabilised}
+    save_arrays(_arrays_of(model, layers, names, whole), directory / WEIGHTS)
+    write_json(said, directory / ADAPTER)
+
+
+def _arrays_of(model, layers, names, whole):
+    """{name in the file: NumPy array}."""
+    arrays, to_numpy = {}, backends.active().to_numpy
+    for ours, layer in adapted_layers(model).items():
+        for part, name in MATRICES.items():
+            matrix = getattr(layer.adapter, name)
+            arrays[_product_name(layers[ours], part)] = to_numpy(matrix.data).T
+    for ours, parameter in model.parameters().items():
+        if ours in names and _within(names[ours].name, whole):
+            array = to_numpy(parameter.data)
+            arrays[PREFIX + names[ours].name] = array.T if names[ours].transposed else array
+    return arrays
+
+
+def _product_name(layer, part):
+    return f"{PREFIX}{layer}.{part}.weight"
+
+
+def _layer_names(model):
+    """{our name of each linear layer: its name in the model's files}."""
+    names = model.stored_names(model.config)
+    return {ours: names[f"{ours}.weight"].name.removesuffix(".weight")
+            for ours in linear_layers(model)}
+
+
+def _whole_modules(model, names):
+    """The modules of files whose parameters are trained themselves, each within no other."""
+    found = {names[ours].name.rpartition(".")[0] for ours in trainable(model) if ours in names}
+    if "" in found:
+        raise ConfigError("save_adapter: a parameter that is trained whole must belong to a part "
+                          "of the model, for files to name that")
+    return sorted(name for name in found if not _within(name, found - {name}))
+
+
+def _within(name, modules):
+    return any(name.startswith(module + ".") for module in modules)
+
+
+def _endings(chosen, names):
+    """The shortest endings, in whole words between dots, that fit each of `chosen` and no other of
+    `names`: how files say which layers are adapted."""
+    others, found = names - chosen, []
+    for name in sorted(chosen):
+        if not any(matches(name, ending) for ending in found):
+            words = name.split(".")
+            tried = (".".join(words[i:]) for i in reversed(range(len(words))))
+            found.append(next((ending for ending in tried
+                               if not any(matches(other, ending) for other in others)), name))
+    return found
+
+
+def _plain(number):
+    return int(number) if number == int(number) else number
+
+
+def _task(model):
+    architecture = model.config_to_hub(model.config)["architectures"][0]
+    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+
+
+# -- in ------------------------------------------------------------------------------------------
+
+
+def load_adapter(model, directory):
+    """Give `model` the adapters in a directory, and freeze all that they do not train.
+
+    Raises FormatError, and changes nothing, for anything in the directory that is not as expected;
+    tensors that are missing, unknown or of another shape, as those of an adapter for another model
+    are, are all listed in one. Raises ConfigError for a model that has adapters.
+    """
+    require_plain(model)
+    config, arrays = read_adapter(model, directory)
+    adapters, parameters = {}, model.parameters()
+    for name, layer in linear_layers(model).items():
+        if f"{name}.adapter.down" in arrays:
+            adapters[name] = LoRA(*layer.weight.shape, config, rng=None)
+            for part, matrix in adapters[name].parameters().items():
+                matrix.data = backends.active().from_numpy(arrays[f"{name}.adapter.{part}"])
+    modules = model.modules()
+    try:
+        attach(model, adapters, {name: modules[name] for name in config.whole})
+    except ConfigError as problem:
+        raise FormatError(Path(directory) / ADAPTER, "lora_dropout", str(problem)) from problem
+    for name in arrays.keys() & parameters.keys():
+        parameters[name].data = backends.active().from_numpy(arrays[name])
+        parameters[name].version += 1
+
+
+def read_adapter(model, directory):
+    """(the AdapterConfig, {name of our parameter: NumPy array, float32}) in a directory, for
+    `model`, which may have adapters or not. Raises FormatError."""
+    directory = Path(directory)
+    stored = _read_config(directory / ADAPTER)
+    file = directory / WEIGHTS
+    if not file.exists():
+        raise no_weights(directory, f"{WEIGHTS} is not here")
+    entries, accepted = read_header(file), partial(_accepted, model.accepted_name)
+    targeted = _targeted(_layer_names(model), stored["target_modules"], entries, accepted)
+    slots, meant, whole = _slots(model, targeted, stored)
+    found, wrong = sort_out(entries, slots, [], accepted)
+    wrong += misfits(found, slots)
+    if not targeted:
+        wrong.append(f"target_modules {stored['target_modules']!r:.200} name no linear layer")
+    if wrong:
+        raise FormatError(file, None, f"does not fit {ADAPTER} and this model, a "
+                          f"{type(model).__name__}: " + "; ".join(wrong))
+    arrays = {ours: _turned(float32_of(found[name]), transposed)
+              for name, (ours, transposed) in meant.items()}
+    return _config(model, directory, stored, targeted, whole), arrays
+
+
+def _targeted(layers, targets, entries, accepted):
+    """Our names of the adapted ones of `layers`, {ours: theirs}: by the list of endings that
+    `target_modules` is, or, where that is a regular expression, by the tensors that are there (an
+    expression can take for ever)."""
+    if not isinstance(targets, str):
+        return [ours for ours, theirs in layers.items()
+                if any(matches(theirs, target) for target in targets)]
+    there = {name for key in entries for name in spellings(key, accepted)}
+    return [ours for ours, theirs in layers.items()
+            if not there.isdisjoint(spellings(_product_name(theirs, part), accepted)[0]
+                                    for part in MATRICES)]
+
+
+def _slots(model, targeted, stored):
+    """({name in the file: (shape, dtypes)}, {the same name: (ours, whether it lies transposed)},
+    our names of what was trained whole)."""
+    layers, names, parameters = _layer_names(model), model.stored_names(model.config), \
+        model.parameters()
+    slots, meant = {}, {}
+    for ours in targeted:
+        inputs, outputs = parameters[f"{ours}.weight"].shape
+        for part, shape in (("lora_A", (stored["r"], inputs)), ("lora_B", (outputs, stored["r"]))):
+            name = _product_name(layers[ours], part)
+            slots[name], meant[name] = (shape, FLOATING), (f"{ours}.adapter.{MATRICES[part]}", True)
+    whole = _parts_saved(parameters, names, stored["modules_to_save"] or ())
+    for ours in whole:
+        theirs, shape = names[ours], parameters[ours].shape
+        slots[PREFIX + theirs.name] = (shape[::-1] if theirs.transposed else shape, FLOATING)
+        meant[PREFIX + theirs.name] = ours, theirs.transposed
+    return slots, meant, whole
+
+
+def _accepted(accepted_name, key):
+    """The present spelling of a key of an adapter's file."""
+    name, product = key.removeprefix(PREFIX), _PRODUCT.fullmatch(key.removeprefix(PREFIX))
+    if not key.startswith(PREFIX):
+        return key
+    if product is None:
+        return tuple(PREFIX + (name or "") for name in spellings(name, accepted_name))
+    layers = spellings(f"{product[1]}.weight", accepted_name)
+    return tuple(_product_name((layer or "").removesuffix(".weight"), product[2])
+                 for layer in layers)
+
+
+def _parts_saved(parameters, names, modules):
+    """Our names of the parameters that `modules_to_save` mean."""
+    return [ours for ours in parameters if ours in names
+            and any(matches(part, module) for module in modules for part in _above(names[ours]))]
+
+
+def _above(stored):
+    """The names of the modules that hold a tensor: of a.b.weight, a.b and a."""
+    words = stored.name.split(".")
+    return [".".join(words[:i]) for i in range(1, len(words))]
+
+
+def _turned(array, transposed):
+    return np.ascontiguousarray(array.T) if transposed else array
+
+
+def _config(model, directory, stored, targeted, whole):
+    """The AdapterConfig of an adapter, by our names of its layers."""
+    parts = {name for name, part in model.modules().items() if name and part.parameters()
+             and not isinstance(part, LoRA)
+             and all(f"{name}.{inner}" in whole for inner in part.parameters())}
+    try:
+        return AdapterConfig(
+            rank=stored["r"], alpha=stored["lora_alpha"], dropout=stored["lora_dropout"],
+            rank_stabilised=stored["use_rslora"], base=stored["base_model_name_or_path"],
+            targets=tuple(_endings(set(targeted), set(linear_layers(model)))),
+            whole=tuple(sorted(name for name in parts if not _within(name, parts - {name}))))
+    except ConfigError as problem:
+        raise FormatError(directory / ADAPTER, None, str(problem)) from problem
+
+
+# -- the configuration ---------------------------------------------------------------------------
+
+
+def is_adapter(directory):
+    """Whether a directory holds an adapter, not a model."""
+    return (Path(directory) / ADAPTER).exists()
+
+
+def tokenizer_of(directory):
+    """The directory, a Path, of the tokenizer of the model or adapter in `directory`: an adapter's
+    own, or that of its model."""
+    directory = Path(directory)
+    own = any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return directory if own or not is_adapter(directory) else base_of(directory)
+
+
+def base_of(directory):
+    """The directory, a Path, of the model that the adapter in `directory` is of; raises
+    FormatError where that is not to be had."""
+    file = Path(directory) / ADAPTER
+    name = _read_config(file)["base_model_name_or_path"]
+    if not name:
+        raise FormatError(file, "base_model_name_or_path", "does not say of which model this is "
+                          "an adapter: load that model and give it this by load_adapter")
+    try:
+        base = resolve(name)
+    except UserError as problem:
+        raise FormatError(file, "base_model_name_or_path", str(problem)) from problem
+    if is_adapter(base):
+        raise FormatError(file, "base_model_name_or_path", f"{name} is an adapter itself: merge "
+                          "that into its model first")
+    return base
+
+
+def _read_config(file):
+    """The settings of an adapter, checked as far as can be without its model; raises
+    FormatError."""
+    with opened(file) as (stream, _):
+        stored = parse_json(stream.read(), file)
+    if stored.get("peft_type") != "LORA":
+        raise FormatError(file, "peft_type", "expected LORA, the one kind of adapter that is "
+                          f"known here, got {reprlib.repr(stored.get('peft_type'))}")
+    defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False,
+                "target_modules": None, "modules_to_save": None, "base_model_name_or_path": None}
+    kinds = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float),
+             "use_rslora": bool, "base_model_name_or_path": (str, type(None))}
+    found = {key: stored.get(key, value) for key, value in defaults.items()}
+    for key, kind in kinds.items():
+        if not isinstance(found[key], kind) or (kind is not bool and found[key] is True):
+            raise FormatError(file, key, f"is not of its type: {reprlib.repr(found[key])}")
+    _check_names(file, "modules_to_save", found["modules_to_save"] or [])
+    if not isinstance(found["target_modules"], str):
+        _check_names(file, "target_modules", found["target_modules"])
+    _check_kind(file, stored)
+    return found
+
+
+def _check_names(file, key, names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FormatError(file, key, f"expected a list of names, got {reprlib.repr(names)}")
+
+
+def _check_kind(file, stored):
+    """Raise FormatError for a setting by which an adapter computes something else than LoRA."""
+    neutral = (None, False, "none")
+    for key, value in stored.items():
+        if key not in READ | SILENT and value not in neutral and value not in ([], {}):
+            raise FormatError(file, key, f"{reprlib.repr(value)} is not supported")
+    initial = stored.get("init_lora_weights", True)
+    if initial not in (True, False, "gaussian", "orthogonal", "eva"):
+        raise FormatError(file, "init_lora_weights", f"{reprlib.repr(initial)} changes the weights "
+                          "of the model, too, and is not supported")

@@ -1,0 +1,70 @@
+"""Which weights training changes: all, unless some are frozen.
+
+A frozen parameter (`requires_grad` False) gets no gradient and no moments of the optimizer, and
+costs no product in the backward pass. It stays a parameter, and is saved with the others.
+"""
+
+from minifm.errors import ConfigError
+from minifm.nn.module import Module, Parameter
+
+
+def trainable(model):
+    """{name: Parameter} of those that training changes."""
+    return {name: p for name, p in model.parameters().items() if p.requires_grad}
+
+
+def freeze(part, frozen=True):
+    """Freeze a Module or Parameter, or (`frozen` False) let training change it again."""
+    for parameter in [part] if isinstance(part, Parameter) else part.parameters().values():
+        parameter.requires_grad = not frozen
+        parameter.grad = None
+
+
+def train_only(model, names):
+    """Freeze all but the parts whose names end so: ("sentence_head",) trains a head alone.
+
+    Raises ConfigError, listing what there is, for a name that no part has.
+    """
+    parts = matching(model, names, "train_only")
+    freeze(model)
+    for part in parts.values():
+        freeze(part, False)
+
+
+def freeze_layers(model, count):
+    """Freeze the first `count` blocks and what comes before them, the embeddings.
+
+    Blocks are counted as the model lists them, an encoder's before a decoder's. Raises ConfigError
+    for more of them than there are.
+    """
+    parts = []                              # in reading order: lists hold blocks
+    for part in vars(model).values():
+        parts += [(block, 1) for block in part] if isinstance(part, list) else [(part, 0)]
+    blocks = sum(is_block for _, is_block in parts)
+    if not 0 <= count <= blocks:
+        raise ConfigError(f"layers to freeze: expected 0 … {blocks}, got {count}")
+    passed = 0
+    for part, is_block in parts:
+        if passed == (count if is_block else blocks):
+            return
+        passed += is_block
+        if isinstance(part, (Module, Parameter)):
+            freeze(part)
+
+
+def matching(model, names, setting):
+    """{name: Module} of the parts whose names end in one of `names`, in whole words between dots;
+    raises ConfigError, naming `setting`, for one that fits none."""
+    parts = {name: part for name, part in model.modules().items() if name}
+    for wanted in names:
+        if not any(matches(name, wanted) for name in parts):
+            there = dict.fromkeys(name.partition(".")[0] for name in parts)
+            raise ConfigError(f"{setting}: no part is called {wanted!r}; there are "
+                              f"{', '.join(there)}, and their parts")
+    return {name: part for name, part in parts.items()
+            if any(matches(name, wanted) for wanted in names)}
+
+
+def matches(name, ending):
+    """Whether a dotted name is `ending` or ends in it: "a.b.c" in "b.c", not in ".c" or "bc"."""
+    return name == ending or name.endswith("." + ending)
