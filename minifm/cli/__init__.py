@@ -12,6 +12,7 @@ from pathlib import Path
 VERBS = {
     "pretrain": "train a language model on unlabelled text",
     "generate": "write with a trained model",
+    "merge": "add an adapter to the model that it is of, and say what that changes",
     "quantize": "store a model in low precision, and say what that changes",
     "demo": "train a small GPT on Python's own source and look at the result",
     "bench": "time kernels and models beside other libraries and the machine's limits",

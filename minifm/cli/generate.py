@@ -17,8 +17,8 @@ example:
 
 
 def arguments(parser, argv):
-    parser.add_argument("model", help="a directory with config.json and model.safetensors, or a "
-                                      "name on the Hugging Face hub")
+    parser.add_argument("model", help="a directory with config.json and model.safetensors, or of "
+                                      "an adapter, or a name on the Hugging Face hub")
     parser.add_argument("prompt", nargs="*", help="what to continue; several are written side by "
                                                   "side; none: standard input")
     parser.add_argument("--max-tokens", type=int, default=argparse.SUPPRESS, metavar="INT",
@@ -41,7 +41,7 @@ def arguments(parser, argv):
 def run(args):
     from minifm.generation import generate
     from minifm.generation.generate import check_prompts
-    from minifm.hub import load_causal, resolve
+    from minifm.hub import load_causal, resolve, tokenizer_of
     from minifm.models import pack_model, packed_format
     from minifm.text import Tokenizer
     said = settings(args, Sampling, also={
@@ -49,7 +49,7 @@ def run(args):
     check_format(said.get("cache"))
     sampling = build(Sampling, said)
     directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(directory), load_causal(directory)
+    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_causal(directory)
     format = said.get("format", packed_format(model) or "fp32")
     if format != packed_format(model):      # fp32: the same numbers, laid out to be read in order
         pack_model(model, format)

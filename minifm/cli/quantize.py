@@ -33,12 +33,15 @@ def arguments(parser, argv):
 def run(args):
     from minifm.atomic import atomic_directory
     from minifm.errors import ConfigError
-    from minifm.hub import load_causal, resolve, save_model
+    from minifm.hub import is_adapter, load_causal, resolve, save_model
     from minifm.models import pack_model, packed_format
     from minifm.text import Tokenizer
     if args.tokens < 1:
         raise ConfigError(f"tokens: expected at least 1, got {args.tokens}")
     directory = resolve(args.model)
+    if is_adapter(directory):
+        raise ConfigError(f"{args.model}: expected a model, this is an adapter of one: merge it "
+                          "first")
     tokenizer, model = Tokenizer.load(directory), load_causal(directory)
     if packed_format(model):
         raise ConfigError(f"{args.model}: its weights are packed already, as "

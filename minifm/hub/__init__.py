@@ -8,6 +8,7 @@ directory) and `directory.py` (a model's).
 
 from minifm.hub.adapters import (
     base_of,
+    has_tokenizer,
     is_adapter,
     load_adapter,
     read_adapter,
@@ -18,5 +19,6 @@ from minifm.hub.arrays import load_arrays, save_arrays
 from minifm.hub.directory import load_causal, load_model, save_model
 from minifm.hub.locate import resolve
 
-__all__ = ["base_of", "is_adapter", "load_adapter", "load_arrays", "load_causal", "load_model",
-           "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model", "tokenizer_of"]
+__all__ = ["base_of", "has_tokenizer", "is_adapter", "load_adapter", "load_arrays", "load_causal",
+           "load_model", "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model",
+           "tokenizer_of"]

@@ -13,6 +13,7 @@ something else (DoRA, ranks that differ between layers, adapters of embeddings, 
 
 import re
 import reprlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,10 +37,12 @@ TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
          "ForConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM",
          "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS",
          "ForQuestionAnswering": "QUESTION_ANS", "Model": "FEATURE_EXTRACTION"}
+# {our setting: (theirs, what they take for granted)}
+SETTINGS = {"rank": ("r", 8), "alpha": ("lora_alpha", 8), "dropout": ("lora_dropout", 0.0),
+            "rank_stabilised": ("use_rslora", False), "base": ("base_model_name_or_path", None)}
 # Settings that are read here, and settings that say nothing of what an adapter computes once it
 # has been trained. Any other must be empty: who knows what it would mean.
-READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
-        "modules_to_save", "base_model_name_or_path"}
+READ = {"peft_type", "target_modules", "modules_to_save"} | {key for key, _ in SETTINGS.values()}
 SILENT = {"auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
           "inference_mode", "init_lora_weights", "loftq_config", "lora_ga_config",
           "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
@@ -169,23 +172,25 @@ def read_adapter(model, directory):
     """(the AdapterConfig, {name of our parameter: NumPy array, float32}) in a directory, for
     `model`, which may have adapters or not. Raises FormatError."""
     directory = Path(directory)
-    stored = _read_config(directory / ADAPTER)
+    config, targets, modules = _read_config(directory / ADAPTER)
     file = directory / WEIGHTS
     if not file.exists():
         raise no_weights(directory, f"{WEIGHTS} is not here")
     entries, accepted = read_header(file), partial(_accepted, model.accepted_name)
-    targeted = _targeted(_layer_names(model), stored["target_modules"], entries, accepted)
-    slots, meant, whole = _slots(model, targeted, stored)
+    targeted = _targeted(_layer_names(model), targets, entries, accepted)
+    slots, meant, whole = _slots(model, targeted, config.rank, modules)
     found, wrong = sort_out(entries, slots, [], accepted)
     wrong += misfits(found, slots)
     if not targeted:
-        wrong.append(f"target_modules {stored['target_modules']!r:.200} name no linear layer")
+        wrong.append(f"target_modules {targets!r:.200} name no linear layer")
     if wrong:
         raise FormatError(file, None, f"does not fit {ADAPTER} and this model, a "
                           f"{type(model).__name__}: " + "; ".join(wrong))
     arrays = {ours: _turned(float32_of(found[name]), transposed)
               for name, (ours, transposed) in meant.items()}
-    return _config(model, directory, stored, targeted, whole), arrays
+    return replace(
+        config, targets=tuple(_endings(set(targeted), set(linear_layers(model)))),
+        whole=_parts_of(model, whole)), arrays
 
 
 def _targeted(layers, targets, entries, accepted):
@@ -201,7 +206,7 @@ def _targeted(layers, targets, entries, accepted):
                                     for part in MATRICES)]
 
 
-def _slots(model, targeted, stored):
+def _slots(model, targeted, rank, modules):
     """({name in the file: (shape, dtypes)}, {the same name: (ours, whether it lies transposed)},
     our names of what was trained whole)."""
     layers, names, parameters = _layer_names(model), model.stored_names(model.config), \
@@ -209,10 +214,11 @@ def _slots(model, targeted, stored):
     slots, meant = {}, {}
     for ours in targeted:
         inputs, outputs = parameters[f"{ours}.weight"].shape
-        for part, shape in (("lora_A", (stored["r"], inputs)), ("lora_B", (outputs, stored["r"]))):
+        for part, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
             name = _product_name(layers[ours], part)
             slots[name], meant[name] = (shape, FLOATING), (f"{ours}.adapter.{MATRICES[part]}", True)
-    whole = _parts_saved(parameters, names, stored["modules_to_save"] or ())
+    whole = [ours for ours in parameters if ours in names and any(
+        matches(part, module) for part in _above(names[ours]) for module in modules)]
     for ours in whole:
         theirs, shape = names[ours], parameters[ours].shape
         slots[PREFIX + theirs.name] = (shape[::-1] if theirs.transposed else shape, FLOATING)
@@ -232,12 +238,6 @@ def _accepted(accepted_name, key):
                  for layer in layers)
 
 
-def _parts_saved(parameters, names, modules):
-    """Our names of the parameters that `modules_to_save` mean."""
-    return [ours for ours in parameters if ours in names
-            and any(matches(part, module) for module in modules for part in _above(names[ours]))]
-
-
 def _above(stored):
     """The names of the modules that hold a tensor: of a.b.weight, a.b and a."""
     words = stored.name.split(".")
@@ -248,19 +248,11 @@ def _turned(array, transposed):
     return np.ascontiguousarray(array.T) if transposed else array
 
 
-def _config(model, directory, stored, targeted, whole):
-    """The AdapterConfig of an adapter, by our names of its layers."""
+def _parts_of(model, parameters):
+    """The largest parts of `model` that hold nothing but these `parameters`."""
     parts = {name for name, part in model.modules().items() if name and part.parameters()
-             and not isinstance(part, LoRA)
-             and all(f"{name}.{inner}" in whole for inner in part.parameters())}
-    try:
-        return AdapterConfig(
-            rank=stored["r"], alpha=stored["lora_alpha"], dropout=stored["lora_dropout"],
-            rank_stabilised=stored["use_rslora"], base=stored["base_model_name_or_path"],
-            targets=tuple(_endings(set(targeted), set(linear_layers(model)))),
-            whole=tuple(sorted(name for name in parts if not _within(name, parts - {name}))))
-    except ConfigError as problem:
-        raise FormatError(directory / ADAPTER, None, str(problem)) from problem
+             and all(f"{name}.{inner}" in parameters for inner in part.parameters())}
+    return tuple(sorted(name for name in parts if not _within(name, parts - {name})))
 
 
 # -- the configuration ---------------------------------------------------------------------------
@@ -274,16 +266,20 @@ def is_adapter(directory):
 def tokenizer_of(directory):
     """The directory, a Path, of the tokenizer of the model or adapter in `directory`: an adapter's
     own, or that of its model."""
-    directory = Path(directory)
-    own = any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
-    return directory if own or not is_adapter(directory) else base_of(directory)
+    own = has_tokenizer(directory) or not is_adapter(directory)
+    return Path(directory) if own else base_of(directory)
+
+
+def has_tokenizer(directory):
+    """Whether a tokenizer lies in a directory."""
+    return any((Path(directory) / name).exists() for name in ("tokenizer.json", "vocab.json"))
 
 
 def base_of(directory):
     """The directory, a Path, of the model that the adapter in `directory` is of; raises
     FormatError where that is not to be had."""
     file = Path(directory) / ADAPTER
-    name = _read_config(file)["base_model_name_or_path"]
+    name = _read_config(file)[0].base
     if not name:
         raise FormatError(file, "base_model_name_or_path", "does not say of which model this is "
                           "an adapter: load that model and give it this by load_adapter")
@@ -298,26 +294,24 @@ def base_of(directory):
 
 
 def _read_config(file):
-    """The settings of an adapter, checked as far as can be without its model; raises
-    FormatError."""
+    """(an AdapterConfig without targets, target_modules, modules_to_save), checked as far as can be
+    without the model; raises FormatError."""
     with opened(file) as (stream, _):
         stored = parse_json(stream.read(), file)
     if stored.get("peft_type") != "LORA":
         raise FormatError(file, "peft_type", "expected LORA, the one kind of adapter that is "
                           f"known here, got {reprlib.repr(stored.get('peft_type'))}")
-    defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False,
-                "target_modules": None, "modules_to_save": None, "base_model_name_or_path": None}
-    kinds = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float),
-             "use_rslora": bool, "base_model_name_or_path": (str, type(None))}
-    found = {key: stored.get(key, value) for key, value in defaults.items()}
-    for key, kind in kinds.items():
-        if not isinstance(found[key], kind) or (kind is not bool and found[key] is True):
-            raise FormatError(file, key, f"is not of its type: {reprlib.repr(found[key])}")
-    _check_names(file, "modules_to_save", found["modules_to_save"] or [])
-    if not isinstance(found["target_modules"], str):
-        _check_names(file, "target_modules", found["target_modules"])
     _check_kind(file, stored)
-    return found
+    targets, modules = stored.get("target_modules"), stored.get("modules_to_save") or []
+    _check_names(file, "modules_to_save", modules)
+    if not isinstance(targets, str):
+        _check_names(file, "target_modules", targets)
+    try:
+        return AdapterConfig(
+            **{ours: stored.get(theirs, default) for ours, (theirs, default) in SETTINGS.items()},
+            targets=()), targets, modules
+    except ConfigError as problem:
+        raise FormatError(file, None, str(problem)) from problem
 
 
 def _check_names(file, key, names):

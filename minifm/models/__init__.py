@@ -13,13 +13,13 @@ from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.models.llama import LAYOUTS, Llama, LlamaConfig
-from minifm.models.packing import pack_model, packed_format
+from minifm.models.packing import pack_model, packed_format, unpack_model
 from minifm.models.t5 import T5, T5Config
 from minifm.models.transformer import Transformer, TransformerConfig
 
 __all__ = ["ARCHITECTURES", "Bert", "BertConfig", "GPT", "GPTConfig", "Llama", "LlamaConfig",
            "MODELS", "T5", "T5Config", "Transformer", "TransformerConfig", "architecture_of",
-           "pack_model", "packed_format"]
+           "pack_model", "packed_format", "unpack_model"]
 
 MODELS = {GPT.model_type: GPT} | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \

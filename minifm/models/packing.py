@@ -8,9 +8,13 @@ from minifm.errors import ConfigError
 def pack_model(model, format):
     """Pack what `model.products` names; norms, biases and positions stay float32.
 
-    The packed weights are frozen: the model computes as before, but is not trained. Formats:
-    backends/reference/packed.py. Raises ConfigError for a model that is packed already, ShapeError
-    for weights that the format cannot hold; the model is then what it was.
+    The packed weights are frozen: the model computes as before, but is not trained, unless it is
+    by adapters (nn/adapter.py). These then learn beside the numbers that the codes stand for: their
+    gradients go through those, and through the rounding of a product's other factor, which the int
+    formats have, as if it were not there (the straight-through estimator, Bengio et al. 2013).
+
+    Formats: backends/reference/packed.py. Raises ConfigError for a model that is packed already,
+    ShapeError for weights that the format cannot hold; the model is then what it was.
     """
     if packed_format(model):
         raise ConfigError(f"format: this model is packed already, as {packed_format(model)}")
@@ -20,6 +24,15 @@ def pack_model(model, format):
     for name, data in packed.items():
         parameters[name].data = data
         parameters[name].requires_grad, parameters[name].grad = False, None
+
+
+def unpack_model(model):
+    """Give a packed model plain weights again: the numbers that its codes stand for, in float32.
+    They stay frozen."""
+    for parameter in model.parameters().values():
+        if isinstance(parameter.data, Packed):
+            parameter.data = backends.active().unpack(parameter.data)
+            parameter.version += 1
 
 
 def packed_format(model):

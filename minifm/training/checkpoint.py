@@ -1,7 +1,8 @@
 """Checkpoints of a run: complete numbered directories, of which one can resume bitwise.
 
     runs/NAME/
-      step-00000500/            opens in other libraries: config.json, model.safetensors, …
+      step-00000500/            opens in other libraries: config.json, model.safetensors, …; of a
+                                model with adapters, these alone: adapter_config.json, …
         trainer_state/          optimizer.safetensors, state.json
       last -> step-00000500     best -> step-00000250
       metrics.jsonl  loss.png
@@ -22,7 +23,9 @@ import numpy as np
 
 from minifm import backends, hub
 from minifm.atomic import atomic_directory, replace_link
+from minifm.backends.reference.packed import Packed
 from minifm.errors import ConfigError, FormatError
+from minifm.nn import adapter_config, trainable
 
 FORMAT = 1
 STEP_NAME = re.compile(r"step-(\d{8,})")
@@ -130,19 +133,26 @@ def read_weights(path, model, optimizer, updates):
     Raises FormatError, and changes nothing, unless every array is there and fits.
     """
     path = Path(path)
-    stored, own = hub.load_model(path).parameters(), model.parameters()
+    if adapter_config(model) is None:
+        stored, needed = _weights_of(hub.load_model(path)), model.parameters()
+    else:                               # what they adapt is not in the checkpoint, nor changed
+        stored, needed = hub.read_adapter(model, path)[1], trainable(model)
     wrong = [f"{name} is {list(stored[name].shape) if name in stored else 'missing'}, expected "
-             f"{list(p.shape)}" for name, p in own.items()
+             f"{list(p.shape)}" for name, p in needed.items()
              if name not in stored or stored[name].shape != p.shape]
     if wrong:
         raise FormatError(path, None, "; ".join(wrong))
     optimizer.load(hub.load_arrays(path / OPTIMIZER), updates, path / OPTIMIZER)
     trained = optimizer.parameters if optimizer.averages else {}    # those are in its own file
-    for name, parameter in own.items():
-        if name not in trained:
-            array = backends.active().to_numpy(stored[name].data)
-            parameter.data = backends.active().from_numpy(np.array(array, parameter.dtype))
+    for name, parameter in needed.items():
+        if name not in trained and not isinstance(parameter.data, Packed):      # that is frozen
+            array = np.array(stored[name], parameter.dtype)
+            parameter.data = backends.active().from_numpy(array)
             parameter.version += 1
+
+
+def _weights_of(model):
+    return {name: p.numpy() for name, p in model.parameters().items()}
 
 
 def differences(stored, own, free=()):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minifm.backends.reference.packed import Packed
 from minifm.errors import ConfigError
 from minifm.rng import Rng
 from minifm.tensor import Tensor
@@ -157,6 +158,10 @@ def _activations(model, objective, batch, rows):
 
 
 def _bytes(x):
+    """Bytes of an array or a Parameter, which may be packed."""
+    data = getattr(x, "data", x)
+    if isinstance(data, Packed):
+        return data.nbytes
     return int(np.prod(x.shape, dtype=np.int64)) * np.dtype(x.dtype).itemsize
 
 

@@ -22,6 +22,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError, FormatError
 from minifm.hub import load_model, resolve
 from minifm.models import ARCHITECTURES, architecture_of, packed_format
+from minifm.nn import adapter_config
 from minifm.rng import Rng
 from minifm.text import Tokenizer, shards
 from minifm.text.corpus import Corpus, Documents
@@ -248,6 +249,8 @@ def _started_model(directory, arch, shape, initial, resume):
     model = load_model(initial)
     if arch not in (None, architecture_of(model)):
         raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
+    if adapter_config(model) is not None:
+        raise ConfigError(f"{initial}: expected a model, this is an adapter of one: merge it first")
     if packed_format(model):
         raise ConfigError(f"{initial}: its weights are packed as {packed_format(model)}, and are "
                           "not trained; start from the model that they were made of")

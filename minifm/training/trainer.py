@@ -14,6 +14,7 @@ import numpy as np
 
 from minifm.atomic import exclusive
 from minifm.errors import AnomalyError, ConfigError, UserError
+from minifm.nn import adapter_config
 from minifm.observe import detect_anomaly
 from minifm.ops.precision import precision
 from minifm.rng import Rng
@@ -32,7 +33,7 @@ class Diverged(UserError):
 class Trainer:
     """Trains `model` on `batches` by `config`, in the directory of one run.
 
-    model      a Module with `config`; its parameters are written in place
+    model      a Module with `config`; its parameters are written in place, but for frozen ones
     batches    `batch(step)` gives a tuple of arrays, the sequences along the first axis;
                `description` is a dictionary that names the data (what a resumed run compares)
     directory  runs/NAME; created, or resumed by `resume`
@@ -275,10 +276,14 @@ class Trainer:
         return json.loads(json.dumps({
             "step": self.step, "updates": self.optimizer.steps, "skipped": self.skipped,
             "tokens": self.tokens, "best": self.best, "config": asdict(self.config),
-            "model": asdict(self.model.config),
+            "model": asdict(self.model.config) | self._adapters(),
             "data": {"training": self.batches.description,
                      "held_out": self.held_out and self.held_out.description},
         }))
+
+    def _adapters(self):
+        config = adapter_config(self.model)
+        return {} if config is None else {"adapters": asdict(config)}
 
     def _claim_directory(self):
         """A new run must not mix with an old one of the same name; a log without a checkpoint is

@@ -11,7 +11,8 @@ number of it drawn from N(0, 0.2²), saved by that library, and `outputs.safeten
                             library's float32 and float64
     gradient.<name>         of Σ logits · direction, by the names of the adapter's file, in float64
     direction               [B, T, V], float32
-    error.gradient.<name>   likewise, the largest difference of that gradient
+    error.gradients         how far that library's float32 gradients are from these: the root of the
+                            mean, over the tensors, of |difference|² / |gradient|²
 """
 
 import sys
@@ -62,9 +63,10 @@ def make(model_class, config, base, directory):
         exact = adapted(model_class(model.config), config).double()     # its angles, too
         exact.load_state_dict(model.double().state_dict())
         logits, gradients = outputs(exact, read, direction.double())
-    errors = {"error.logits": difference(low, logits)} | {
-        f"error.gradient.{name}": difference(low_gradients[name], g)
-        for name, g in gradients.items()}
+    shares = [((low_gradients[name].double() - g).norm() / g.norm()) ** 2
+              for name, g in gradients.items()]
+    errors = {"error.logits": (low.double() - logits).abs().max().reshape(1),
+              "error.gradients": torch.stack(shares).mean().sqrt().reshape(1)}
     ids = {"source" if name == "input_ids" and len(read) > 1 else "ids": x
            for name, x in read.items()}
     save_outputs(ids | errors | {"logits": logits, "direction": direction.float()} | {
@@ -91,10 +93,6 @@ def outputs(model, read, direction):
     names = {name: name.replace(".default", "").replace(".modules_to_save", "")
              for name in trained(model)}
     return logits, {names[name]: p.grad.clone() for name, p in trained(model).items()}
-
-
-def difference(low, exact):
-    return (low.double() - exact).abs().max().reshape(1)
 
 
 if __name__ == "__main__":
