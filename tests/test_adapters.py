@@ -40,6 +40,7 @@ from minifm.nn import (
     AdapterConfig,
     Linear,
     LoRA,
+    Module,
     adapter_config,
     add_adapters,
     freeze_layers,
@@ -462,6 +463,19 @@ def test_freezing_layers(backend, kind, count, first):
         freeze_layers(model, 9)
 
 
+def test_freezing_layers_of_a_body_under_a_head():
+    class Headed(Module):
+        def __init__(self):
+            self.body, self.head = plain("gpt"), Linear(16, 2, std=1, rng=None)
+
+    model = Headed()
+    freeze_layers(model, 2)
+    assert list(trainable(model)) == ["body.norm.gain", "body.norm.bias", "head.weight",
+                                      "head.bias"]
+    freeze_layers(model, 0)
+    assert "body.position_embedding.weight" not in trainable(model)
+
+
 def test_a_head_alone(backend):
     model = plain("bert")
     train_only(model, ["sentence_head", "masked_head.dense"])
@@ -743,8 +757,28 @@ def test_what_files_cannot_hold_is_refused(base, tmp_path):
         save_adapter(tuned(base), tmp_path / "none")
     model = adapted("transformer")
     model.logits_bias.requires_grad = True
-    with pytest.raises(ConfigError, match="must belong to a part"):
+    with pytest.raises(ConfigError, match="logits_bias is trained and stands beside other parts"):
         save_adapter(model, tmp_path)
+    model = plain("bert")           # whose module of that name holds the tied table, too
+    add_adapters(model, AdapterConfig(whole=("masked_head",)), rng=mf.Rng(0))
+    with pytest.raises(ConfigError, match="cls.predictions.bias is trained and stands beside"):
+        save_adapter(model, tmp_path)
+
+
+def test_parts_that_are_trained_whole_have_the_names_of_the_largest_modules(tmp_path):
+    model = plain("bert")
+    add_adapters(model, AdapterConfig(targets=("query",), whole=(
+        "masked_head.dense", "masked_head.norm", "sentence_head", "blocks.1.perceptron")),
+        rng=mf.Rng(0))
+    save_adapter(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == [
+        "bert.encoder.layer.1.intermediate", "bert.encoder.layer.1.output.dense",
+        "cls.predictions.transform", "cls.seq_relationship"]
+    again = plain("bert")
+    load_adapter(again, tmp_path)
+    assert trainable(again).keys() == trainable(model).keys() and bits(again) == bits(model)
+    assert adapter_config(again).whole == (
+        "blocks.1.perceptron", "masked_head.dense", "masked_head.norm", "sentence_head")
 
 
 # -- runs ----------------------------------------------------------------------------------------

@@ -106,12 +106,24 @@ def _layer_names(model):
 
 
 def _whole_modules(model, names):
-    """The modules of files whose parameters are trained themselves, each within no other."""
-    found = {names[ours].name.rpartition(".")[0] for ours in trainable(model) if ours in names}
-    if "" in found:
-        raise ConfigError("save_adapter: a parameter that is trained whole must belong to a part "
-                          "of the model, for files to name that")
-    return sorted(name for name in found if not _within(name, found - {name}))
+    """The largest modules, by their names in files, of which every parameter is trained itself.
+
+    Raises ConfigError for a parameter that stands beside modules: files name modules, and a module
+    may hold more than this model's parameters, such as a tied table.
+    """
+    everything, found = {stored.name for stored in names.values()}, set()
+    trained = {names[ours].name for ours in trainable(model) if ours in names}
+    for name in trained:
+        *above, last = _above(name) or [""]
+        if not last or any(other.startswith(last + ".") and other.count(".") > name.count(".")
+                           for other in everything):
+            raise ConfigError(f"save_adapter: {name} is trained and stands beside other parts of "
+                              f"its module, {last or 'the model'}; files of adapters cannot say "
+                              "that: freeze it")
+        found.add(next((module for module in above
+                        if not any(_within(other, [module]) for other in everything - trained)),
+                       last))
+    return sorted(found)
 
 
 def _within(name, modules):
@@ -218,7 +230,7 @@ def _slots(model, targeted, rank, modules):
             name = _product_name(layers[ours], part)
             slots[name], meant[name] = (shape, FLOATING), (f"{ours}.adapter.{MATRICES[part]}", True)
     whole = [ours for ours in parameters if ours in names and any(
-        matches(part, module) for part in _above(names[ours]) for module in modules)]
+        matches(part, module) for part in _above(names[ours].name) for module in modules)]
     for ours in whole:
         theirs, shape = names[ours], parameters[ours].shape
         slots[PREFIX + theirs.name] = (shape[::-1] if theirs.transposed else shape, FLOATING)
@@ -238,9 +250,9 @@ def _accepted(accepted_name, key):
                  for layer in layers)
 
 
-def _above(stored):
-    """The names of the modules that hold a tensor: of a.b.weight, a.b and a."""
-    words = stored.name.split(".")
+def _above(name):
+    """The names of the modules that hold a tensor, from the outermost: of a.b.weight, a and a.b."""
+    words = name.split(".")
     return [".".join(words[:i]) for i in range(1, len(words))]
 
 

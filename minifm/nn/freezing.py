@@ -37,9 +37,7 @@ def freeze_layers(model, count):
     Blocks are counted as the model lists them, an encoder's before a decoder's. Raises ConfigError
     for more of them than there are.
     """
-    parts = []                              # in reading order: lists hold blocks
-    for part in vars(model).values():
-        parts += [(block, 1) for block in part] if isinstance(part, list) else [(part, 0)]
+    parts = list(_in_reading_order(model))
     blocks = sum(is_block for _, is_block in parts)
     if not 0 <= count <= blocks:
         raise ConfigError(f"layers to freeze: expected 0 … {blocks}, got {count}")
@@ -48,8 +46,19 @@ def freeze_layers(model, count):
         if passed == (count if is_block else blocks):
             return
         passed += is_block
-        if isinstance(part, (Module, Parameter)):
-            freeze(part)
+        freeze(part)
+
+
+def _in_reading_order(model):
+    """(part, whether it is a block) of each part of a model: blocks are what stands in lists. A
+    part that has lists itself, the body under a head, gives its own parts."""
+    for part in vars(model).values():
+        if isinstance(part, list):
+            yield from ((block, True) for block in part)
+        elif isinstance(part, Module) and any(isinstance(x, list) for x in vars(part).values()):
+            yield from _in_reading_order(part)
+        elif isinstance(part, (Module, Parameter)):
+            yield part, False
 
 
 def matching(model, names, setting):
