@@ -193,6 +193,12 @@ def test_a_vocabulary_with_more_special_tokens(tmp_path):
         again = Tokenizer.load(tmp_path)
         assert vars(again)["specials"] == made.specials and again.sha256 == made.sha256
         assert (again.mask, again.padding, again.first) == (V - 4, 1, 0)
+        library = tokenizers.Tokenizer.from_str(made.json)
+        for texts, ids in ((["a"], [[0], "a", [V - 5]]),
+                           (["a", "b"], [[0], "a", [V - 5], "b", [V - 5]])):
+            ids = [i for part in ids for i in
+                   (made.encode(part).tolist() if isinstance(part, str) else part)]
+            assert library.encode(*texts).ids == ids       # as an encoder has learnt to read
     assert learnt.vocabulary == 275
     assert (BYTES.mask, BYTES.first, BYTES.sentinels) == (None, None, ())
     with pytest.raises(ConfigError, match=r"from 263 \(the bytes, end-of-text and 6 more special"):

@@ -343,7 +343,20 @@ def _byte_level_json(learnt, merges, specials):
     back = [END_OF_TEXT, *(token for token in specials if token not in front)]
     ids = {token: i for i, token in enumerate([*tokens, *back])}
     return _json({token: ids[token] for token in tokens}, merges,
-                 [(token, ids[token]) for token in front + back])
+                 [(token, ids[token]) for token in front + back],
+                 _template(ids) if FIRST in specials else None)
+
+
+def _template(ids):
+    """What stands around a text for an encoder, and around two: the file's `post_processor`."""
+    def piece(kind, name, part):
+        return {kind: {"id": name, "type_id": part}}
+    first, end = (piece("SpecialToken", token, 0) for token in (FIRST, END_OF_TEXT))
+    single = [first, piece("Sequence", "A", 0), end]
+    pair = [*single, piece("Sequence", "B", 1), piece("SpecialToken", END_OF_TEXT, 1)]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {
+        token: {"id": token, "ids": [ids[token]], "tokens": [token]}
+        for token in (FIRST, END_OF_TEXT)}}
 
 
 def _settings(specials):
@@ -358,14 +371,14 @@ def _settings(specials):
             "additional_special_tokens": [token for token in specials if token in SENTINELS]}
 
 
-def _json(vocab, merges, special):
+def _json(vocab, merges, special, template=None):
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
              "use_regex": True}
     added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": True} for token, i in special]
     return json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": level, "post_processor": None, "decoder": level,
+        "normalizer": None, "pre_tokenizer": level, "post_processor": template, "decoder": level,
         "model": {"type": "BPE", "dropout": None, "unk_token": None,
                   "continuing_subword_prefix": None, "end_of_word_suffix": None,
                   "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
