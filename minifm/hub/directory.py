@@ -47,6 +47,7 @@ from minifm.hub.locate import ADAPTER
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out
 from minifm.models import MODELS, packed_format
 from minifm.models.causal import CausalModel
+from minifm.models.heads import described
 from minifm.nn import adapter_config
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
@@ -172,17 +173,18 @@ def load_model(directory):
         model = load_model(base_of(directory))
         load_adapter(model, directory)
         return model
-    model_class, config, format = _read_config(directory / CONFIG)
+    stored = _read_config(directory / CONFIG)
     file, entries = _find_weights(directory)
+    model_class, config, format = _understand(stored, directory / CONFIG, entries)
     _check_size(config, file, entries)
     model = model_class(config)
-    names = model_class.stored_names(config)
-    packed = model_class.products(config) if format else {}
+    names = model.stored_names(config)
+    packed = model.products(config) if format else {}
     slots, parameters = {}, model.parameters()
     for ours, parameter in parameters.items():
         slots |= _slots(names[ours], parameter.shape, format, packed.get(ours))
     left_out = [stored.name for ours, stored in names.items() if ours not in parameters]
-    found, unknown = sort_out(entries, slots, left_out, model_class.accepted_name)
+    found, unknown = sort_out(entries, slots, left_out, model.accepted_name)
     wrong = unknown + misfits(found, slots)
     if wrong:
         raise FormatError(file, None, f"does not fit {CONFIG}: " + "; ".join(wrong))
@@ -229,16 +231,21 @@ def _packed(name, found, format, shape, inner):
 
 
 def _read_config(file):
-    """The model's class, its configuration, and the format of its packed weights or None; raises
-    FormatError."""
+    """What a config.json says, of a `model_type` that is known; raises FormatError."""
     with opened(file) as (stream, _):
         stored = parse_json(stream.read(), file)
     kind = stored.get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         raise FormatError(file, "model_type", f"expected one of {', '.join(MODELS)}, got "
                           f"{reprlib.repr(kind)}")
+    return stored
+
+
+def _understand(stored, file, keys):
+    """The model's class, its configuration, and the format of its packed weights or None; raises
+    FormatError. `keys`: the names of the tensors."""
     try:
-        return MODELS[kind], MODELS[kind].config_from_hub(stored), _read_format(file, stored)
+        return *described(MODELS[stored["model_type"]], stored, keys), _read_format(file, stored)
     except ConfigError as problem:
         raise FormatError(file, None, str(problem).removeprefix(f"{CONFIG}: ")) from problem
     except (TypeError, ValueError, OverflowError) as problem:

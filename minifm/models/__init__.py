@@ -1,5 +1,5 @@
-"""Models, one a file: causal (what decoders share), then gpt, llama; bert, an encoder; seq2seq
-(what encoder-decoders share), then transformer, t5.
+"""Models, one a file: stored (what all share), causal (what decoders share), then gpt, llama; bert,
+an encoder; seq2seq (what encoder-decoders share), then transformer, t5; heads for other tasks.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class; in `ARCHITECTURES` the name on
 the command line finds all that is needed to make a new one.
@@ -12,14 +12,22 @@ from minifm.models import bert, gpt, llama, t5, transformer
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
 from minifm.models.gpt import GPT, GPTConfig
+from minifm.models.heads import (
+    HeadConfig,
+    QuestionAnswerer,
+    SequenceClassifier,
+    TokenClassifier,
+    with_head,
+)
 from minifm.models.llama import LAYOUTS, Llama, LlamaConfig
 from minifm.models.packing import pack_model, packed_format, unpack_model
 from minifm.models.t5 import T5, T5Config
 from minifm.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["ARCHITECTURES", "Bert", "BertConfig", "GPT", "GPTConfig", "Llama", "LlamaConfig",
-           "MODELS", "T5", "T5Config", "Transformer", "TransformerConfig", "architecture_of",
-           "pack_model", "packed_format", "unpack_model"]
+__all__ = ["ARCHITECTURES", "Bert", "BertConfig", "GPT", "GPTConfig", "HeadConfig", "Llama",
+           "LlamaConfig", "MODELS", "QuestionAnswerer", "SequenceClassifier", "T5", "T5Config",
+           "TokenClassifier", "Transformer", "TransformerConfig", "architecture_of", "pack_model",
+           "packed_format", "unpack_model", "with_head"]
 
 MODELS = {GPT.model_type: GPT} | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \

@@ -6,7 +6,8 @@ says which of them a model is. Read top to bottom: the configuration, the parts,
 in files.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.stored import Stored
+from minifm.models.stored import HeadLayout, Model, Stored
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Module, Perceptron, post_norm
 from minifm.nn.module import constant
 from minifm.ops.loss import IGNORE
@@ -31,6 +32,24 @@ ARCHITECTURES = {
     ("roberta", True, False, False): "RobertaModel",
 }
 LAYOUTS = ("bert", "roberta")
+BARE = {"pooler": False, "masked_head": False, "sentence_head": False}
+# Heads for other tasks, {layout: {task: …}}: see heads.py. RoBERTa's reads a sequence by a layer of
+# its own in place of the pooler.
+TASKS = {
+    "bert": {
+        "sequence": HeadLayout("BertForSequenceClassification", "classifier", "bert.",
+                               BARE | {"pooler": True}, whole=True, dropout=None),
+        "token": HeadLayout("BertForTokenClassification", "classifier", "bert.", BARE,
+                            dropout=None),
+        "question": HeadLayout("BertForQuestionAnswering", "qa_outputs", "bert.", BARE)},
+    "roberta": {
+        "sequence": HeadLayout("RobertaForSequenceClassification", "classifier.out_proj",
+                               "roberta.", BARE, whole=True, dense="classifier.dense",
+                               dropout=None),
+        "token": HeadLayout("RobertaForTokenClassification", "classifier", "roberta.", BARE,
+                            dropout=None),
+        "question": HeadLayout("RobertaForQuestionAnswering", "qa_outputs", "roberta.", BARE)},
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +87,10 @@ class BertConfig:
         if self.padding >= self.vocabulary:
             raise ConfigError(f"padding: expected an id below the vocabulary of "
                               f"{self.vocabulary}, got {self.padding}")
-        if self._parts not in ARCHITECTURES:
-            parts = [name for name in ("pooler", "masked_head", "sentence_head")
-                     if getattr(self, name)]
-            raise ConfigError(f"layout: {self.layout} is not known with "
-                              f"{' and '.join(parts) or 'neither a pooler nor a head'}; expected "
-                              f"the parts of one of {', '.join(ARCHITECTURES.values())}")
+        if any(self._parts[1:]) and self._parts not in ARCHITECTURES:
+            parts = [name for name in BARE if getattr(self, name)]
+            raise ConfigError(f"layout: {self.layout} is not known with {' and '.join(parts)}; "
+                              f"expected the parts of one of {', '.join(ARCHITECTURES.values())}")
 
     @property
     def _parts(self):
@@ -81,8 +98,21 @@ class BertConfig:
 
     @property
     def architecture(self):
-        """The name that other libraries have for a model of these parts."""
+        """The name that other libraries have for a model of these parts; raises ConfigError where
+        it has none: without any, it is what a head stands on (heads.py)."""
+        if self._parts not in ARCHITECTURES:
+            raise ConfigError(f"layout: files of {self.layout} have a pooler, or a head")
         return ARCHITECTURES[self._parts]
+
+    @property
+    def model(self):
+        """The class of the models of this shape."""
+        return Bert
+
+    @property
+    def tasks(self):
+        """{task: HeadLayout}: the heads that may stand on such a model."""
+        return TASKS[self.layout]
 
     @property
     def first_position(self):
@@ -160,8 +190,10 @@ class MaskedHead(Module):
         return ops.linear(x, table.transpose(1, 0), self.bias)
 
 
-class Bert(Module):
+class Bert(Model):
     """Token ids in, a vector for each token out, and what the heads make of it."""
+
+    tasks = TASKS
 
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights from N(0, 0.02²). Without `rng` they are zeros, for a
@@ -214,8 +246,22 @@ class Bert(Module):
 
     def pooled(self, x, key_mask=None):
         """Features x [B, T, C] -> [B, C], a vector for each sequence, from its first token."""
-        first = 0 if key_mask is None else np.argmax(key_mask, axis=1)
-        return ops.tanh(self._part("pooler")(x[np.arange(x.shape[0]), first]))
+        return ops.tanh(self._part("pooler")(_first(x, key_mask)))
+
+    def summary(self, x, key_mask=None):
+        """Features x [B, T, C] -> [B, C], what a head for sequences reads: their first token, by
+        the pooler where there is one."""
+        return self.pooled(x, key_mask) if self.pooler else _first(x, key_mask)
+
+    def as_body(self, parts, rng=None):
+        """A model of these very layers, with other `parts`, for a head to stand on (heads.py);
+        `rng` draws a pooler that this one does not have."""
+        body, C = copy.copy(self), self.config.width
+        body.config = replace(self.config, **parts)
+        body.masked_head = body.sentence_head = None
+        body.pooler = None if not body.config.pooler else \
+            self.pooler or Linear(C, C, std=INITIAL, rng=rng and rng.child("pooler"))
+        return body
 
     def sentence_logits(self, x, key_mask=None):
         """Features x [B, T, C] -> [B, 2]: that the second sentence follows the first, that not."""
@@ -318,6 +364,25 @@ class Bert(Module):
         return key
 
     @staticmethod
+    def told_by(model_type, keys):
+        """As in Model. A `classifier` stands on tokens, or on sequences: what it reads, its
+        tensors do not say, but where the pooler is missing that BERT needs for sequences."""
+        keys = {Bert.accepted_name(key) for key in keys}
+        has = {part: f"{name}.weight" in keys for part, name in (
+            ("pooler", "pooler.dense"), ("masked_head", HEADS[model_type][0]),
+            ("sentence_head", "cls.seq_relationship"), ("question", "qa_outputs"),
+            ("dense", "classifier.dense"), ("classifier", "classifier"))}
+        tasks = TASKS[model_type]
+        if has["question"] or has["dense"]:
+            return tasks["question" if has["question"] else "sequence"].architecture
+        if has["classifier"]:
+            told = model_type == "roberta" or not has["pooler"]
+            return tasks["token"].architecture if told else None
+        masked, sentence = has["masked_head"], has["sentence_head"]
+        pooler = has["pooler"] and (sentence or not masked)     # a masked head does without one
+        return ARCHITECTURES.get((model_type, pooler, masked, sentence))
+
+    @staticmethod
     def config_from_hub(stored):
         """The configuration in a `config.json`; raises ConfigError naming the key."""
         layout = stored.get("model_type")
@@ -344,10 +409,11 @@ class Bert(Module):
             norm_epsilon=stored.get("layer_norm_eps", 1e-12))
 
     @staticmethod
-    def config_to_hub(config, *, end_of_text=None):
-        """The `config.json` that describes this model to other libraries."""
+    def config_to_hub(config, *, end_of_text=None, architecture=None):
+        """The `config.json` that describes this model to other libraries; `architecture` names
+        it where another head stands on it (heads.py)."""
         return {
-            "architectures": [config.architecture], "model_type": config.layout,
+            "architectures": [architecture or config.architecture], "model_type": config.layout,
             "vocab_size": config.vocabulary,
             "max_position_embeddings": config.first_position + config.context,
             "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
@@ -372,6 +438,12 @@ HEADS = {"bert": ("cls.predictions.transform.dense", "cls.predictions.transform.
          "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")}
 
 
+def _first(x, key_mask):
+    """x [B, T, C] -> [B, C], the first real token of each row."""
+    first = 0 if key_mask is None else np.argmax(key_mask, axis=1)
+    return x[np.arange(x.shape[0]), first]
+
+
 def _layers(names, weight):
     """{our parameter's name: Stored} of the layers {ours: theirs}: linear ones, whose matrix is
     called `weight` here, or norms, whose `gain` is there called so too."""
@@ -382,9 +454,11 @@ def _layers(names, weight):
 
 def _parts_from_hub(layout, stored):
     """{setting: value} of the parts that a model has, by the first of its `architectures`."""
-    known = {name: parts for parts, name in ARCHITECTURES.items() if parts[0] == layout}
+    known = {name: dict(zip(BARE, parts[1:])) for parts, name in ARCHITECTURES.items()
+             if parts[0] == layout} | {
+        head.architecture: head.parts for head in TASKS[layout].values()}
     named = stored.get("architectures") or [None]
     if named[0] not in known:
         raise ConfigError(f"config.json: architectures: expected one of {', '.join(known)}, got "
                           f"{named[0]!r}")
-    return dict(zip(("pooler", "masked_head", "sentence_head"), known[named[0]][1:]))
+    return known[named[0]]

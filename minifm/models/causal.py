@@ -4,16 +4,20 @@ A model adds its configuration, its layers (`token_embedding` among them) and `f
 says how a token's features come about; here is what they are used for.
 """
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 
 from minifm import ops
 from minifm.errors import ConfigError, ShapeError
-from minifm.nn import Cache, Module
+from minifm.models.stored import Model
+from minifm.nn import Cache
 from minifm.nn.cache import check_format
 
 
-class CausalModel(Module):
-    """A Module with `config` (vocabulary V, context, layers, heads, …) and `token_embedding`."""
+class CausalModel(Model):
+    """A Model with `config` (vocabulary V, context, layers, heads, …) and `token_embedding`."""
 
     def __call__(self, ids, *, cache=None, counts=None, key_mask=None, document_starts=None,
                  rng=None):
@@ -58,6 +62,19 @@ class CausalModel(Module):
     def logits(self, x):
         """[*B, C] -> [*B, V]."""
         return ops.linear(x, self.head.transpose(1, 0))
+
+    def summary(self, x, key_mask=None):
+        """Features x [B, T, C] -> [B, C], those of each row's last real token: it has seen all."""
+        B, T, _ = x.shape
+        last = np.full(B, T - 1) if key_mask is None else \
+            T - 1 - np.argmax(np.asarray(key_mask)[:, ::-1], axis=1)
+        return x[np.arange(B), last]
+
+    def as_body(self, parts, rng=None):
+        """A model of these very layers, with other `parts`, for a head to stand on (heads.py)."""
+        body = copy.copy(self)
+        body.config = replace(self.config, **parts)
+        return body
 
     def positions(self, ids, placement, key_mask, document_starts):
         """The position of each token: [T], or [B, T] where rows differ."""

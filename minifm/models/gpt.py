@@ -14,10 +14,16 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.causal import CausalModel
-from minifm.models.stored import Stored
+from minifm.models.stored import HeadLayout, Stored
 from minifm.nn import Block, Embedding, LayerNorm, Perceptron, SelfAttention
 
 INITIAL = 0.02          # standard deviation of the initial weights
+# Heads for other tasks, {model_type: {task: …}}: see heads.py.
+TASKS = {"gpt2": {
+    "sequence": HeadLayout("GPT2ForSequenceClassification", "score", "transformer.", whole=True,
+                           bias=False),
+    "token": HeadLayout("GPT2ForTokenClassification", "classifier", "transformer.", dropout=0.1),
+    "question": HeadLayout("GPT2ForQuestionAnswering", "qa_outputs", "transformer.")}}
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,16 @@ class GPTConfig:
             raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
 
     @property
+    def model(self):
+        """The class of the models of this shape."""
+        return GPT
+
+    @property
+    def tasks(self):
+        """{task: HeadLayout}: the heads that may stand on such a model."""
+        return TASKS[GPT.model_type]
+
+    @property
     def key_heads(self):
         return self.heads
 
@@ -62,14 +78,16 @@ class GPTConfig:
         block = attention + perceptron + 4 * C                  # two norms
         return (self.vocabulary + self.context) * C + self.layers * block + 2 * C
 
-    def flops_per_token(self, length, training=False):
+    def flops_per_token(self, length, training=False, counted=1.0):
         """Floating-point operations for one token of a sequence of `length` tokens.
 
         Products only; the causal half of attention. Training is forward + backward: 3 × for a
         product, 3.5 × for attention. Recomputation does not count: it is no useful work.
+
+        counted  the fraction of the tokens that the head reads
         """
         C, F = self.width, self.hidden
-        products = 2 * (self.layers * (4 * C * C + 2 * C * F) + self.vocabulary * C)
+        products = 2 * (self.layers * (4 * C * C + 2 * C * F) + self.vocabulary * C * counted)
         attention = 2 * self.layers * length * C
         return 3 * products + 3.5 * attention if training else products + attention
 
@@ -103,6 +121,8 @@ class GPT(CausalModel):
 
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
+    prefix = "transformer."
+    tasks = TASKS
 
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights as in section 2.3 of the GPT-2 paper: N(0, 0.02²),
@@ -194,10 +214,11 @@ class GPT(CausalModel):
         )
 
     @staticmethod
-    def config_to_hub(config, *, end_of_text=None):
-        """The `config.json` that describes this model to other libraries."""
+    def config_to_hub(config, *, end_of_text=None, architecture=None):
+        """The `config.json` that describes this model to other libraries; `architecture` names
+        it where another head stands on it (heads.py)."""
         return {
-            "architectures": [GPT.architecture], "model_type": GPT.model_type,
+            "architectures": [architecture or GPT.architecture], "model_type": GPT.model_type,
             "vocab_size": config.vocabulary, "n_positions": config.context,
             "n_ctx": config.context, "n_embd": config.width, "n_layer": config.layers,
             "n_head": config.heads, "n_inner": config.hidden,

@@ -20,11 +20,25 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.causal import CausalModel
-from minifm.models.stored import Stored
+from minifm.models.stored import HeadLayout, Stored
 from minifm.nn import Attention, Block, Embedding, GatedPerceptron, RMSNorm, Rotary
 from minifm.nn.experts import Experts
 
 INITIAL = 0.02          # standard deviation of the initial weights
+LAYOUTS = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+           "mixtral": "MixtralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+           "qwen3": "Qwen3ForCausalLM"}
+# Heads for other tasks, {layout: {task: …}}: see heads.py. They stand on a model that has no head
+# of its own, which is what `tied` makes of it.
+TASKS = {kind: {
+    "sequence": HeadLayout(name.replace("CausalLM", "SequenceClassification"), "score", "model.",
+                           {"tied": True}, whole=True, bias=False),
+    "token": HeadLayout(name.replace("CausalLM", "TokenClassification"), "score", "model.",
+                        {"tied": True}, dropout=0.1),
+    "question": HeadLayout(name.replace("CausalLM", "QuestionAnswering"), "qa_outputs",
+                           "model." if kind in ("mistral", "mixtral") else "transformer.",
+                           {"tied": True}),
+} for kind, name in LAYOUTS.items()}
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,16 @@ class LlamaConfig:
             raise ConfigError(f"experts_chosen: expected at most the {self.experts} that there "
                               f"are, got {self.experts_chosen}")
 
+    @property
+    def model(self):
+        """The class of the models of this shape."""
+        return Llama
+
+    @property
+    def tasks(self):
+        """{task: HeadLayout}: the heads that may stand on such a model."""
+        return TASKS[layout(self)]
+
     def window_of(self, layer):
         """How many tokens back that layer looks; None: all."""
         return self.window if layer >= self.window_from else None
@@ -95,14 +119,14 @@ class LlamaConfig:
         return ((1 if self.tied else 2) * self.vocabulary * C
                 + self.layers * (attention + perceptron + 2 * C) + C)
 
-    def flops_per_token(self, length, training=False):
+    def flops_per_token(self, length, training=False, counted=1.0):
         """Floating-point operations for one token of a sequence of `length` tokens, of products
-        and of what attention sees; training, as in GPTConfig."""
+        and of what attention sees; training and counted, as in GPTConfig."""
         C, Q, KV = self.width, self.heads * self.head_width, self.key_heads * self.head_width
         perceptron = 6 * C * self.hidden
         if self.experts:
             perceptron = self.experts_chosen * perceptron + 2 * C * self.experts
-        products = self.layers * (4 * C * (Q + KV) + perceptron) + 2 * self.vocabulary * C
+        products = self.layers * (4 * C * (Q + KV) + perceptron) + 2 * self.vocabulary * C * counted
         attention = sum(2 * _seen(length, self.window_of(layer)) * Q
                         for layer in range(self.layers))
         return 3 * products + 3.5 * attention if training else products + attention
@@ -149,6 +173,9 @@ def new_block(config, rng):
 class Llama(CausalModel):
     """Token ids in, logits of the next token out."""
 
+    prefix = "model."
+    tasks = TASKS
+
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights as GPT-2's are. Without `rng` they are zeros, for a
         checkpoint to replace."""
@@ -166,6 +193,11 @@ class Llama(CausalModel):
     @property
     def head(self):
         return (self.untied_head or self.token_embedding).weight
+
+    def as_body(self, parts, rng=None):
+        body = super().as_body(parts, rng)
+        body.untied_head = None
+        return body
 
     def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,
                  recompute=False):
@@ -247,12 +279,13 @@ class Llama(CausalModel):
             norm_epsilon=stored.get("rms_norm_eps", EPSILONS.get(kind, 1e-6)))
 
     @staticmethod
-    def config_to_hub(config, *, end_of_text=None):
+    def config_to_hub(config, *, end_of_text=None, architecture=None):
         """The `config.json` that describes this model to other libraries; raises ConfigError for
-        a mixture of parts that no layout has."""
+        a mixture of parts that no layout has. `architecture` names it where
+        another head stands on it (heads.py)."""
         kind = layout(config)
         described = {
-            "architectures": [LAYOUTS[kind]], "model_type": kind,
+            "architectures": [architecture or LAYOUTS[kind]], "model_type": kind,
             "vocab_size": config.vocabulary, "max_position_embeddings": config.context,
             "hidden_size": config.width, "intermediate_size": config.hidden,
             "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
@@ -276,9 +309,6 @@ class Llama(CausalModel):
         return described
 
 
-LAYOUTS = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-           "mixtral": "MixtralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-           "qwen3": "Qwen3ForCausalLM"}
 # What the libraries take for granted where a config.json does not say.
 CONTEXTS = {"llama": 2048, "mistral": 131072, "mixtral": 131072, "qwen2": 32768, "qwen3": 32768}
 KEY_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32}

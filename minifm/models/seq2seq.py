@@ -17,6 +17,7 @@ import numpy as np
 
 from minifm import ops
 from minifm.errors import ConfigError, ShapeError
+from minifm.models.stored import Model
 from minifm.nn import Cache, Module
 from minifm.nn.block import pre_norm
 from minifm.nn.cache import check_format
@@ -61,8 +62,8 @@ def pair_flops(config, source, target, training, *, inner, perceptron):
     return 6 * weights + 3.5 * attention if training else 2 * weights + attention
 
 
-class Seq2SeqModel(Module):
-    """A Module with `config` (vocabulary V, decoder_layers, heads, head_width, start, padding, …),
+class Seq2SeqModel(Model):
+    """A Model with `config` (vocabulary V, decoder_layers, heads, head_width, start, padding, …),
     `token_embedding`, and `decoder`, a list of MemoryBlocks."""
 
     def __call__(self, source, ids, *, source_mask=None, rng=None):

@@ -1,6 +1,13 @@
-"""How a model's parameters are called in the files of the ecosystem."""
+"""What every model is: a module with a configuration, and a life in the files of the ecosystem.
 
-from dataclasses import dataclass
+A file of a model says, in static functions at its end, what its parameters are called in files and
+how `config.json` describes it; the hub reads and writes any model by these. What stands on a model
+in place of its own head, for another task, is in heads.py.
+"""
+
+from dataclasses import dataclass, field
+
+from minifm.nn.module import Module
 
 
 @dataclass(frozen=True)
@@ -9,3 +16,51 @@ class Stored:
 
     name: str
     transposed: bool = False
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """A head for one task on one kind of model, as other libraries have it (heads.py).
+
+    architecture  what they call the two together
+    output        the name, in files, of the layer that makes logits
+    prefix        what the names of the body's tensors begin with, in place of the model's `prefix`
+    parts         {setting: value} of the body: what it has and leaves out, below this head
+    whole         the head reads one vector for a sequence, the body's `summary`; else each token
+    dense         the name of a layer with a tanh before the output, if there is one
+    bias          the output has offsets
+    dropout       of what the layers read; 0: there is none; None: as much as in the body
+    """
+
+    architecture: str
+    output: str
+    prefix: str
+    parts: dict = field(default_factory=dict)
+    whole: bool = False
+    dense: str | None = None
+    bias: bool = True
+    dropout: float | None = 0.0
+
+
+class Model(Module):
+    """A Module with `config`, a frozen dataclass whose `model` is the model's class. It says:
+
+    stored_names(config)     {our parameter's name: Stored}
+    products(config)         {name of each weight that products read: the axis they sum over}
+    config_from_hub(stored)  the configuration in a `config.json`; raises ConfigError
+    config_to_hub(config, *, end_of_text=None)      the `config.json`
+    """
+
+    prefix = ""     # what the names of its tensors begin with in files
+    tasks = {}      # {model_type: {task: HeadLayout}}
+
+    @staticmethod
+    def accepted_name(key):
+        """The present spelling of a key in a file; None for a buffer that is not a weight."""
+        return key
+
+    @staticmethod
+    def told_by(model_type, keys):
+        """The architecture of a `config.json` that names none, told by the names of the tensors
+        that lie beside it; None where these do not tell, or need not."""
+        return None
