@@ -98,11 +98,9 @@ class BertConfig:
 
     @property
     def architecture(self):
-        """The name that other libraries have for a model of these parts; raises ConfigError where
-        it has none: without any, it is what a head stands on (heads.py)."""
-        if self._parts not in ARCHITECTURES:
-            raise ConfigError(f"layout: files of {self.layout} have a pooler, or a head")
-        return ARCHITECTURES[self._parts]
+        """The name that other libraries have for a model of these parts; None where it has none of
+        them, and is what a head stands on (heads.py)."""
+        return ARCHITECTURES.get(self._parts)
 
     @property
     def model(self):
@@ -309,7 +307,8 @@ class Bert(Model):
         """A part that not all models have; raises ConfigError."""
         part = getattr(self, name)
         if part is None:
-            raise ConfigError(f"{name}: this model, a {self.config.architecture}, has none")
+            raise ConfigError(f"{name}: this model, a "
+                              f"{self.config.architecture or 'body for a head'}, has none")
         return part
 
     @staticmethod
@@ -411,9 +410,12 @@ class Bert(Model):
     @staticmethod
     def config_to_hub(config, *, end_of_text=None, architecture=None):
         """The `config.json` that describes this model to other libraries; `architecture` names
-        it where another head stands on it (heads.py)."""
+        it where another head stands on it (heads.py). Raises ConfigError for a bare body."""
+        architecture = architecture or config.architecture
+        if architecture is None:
+            raise ConfigError(f"layout: files of {config.layout} have a pooler, or a head")
         return {
-            "architectures": [architecture or config.architecture], "model_type": config.layout,
+            "architectures": [architecture], "model_type": config.layout,
             "vocab_size": config.vocabulary,
             "max_position_embeddings": config.first_position + config.context,
             "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
