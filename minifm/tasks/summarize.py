@@ -1,0 +1,77 @@
+"""Summaries, and whatever else is a text made of a text: the model goes on where the text ends.
+
+A row is text, separator, summary, end-of-text, and only the summary and the end are learnt: what
+learns to end is a model that stops (Radford et al. 2019 asked for summaries by "TL;DR:").
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minifm.errors import ConfigError
+from minifm.ops.loss import IGNORE
+from minifm.tasks.batches import Rows, room_in
+from minifm.tasks.examples import Example, need, need_text
+from minifm.text.offsets import Frame
+
+SEPARATOR = "\nTL;DR:"
+
+
+@dataclass(frozen=True)
+class Summary(Example):
+    """A text and its summary. In files: {"text", "summary"}."""
+
+    text: str
+    summary: str
+
+    def __post_init__(self):
+        need_text(self.text, "text", self.origin)
+        need_text(self.summary, "summary", self.origin)
+
+    @property
+    def content(self):
+        return self.text
+
+    @classmethod
+    def parse(cls, record, **common):
+        return cls(*(need(record, name, str, common["origin"]) for name in ("text", "summary")),
+                   **common)
+
+    def record(self):
+        return {"text": self.text, "summary": self.summary}
+
+
+class SummaryRows(Rows):
+    """A row for each example: `ids` and, as `targets`, the next ones, -100 up to the summary. The
+    batches are (ids, targets), for a causal model.
+
+    prompts   [row]: the ids after which the summary begins, to generate from
+    facts: texts cut to make room ("truncated", "tokens cut"), and summaries that were longer than
+    half a row ("summaries cut").
+    """
+
+    by_token, masked = True, False
+
+    def __init__(self, examples, tokenizer, *, length, separator=SEPARATOR):
+        if tokenizer.end_of_text is None:
+            raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
+                              "without which a model does not learn where a summary ends")
+        self.examples, self.prompts = list(examples), []
+        frame, between = Frame.of(tokenizer), tokenizer.encode(separator)
+        facts, ids, targets = {"truncated": 0, "tokens cut": 0, "summaries cut": 0}, [], []
+        texts = tokenizer.encode_all([e.text for e in self.examples])
+        summaries = tokenizer.encode_all([" " + e.summary.strip() for e in self.examples])
+        for text, summary in zip(texts, summaries):
+            said = summary[: max((length + 1) // 2 - 1, 1)]
+            facts["summaries cut"] += len(said) < len(summary)
+            taken = len(frame.before) + len(between) + len(said)
+            kept = text[: room_in(length, taken, "the summary and the separator")]
+            facts["truncated"] += len(kept) < len(text)
+            facts["tokens cut"] += len(text) - len(kept)
+            prompt = np.concatenate([frame.before, kept, between]).astype(np.int64)
+            end = [tokenizer.end_of_text] if len(said) == len(summary) else []
+            whole = np.concatenate([prompt, said, end]).astype(np.int64)
+            self.prompts.append(prompt)
+            ids.append(whole[:-1])
+            targets.append(np.where(np.arange(1, len(whole)) < len(prompt), IGNORE, whole[1:]))
+        super().__init__(ids, targets, length=length, padding=frame.padding, facts=facts)
