@@ -14,6 +14,7 @@ VERBS = {
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "quantize": "store a model in low precision, and say what that changes",
+    "dataset": "write labelled tasks from Python's own source, with what baselines reach",
     "demo": "train a small GPT on Python's own source and look at the result",
     "bench": "time kernels and models beside other libraries and the machine's limits",
     "env": "show versions, backends and threads, and why something is missing",

@@ -9,7 +9,7 @@ arrays.
     rows = ClassifiedRows(held_out, tokenizer, labels, length=128)
     batches = HeldOutTaskBatches(rows, batch=8)
     predicted = rows.predictions(batches.outputs(model))    # model(ids, key_mask) -> [B, K]
-    print(class_scores([e.label for e in held_out], predicted).table())
+    print(Classified.scores(held_out, predicted).table())
 """
 
 from minifm.tasks.batches import HeldOutTaskBatches, TaskBatches

@@ -9,6 +9,7 @@ import numpy as np
 
 from minifm.tasks.batches import Rows, room_in
 from minifm.tasks.examples import Example, check_labels, need, need_text
+from minifm.tasks.scores import class_scores
 from minifm.text.offsets import Frame
 
 
@@ -44,6 +45,11 @@ class Classified(Example):
         pair = record.get("text_pair")
         return cls(text, label, None if pair is None else need(record, "text_pair", str, origin),
                    **common)
+
+    @classmethod
+    def scores(cls, examples, predictions):
+        """ClassScores of labels."""
+        return class_scores([example.label for example in examples], predictions)
 
     def record(self):
         pair = {} if self.text_pair is None else {"text_pair": self.text_pair}

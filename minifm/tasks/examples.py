@@ -51,6 +51,12 @@ class Example:
         """From a record, a dict of a file; raises FormatError by common["origin"]."""
         raise NotImplementedError(f"{cls.__name__} cannot be read")
 
+    @classmethod
+    def scores(cls, examples, predictions):
+        """How well the predictions, one for each example, agree with it (scores.py): an object
+        with `figures` and `table()`."""
+        raise NotImplementedError(f"{cls.__name__} cannot be scored")
+
     def record(self):
         """What `parse` reads, as a dict for JSON."""
         raise NotImplementedError(f"{type(self).__name__} cannot be written")

@@ -14,6 +14,7 @@ import numpy as np
 from minifm.ops.loss import IGNORE
 from minifm.tasks.batches import Rows, owners, room_in, windows
 from minifm.tasks.examples import Example, check_labels, need, need_all, need_text
+from minifm.tasks.scores import entity_scores
 from minifm.tasks.spans import (
     OUTSIDE,
     Span,
@@ -102,6 +103,11 @@ class Tagged(Example):
             words.append((start, start + len(token)))
             start += len(token) + 1
         return cls(" ".join(tokens), spans_of(tags, words), tuple(words), **common)
+
+    @classmethod
+    def scores(cls, examples, predictions):
+        """Counts of entities; a prediction is a sequence of Spans."""
+        return entity_scores([example.entities for example in examples], predictions)
 
     def record(self):
         if self.words is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from minifm.errors import ConfigError
 from minifm.tasks.batches import Rows, owners, room_in, windows
 from minifm.tasks.examples import Example, need, need_all, need_text
+from minifm.tasks.scores import answer_scores
 from minifm.text.offsets import Encoded, Frame
 
 
@@ -69,6 +70,12 @@ class Question(Example):
         found = tuple(_answer(answer, origin)
                       for answer in need_all(answers, "answers", dict, origin))
         return cls(question, context, found, **common)
+
+    @classmethod
+    def scores(cls, examples, predictions):
+        """Means over answers; a prediction is a str."""
+        return answer_scores([[text for text, _ in example.answers] for example in examples],
+                             predictions)
 
     def record(self):
         return {"question": self.question, "context": self.context,

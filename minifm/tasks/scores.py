@@ -5,7 +5,8 @@
     answer_scores    exact match and F1 over words (SQuAD)
     summary_scores   ROUGE-1, ROUGE-2 and ROUGE-L
 
-All scores are fractions in [0, 1]. A ratio of nothing to nothing is 0.
+Each gives an object with `figures`, {name: fraction}, the first the one to look at, and
+`table()`, text. All scores are fractions in [0, 1]. A ratio of nothing to nothing is 0.
 """
 
 import re
@@ -51,6 +52,16 @@ def table(header, rows):
                      for row in cells)
 
 
+@dataclass(frozen=True)
+class Means:
+    """Scores that are means over examples: `figures` {name: fraction}."""
+
+    figures: dict
+
+    def table(self):
+        return table(("", "mean"), list(self.figures.items()))
+
+
 @dataclass(frozen=True, eq=False)
 class Counts:
     """Precision, recall and F1 of each label, from int arrays [K]: how often it was `correct`,
@@ -81,7 +92,8 @@ class Counts:
     @property
     def figures(self):
         """{name: fraction}, for a line of metrics."""
-        return {"micro_f1": self.micro[2], "macro_f1": self.macro[2]}
+        return dict(zip(("f1", "precision", "recall"), (self.micro[2], *self.micro[:2]))) | {
+            "macro_f1": self.macro[2]}
 
     def table(self):
         """The scores of each label and their means, as text."""
@@ -175,7 +187,7 @@ def word_f1(gold, predicted):
 
 
 def answer_scores(gold, predicted):
-    """{"exact_match", "f1", "same_text"}: means over the examples of the best agreement with one
+    """Means "exact_match", "f1" and "same_text" over the examples of the best agreement with one
     of the gold answers. `gold` has a list of str for each example, an empty one if nothing answers;
     `predicted` a str for each, "" for no answer.
 
@@ -184,9 +196,9 @@ def answer_scores(gold, predicted):
     _same_length(gold, predicted)
     measures = {"exact_match": exact_match, "f1": word_f1,
                 "same_text": lambda text, said: float(text == said)}
-    return {name: float(np.mean([max(measure(text, said) for text in texts or [""])
-                                 for texts, said in zip(gold, predicted)]))
-            for name, measure in measures.items()}
+    return Means({name: float(np.mean([max(measure(text, said) for text in texts or [""])
+                                       for texts, said in zip(gold, predicted)]))
+                  for name, measure in measures.items()})
 
 
 # -- summaries -------------------------------------------------------------------------------------
@@ -228,9 +240,9 @@ def longest_common_subsequence(a, b):
 
 
 def summary_scores(references, summaries):
-    """{"rouge1", "rouge2", "rougeL"}: mean F1 over the pairs of texts. There is no stemming."""
+    """Means "rouge1", "rouge2" and "rougeL": F1 over the pairs of texts, without stemming."""
     _same_length(references, summaries)
     measures = {"rouge1": lambda a, b: rouge_n(a, b, 1), "rouge2": lambda a, b: rouge_n(a, b, 2),
                 "rougeL": rouge_l}
-    return {name: float(np.mean(list(map(measure, references, summaries))))
-            for name, measure in measures.items()}
+    return Means({name: float(np.mean(list(map(measure, references, summaries))))
+                  for name, measure in measures.items()})

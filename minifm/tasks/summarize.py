@@ -12,6 +12,7 @@ from minifm.errors import ConfigError
 from minifm.ops.loss import IGNORE
 from minifm.tasks.batches import Rows, room_in
 from minifm.tasks.examples import Example, need, need_text
+from minifm.tasks.scores import summary_scores
 from minifm.text.offsets import Frame
 
 SEPARATOR = "\nTL;DR:"
@@ -36,6 +37,11 @@ class Summary(Example):
     def parse(cls, record, **common):
         return cls(*(need(record, name, str, common["origin"]) for name in ("text", "summary")),
                    **common)
+
+    @classmethod
+    def scores(cls, examples, predictions):
+        """Means of ROUGE; a prediction is a str."""
+        return summary_scores([example.summary for example in examples], predictions)
 
     def record(self):
         return {"text": self.text, "summary": self.summary}
