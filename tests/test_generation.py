@@ -108,7 +108,7 @@ def test_the_same_seed_writes_the_same_and_another_seed_does_not(backend):
 @given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=4))
 def test_greedy_text_batched_is_greedy_text_alone(backend, prompts):
     model = small_model()
-    greedy = {"sampling": Sampling(temperature=0), "max_tokens": 6}
+    greedy = {"strategy": Sampling(temperature=0), "max_tokens": 6}
     together = generate(model, BYTES, prompts, **greedy)
     for prompt, completion in zip(prompts, together):
         assert generate(model, BYTES, [prompt], **greedy)[0] == completion
@@ -135,7 +135,7 @@ def test_a_stop_string_ends_the_text_before_it(backend):
 
 
 def test_a_row_that_stops_leaves_its_neighbours_alone(backend):
-    model, greedy = small_model(), {"sampling": Sampling(temperature=0), "max_tokens": 12}
+    model, greedy = small_model(), {"strategy": Sampling(temperature=0), "max_tokens": 12}
     alone = generate(model, BYTES, ["abcd"], **greedy)[0]
     stop = generate(model, BYTES, ["xy"], **greedy)[0].text[:1]
     both = generate(model, BYTES, ["xy", "abcd"], stop=[stop], **greedy)
@@ -149,7 +149,7 @@ def test_end_of_text_ends_and_a_full_context_says_so(backend):
     assert full.reason == "context" and len(full.tokens) == 5
     # The head is tied: a token whose embedding is along the last norm's offset always wins.
     model.token_embedding.weight.data[BYTES.end_of_text] = 50 * model.norm.bias.data
-    ended = generate(model, BYTES, ["abc"], max_tokens=4, sampling=Sampling(temperature=0))[0]
+    ended = generate(model, BYTES, ["abc"], max_tokens=4, strategy=Sampling(temperature=0))[0]
     assert ended.reason == "end" and ended.tokens == [BYTES.end_of_text] and ended.text == ""
 
 

@@ -96,7 +96,7 @@ def test_batched_is_single_and_cached_is_full_bitwise(format):
 @EACH_FORMAT
 def test_a_packed_model_writes(backend, format):
     model, tokenizer = packed_model(format), Tokenizer.bytes()
-    options = {"sampling": Sampling(temperature=0), "max_tokens": 6}
+    options = {"strategy": Sampling(temperature=0), "max_tokens": 6}
     together = generate(model, tokenizer, ["ab", "cdef"], **options)
     alone = [generate(model, tokenizer, [prompt], **options)[0] for prompt in ("ab", "cdef")]
     assert [one.tokens for one in together] == [one.tokens for one in alone]

@@ -147,7 +147,7 @@ def write(trainer, prompts, seed):
         show(prompt)
         room = LENGTH - len(trainer.tokenizer.encode(prompt))
         done = generate(trainer.model, trainer.tokenizer, [prompt], max_tokens=room, seed=seed,
-                        sampling=Sampling(temperature=0.5, top_p=0.95), stop=["\n\n\n", "\nclass "],
+                        strategy=Sampling(temperature=0.5, top_p=0.95), stop=["\n\n\n", "\nclass "],
                         on_text=lambda row, piece: show(piece))
         show("\n")
         samples.append((prompt, done[0].text))

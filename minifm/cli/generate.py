@@ -61,7 +61,7 @@ def run(args):
     check_prompts([tokenizer.encode(p) for p in prompts], model.config.context, max_tokens)
     if single:                          # now that nothing is in the way
         show(prompts[0].decode("utf-8", "replace"))
-    done = generate(model, tokenizer, prompts, sampling=sampling, stop=stop,
+    done = generate(model, tokenizer, prompts, strategy=sampling, stop=stop,
                     max_tokens=max_tokens, seed=said.get("seed", 0), cache=said.get("cache"),
                     on_text=(lambda row, piece: show(piece)) if single else None)
     for number, (prompt, completion) in enumerate(zip(prompts, done), 1):

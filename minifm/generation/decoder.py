@@ -17,7 +17,10 @@ from minifm.tensor import no_grad
 
 
 class Decoder:
-    """`batch` rows of at most `capacity` tokens, side by side; `format` is the cache's."""
+    """`batch` rows of at most `capacity` tokens, side by side; `format` is the cache's.
+
+    features   of the tokens added last, [B, T, C] as NumPy; they hold until the next call
+    """
 
     def __init__(self, model, batch, capacity=None, format=None):
         self.model = model
@@ -35,10 +38,20 @@ class Decoder:
             self.placement.advance(counts)
             # Who looks on, an observer or a debugger, wants to see the ops; a recording has none.
             watched = observers or sys.gettrace()
-            logits = self._next() if watched else self._repeated()
+            features, logits = self._next() if watched else self._repeated()
         else:
-            logits = self._prefill(ids, counts)
+            features, logits = self._prefill(ids, counts)
+        self.features = backends.active().to_numpy(features)
         return backends.active().to_numpy(logits)
+
+    def every(self, ids, counts=None):
+        """The same, but the logits after every one of them, [B, T, V]."""
+        if np.shape(ids)[1] == 1:
+            return self(ids, counts)[:, None]
+        with no_grad():
+            x = self.model.features(ids, placement=self.cache.place(np.shape(ids)[1], counts))
+            self.features = x.numpy()
+            return self.model.logits(x).numpy()
 
     def _repeated(self):
         try:
@@ -50,11 +63,12 @@ class Decoder:
     def _next(self):
         with no_grad():
             x = self.model.features(self.ids, placement=self.placement)     # [B, 1, C]
-            return self.model.logits(x[:, 0]).data
+            return x.data, self.model.logits(x[:, 0]).data
 
     def _prefill(self, ids, counts):
         batch, tokens = np.shape(ids)
         with no_grad():
             x = self.model.features(ids, placement=self.cache.place(tokens, counts))
             last = np.full(batch, tokens) if counts is None else np.asarray(counts)
-            return self.model.logits(x[np.arange(batch), np.maximum(last - 1, 0)]).data
+            last = x[np.arange(batch), np.maximum(last - 1, 0)]                 # [B, C]
+            return x.data, self.model.logits(last).data

@@ -1,16 +1,14 @@
 """Writing with a language model: prompts in, tokens out, one at a time.
 
-`tokens` is the loop to read: prefill the cache with all prompts at once, then one token for each
-row and step. `generate` puts text around it: streaming, stop strings, the reason it ended.
+How each token comes about is the strategy's: `Sampling.write` (sampling.py) is the loop to read.
+`generate` puts text around it: streaming, stop strings, the reason it ended.
 """
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from minifm.errors import ConfigError
-from minifm.generation.decoder import Decoder
-from minifm.generation.sampling import Sampling, draw
+from minifm.generation.job import Job
+from minifm.generation.sampling import Sampling
 from minifm.rng import Rng
 from minifm.text import StreamDecoder
 
@@ -28,32 +26,40 @@ class Completion:
     reason: str = ""
 
 
-def generate(model, tokenizer, prompts, *, sampling=Sampling(), max_tokens=200, stop=(), seed=0,
-             on_text=None, cache=None):
+def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, stop=(), seed=0,
+             on_text=None, cache=None, constraint=None):
     """One Completion for each prompt (str or bytes); all are written side by side.
 
-    stop      strings that end a completion; they are not part of its text
-    on_text   called as on_text(prompt number, piece) as the text grows
-    cache     "bf16" keeps keys and values rounded to bf16: half the memory, and faster late in a
-              long text; default: as they are computed
+    strategy   how tokens are chosen: Sampling, Beams, Contrastive or Speculative
+    stop       strings that end a completion; they are not part of its text
+    on_text    called as on_text(prompt number, piece) as the text grows
+    cache      "bf16" keeps keys and values rounded to bf16: half the memory, and faster late in a
+               long text; default: as they are computed
+    constraint what each text has to be: Choices, Regex or JsonSchema. Where max_tokens or the
+               context come near, only tokens come that leave room for the rest; where there never
+               was room enough, the reason is not "end" and the text is not whole
 
     Raises ConfigError for an empty prompt, one that the model's context cannot hold,
-    max_tokens below 1, or an unknown format of the cache.
+    max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
     """
     for name, value in (("prompts", prompts), ("stop", stop)):
         if isinstance(value, (str, bytes)):
             raise ConfigError(f"{name}: expected a list of strings, got one string {value!r:.40}")
+    if constraint is not None and any(stop):
+        raise ConfigError("stop: a text with a constraint ends where the constraint says; leave "
+                          "one of them out")
     if not len(prompts):
         return []
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    job = Job(model, [tokenizer.encode(prompt) for prompt in prompts], max_tokens, Rng(seed), set(),
+              cache, constraint and constraint.guide(tokenizer, model.config.vocabulary),
+              tokenizer.end_of_text)
     writers = [_Writer(tokenizer, stop) for _ in prompts]
     emit = on_text or (lambda row, piece: None)
-    finished = set()
-    for step in tokens(model, ids, sampling, max_tokens, Rng(seed), finished, cache):
+    for step in written(job, strategy):
         for row, token in step.items():
             emit(row, writers[row].add(token))
             if writers[row].completion.reason:
-                finished.add(row)
+                job.finished.add(row)
     for row, writer in enumerate(writers):
         if not writer.completion.reason:
             stopped_early = len(writer.completion.tokens) < max_tokens
@@ -61,34 +67,16 @@ def generate(model, tokenizer, prompts, *, sampling=Sampling(), max_tokens=200, 
     return [writer.completion for writer in writers]
 
 
-def tokens(model, prompts, sampling, max_tokens, rng, finished=(), cache=None):
-    """Yield {row: its new token} until every row is finished, full, or has `max_tokens`.
+def tokens(model, prompts, strategy, max_tokens, rng, finished=(), cache=None, guide=None):
+    """Yield {row: its new token} until every row is finished, full, or has `max_tokens`; the
+    arguments are those of Job."""
+    return written(Job(model, prompts, max_tokens, rng, finished, cache, guide), strategy)
 
-    prompts   lists of token ids, of any lengths; row r draws from the stream ("row", r) of `rng`
-    finished  a set to which the caller may add the rows that need no more
-    cache     the format of the key-value cache, see `generate`
-    """
-    context, lengths = model.config.context, np.array([len(p) for p in prompts])
-    check_prompts(prompts, context, max_tokens)
-    decoder = Decoder(model, len(prompts), int(lengths.max()) + max_tokens, cache)
-    seen = [list(p) for p in prompts]
-    live = range(len(prompts))
-    ids = np.zeros((len(prompts), lengths.max()), np.int64)             # [B, T], padded right
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = prompt
-    counts = lengths
-    for number in range(max_tokens):
-        logits = decoder(ids, counts)                                   # [B, V]
-        for row in live:
-            seen[row].append(draw(logits[row], seen[row], sampling,
-                                  rng.child("row", row, number).uniform_number()))
-        yield {row: seen[row][-1] for row in live}
-        live = [row for row in live if row not in finished and len(seen[row]) < context]
-        if not live:
-            return
-        # A finished row goes along as one token of padding, which its cache does not keep.
-        ids = np.array([[s[-1]] for s in seen])                         # [B, 1]
-        counts = np.array([int(row in live) for row in range(len(prompts))])
+
+def written(job, strategy):
+    """Yield {row: its new token}, as `strategy` writes it; raises ConfigError, see `generate`."""
+    check_prompts(job.prompts, job.model.config.context, job.max_tokens)
+    yield from strategy.write(job)
 
 
 def check_prompts(ids, context, max_tokens):

@@ -1,7 +1,9 @@
-"""From logits to the next token: each filter is one function, `draw` applies them in order.
+"""Sampling: from logits to the next token. Each filter is one function, `distribution` applies
+them in order, and one number decides.
 
-Logits are NumPy rows [V]; -inf marks a token that cannot come. All arithmetic is float64, so that
-a filter's cut does not depend on the backend's rounding more than the logits do.
+`Sampling.write` is the loop to read: prefill the cache with all prompts at once, then one token for
+each row and step. Logits are NumPy rows [V]; -inf marks a token that cannot come. All arithmetic is
+float64, so that a filter's cut does not depend on the backend's rounding more than the logits do.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ import numpy as np
 
 from minifm.config import check, setting
 from minifm.errors import AnomalyError
+from minifm.generation.decoder import Decoder
+from minifm.generation.job import padded
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,34 @@ class Sampling:
 
     __post_init__ = check
 
+    def write(self, job):
+        """Yield {row: its new token}; see Job."""
+        decoder = Decoder(job.model, len(job.prompts), job.capacity, job.cache)
+        texts = job.texts()
+        logits, live = decoder(*padded(job.prompts)), job.live(texts)           # [B, V]
+        for number in range(job.max_tokens):
+            for row in live:
+                text = texts[row]
+                text.add(draw(text.allow(logits[row]), text.ids, self, job.uniform(row, number)))
+            yield {row: texts[row].ids[-1] for row in live}
+            live = job.live(texts)
+            if not live:
+                return
+            # A finished row goes along as one token of padding, which its cache does not keep.
+            ids = np.array([[text.ids[-1]] for text in texts])                  # [B, 1]
+            logits = decoder(ids, np.isin(np.arange(len(texts)), live).astype(int))
+
 
 def draw(logits, seen, sampling, uniform):
     """The next token of one row.
 
     logits [V]; seen: the row's token ids so far; uniform: one number in [0, 1), which decides.
     """
+    return choose(distribution(logits, seen, sampling), uniform)
+
+
+def distribution(logits, seen, sampling):
+    """The probability of each token [V] to be the next one, after all filters."""
     x = logits.astype(np.float64)
     if not np.isfinite(x.max()):
         raise AnomalyError("the model's logits are not finite: its weights are damaged, or its "
@@ -43,7 +69,7 @@ def draw(logits, seen, sampling, uniform):
     if sampling.repetition_penalty != 1:
         x = penalise_repetition(x, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return int(np.argmax(x))
+        return (np.arange(len(x)) == np.argmax(x)).astype(np.float64)
     x = x / sampling.temperature
     if sampling.top_k:
         x = keep_top_k(x, sampling.top_k)
@@ -51,7 +77,7 @@ def draw(logits, seen, sampling, uniform):
         x = keep_top_p(x, sampling.top_p)
     if sampling.min_p:
         x = keep_min_p(x, sampling.min_p)
-    return choose(probabilities(x), uniform)
+    return probabilities(x)
 
 
 def penalise_repetition(x, seen, penalty):

@@ -5,6 +5,9 @@ a row always lies in slot t. Slots beyond a row's length hold rubbish that the m
 hidden keys stand *behind* the visible ones, so that a row's sums are the same numbers in the same
 order alone or in a batch.
 
+A row may be rewound, where tokens were tried and are not wanted, and rows may be copied, where
+several texts go on from one.
+
 As bf16 the cache takes half the memory, and each token reads half of it: late in a long text that
 is more than the packed weights. Keys and values are then rounded once, when they are written.
 """
@@ -40,6 +43,32 @@ class Cache:
     def place(self, tokens, counts=None):
         """The Placement of the next `tokens` tokens of each row; see Placement.advance."""
         return Placement(self, tokens).advance(counts)
+
+    def rewind(self, lengths):
+        """Forget what stands behind the first lengths[b] tokens of each row [B]."""
+        lengths = np.asarray(lengths, np.int64)
+        if lengths.min(initial=0) < 0 or (lengths > self.lengths).any():
+            raise ConfigError(f"rewind: expected at most {self.lengths.tolist()} tokens, got "
+                              f"{lengths.tolist()}")
+        self.lengths = lengths.copy()
+
+    def take(self, source, rows, since=0):
+        """Row b becomes row rows[b] of `source`, a Cache of the same model, or this one.
+
+        since   the slots in front of it are alike already, and stay as they are
+        """
+        backend, rows = backends.active(), np.asarray(rows)
+        end = int(source.lengths[rows].max(initial=0))
+        if end > self.capacity:
+            raise ConfigError(f"the cache holds {self.capacity} tokens a row; {end} do not fit")
+        if end > since:
+            index = backend.from_numpy(rows), slice(None), slice(since, end)
+            starts = backend.from_numpy(np.full(len(rows), since))
+            for layer, (keys, values) in enumerate(zip(self.keys, self.values)):
+                k, v = (backend.widen(backend.getitem(x[layer], index))
+                        for x in (source.keys, source.values))
+                backend.cache_append(keys, values, k, v, starts)
+        self.lengths = source.lengths[rows]
 
 
 class Placement:

@@ -152,6 +152,13 @@ class Tokenizer:
             raise ConfigError(f"token id {outside[0]}: expected 0 … {self.vocabulary - 1}")
         return b"".join([self._bytes[i] for i in ids.tolist()])
 
+    @cached_property
+    def spellings(self):
+        """The bytes of each token that stands for text; None for a special one."""
+        special = {i for i, token in self._plain.get_added_tokens_decoder().items()
+                   if token.special}
+        return [None if i in special else data for i, data in enumerate(self._bytes)]
+
     # -- files -----------------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,79 @@
+"""What a text may be: one of some choices, what a regular expression matches, or JSON by a schema.
+
+    generate(model, tokenizer, ["The answer is"], constraint=Choices([" yes", " no"]))
+
+Each of the three becomes an expression (expression.py), that an automaton over bytes
+(automaton.py), and that a Guide (guide.py), which tells what tokens may come.
+"""
+
+import json
+from dataclasses import dataclass
+
+from minifm.errors import ConfigError
+from minifm.generation.constraints import regex, schema
+from minifm.generation.constraints.expression import Either, Literal, compiled, in_json, utf8
+from minifm.generation.constraints.guide import Guide
+
+__all__ = ["Choices", "Guide", "JsonSchema", "Regex"]
+
+
+class Constraint:
+    """What the text of a completion has to be. A kind has `automaton()`."""
+
+    def automaton(self):
+        """The Automaton that accepts these texts, as bytes. Raises ConfigError where it cannot
+        be made, or accepts nothing."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it accepts")
+
+    def guide(self, tokenizer, vocabulary):
+        """The Guide for texts in the tokens of `tokenizer`; raises ConfigError."""
+        return Guide(self.automaton(), tokenizer, vocabulary)
+
+
+@dataclass(frozen=True)
+class Choices(Constraint):
+    """One of `texts` (str or bytes)."""
+
+    texts: list
+
+    def automaton(self):
+        if isinstance(self.texts, (str, bytes)) or not self.texts:
+            raise ConfigError(f"choices: expected a list of texts, got {self.texts!r:.60}")
+        spelt = (text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+                 for text in self.texts)
+        return compiled(Either(tuple(map(Literal, spelt))), utf8)
+
+
+@dataclass(frozen=True)
+class Regex(Constraint):
+    """What `pattern` matches as a whole; see regex.py for what it may be made of."""
+
+    pattern: str
+
+    def automaton(self):
+        return _not_empty(compiled(regex.parse(self.pattern), utf8), f"regex {self.pattern!r:.200}")
+
+
+@dataclass(frozen=True)
+class JsonSchema(Constraint):
+    """The JSON text of a value that is valid by `schema`, a dict or its JSON text; see schema.py
+    for what it may say, and how values are written."""
+
+    schema: dict
+    separators: tuple = (", ", ": ")
+
+    def automaton(self):
+        found = self.schema
+        if isinstance(found, str):
+            try:
+                found = json.loads(found)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"JSON schema: not JSON: {error}") from error
+        return _not_empty(compiled(schema.expression(found, self.separators), in_json),
+                          "JSON schema")
+
+
+def _not_empty(automaton, what):
+    if automaton.empty:
+        raise ConfigError(f"{what}: nothing matches: there is no text that it accepts")
+    return automaton

@@ -1,0 +1,106 @@
+"""What a strategy is asked to write: texts behind prompts, of some length, and what they must be.
+
+A strategy (`Sampling`, `Beams`, `Contrastive`, `Speculative`) has one method, `write(job)`, which
+yields {row: its new token} until every row is finished or full.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minifm.rng import Rng
+
+
+@dataclass
+class Job:
+    """Texts to write with `model`.
+
+    prompts      lists of token ids, of any lengths, one for each row
+    max_tokens   so many new ones a row, at most
+    rng          what is drawn for row r comes from the stream ("row", r)
+    finished     a set to which the reader of the tokens may add the rows that need no more
+    cache        the format of the key-value cache; see Cache
+    guide        the Guide that all texts must follow, or None
+    end_of_text  the id with which a text ends, or None
+    """
+
+    model: object
+    prompts: list
+    max_tokens: int
+    rng: Rng
+    finished: set = ()
+    cache: str | None = None
+    guide: object = None
+    end_of_text: int | None = None
+
+    def texts(self):
+        """A Text for each row, with nothing written yet."""
+        context = self.model.config.context
+        return [Text(prompt, min(len(prompt) + self.max_tokens, context), self.guide)
+                for prompt in self.prompts]
+
+    @property
+    def capacity(self):
+        """The most tokens of a row: what a cache must hold."""
+        return max(map(len, self.prompts)) + self.max_tokens
+
+    def uniform(self, row, number, *purpose):
+        """The number in [0, 1) that decides about the new token `number` of a row."""
+        return self.rng.child("row", row, number, *purpose).uniform_number()
+
+    def live(self, texts):
+        """The rows that go on."""
+        return [row for row, text in enumerate(texts) if row not in self.finished and text.room]
+
+
+class Text:
+    """One text as it grows: its token ids, the prompt's first, and how far its guide has come.
+
+    limit   the most ids that it may have
+    """
+
+    def __init__(self, prompt, limit, guide=None):
+        self.ids, self.limit, self.guide = [int(token) for token in prompt], limit, guide
+        self.state = guide and guide.start
+
+    @property
+    def room(self):
+        """How many tokens may still come."""
+        return self.limit - len(self.ids)
+
+    def add(self, token):
+        self.ids.append(token)
+        if self.guide is not None:
+            self.state = self.guide.advance(self.state, token)
+
+    def allow(self, logits):
+        """The logits [V] of the next token as float64, -inf for those that may not come."""
+        x = logits.astype(np.float64)
+        if self.guide is not None:
+            x[~self.guide.allowed(self.state, self.room)] = -np.inf
+        return x
+
+    def fork(self):
+        """The same text, to go on otherwise."""
+        other = Text(self.ids, self.limit, self.guide)
+        other.state = self.state
+        return other
+
+
+def padded(rows):
+    """(ids [B, T], counts [B]) of lists of tokens, with padding on the right."""
+    counts = np.array([len(row) for row in rows])
+    ids = np.zeros((len(rows), counts.max(initial=0)), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+    return ids, counts
+
+
+def in_turn(written, finished):
+    """Yield {row: token} from `written`, {row: [token]}: the first of each row, the second, …,
+    without the rows that are `finished` by then."""
+    for place in range(max(map(len, written.values()), default=0)):
+        step = {row: tokens[place] for row, tokens in written.items()
+                if place < len(tokens) and row not in finished}
+        if step:
+            yield step
