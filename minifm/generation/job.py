@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minifm.errors import AnomalyError
 from minifm.rng import Rng
 
 
@@ -74,8 +75,12 @@ class Text:
             self.state = self.guide.advance(self.state, token)
 
     def allow(self, logits):
-        """The logits [V] of the next token as float64, -inf for those that may not come."""
+        """The logits [V] of the next token as float64, -inf for those that may not come. Raises
+        AnomalyError for logits that tell nothing."""
         x = logits.astype(np.float64)
+        if not np.isfinite(x.max()):
+            raise AnomalyError("the model's logits are not finite: its weights are damaged, or "
+                               "its training diverged")
         if self.guide is not None:
             x[~self.guide.allowed(self.state, self.room)] = -np.inf
         return x

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifm.config import check, setting
-from minifm.errors import AnomalyError
 from minifm.generation.decoder import Decoder
 from minifm.generation.job import padded
 
@@ -63,9 +62,6 @@ def draw(logits, seen, sampling, uniform):
 def distribution(logits, seen, sampling):
     """The probability of each token [V] to be the next one, after all filters."""
     x = logits.astype(np.float64)
-    if not np.isfinite(x.max()):
-        raise AnomalyError("the model's logits are not finite: its weights are damaged, or its "
-                           "training diverged")
     if sampling.repetition_penalty != 1:
         x = penalise_repetition(x, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
