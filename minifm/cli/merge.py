@@ -67,6 +67,6 @@ def sample(model):
     """Token ids for the model to read, the same every time, as the inputs of a call of it."""
     from minifm.models.seq2seq import Seq2SeqModel
     from minifm.rng import Rng
-    shape = 4, min(32, getattr(model.config, "context", 32))        # T5 has no limit
+    shape = 4, min(32, model.config.context or 32)              # None: any length
     names = ("source", "ids") if isinstance(model, Seq2SeqModel) else ("ids",)
     return [Rng(0).child(name).integers(0, model.config.vocabulary, shape) for name in names]
