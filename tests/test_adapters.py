@@ -426,7 +426,8 @@ def test_all_linear_means_the_blocks(backend):
     ({"targets": ()}, "targets: expected"),
     ({"targets": ("norm",)}, "no linear layer is called 'norm'"),
     ({"whole": ("head",)}, "whole: no part is called 'head'; there are token_embedding"),
-    ({"whole": ("blocks.0",)}, "would be trained whole and have adapters"),
+    ({"whole": ("blocks",)}, "whole: no part is called 'blocks'"),
+    ({"targets": ("project",), "whole": ("attention",)}, "all of project is trained whole"),
     ({"rank": 0}, "rank: expected at least 1"), ({"alpha": 0.0}, "alpha: expected more than 0"),
     ({"dropout": 1.0}, "dropout: expected"), ({"targets": "query"}, "targets: expected a list"),
 ])
@@ -463,17 +464,27 @@ def test_freezing_layers(backend, kind, count, first):
         freeze_layers(model, 9)
 
 
-def test_freezing_layers_of_a_body_under_a_head():
-    class Headed(Module):
-        def __init__(self):
-            self.body, self.head = plain("gpt"), Linear(16, 2, std=1, rng=None)
+class Headed(Module):
+    def __init__(self):
+        self.body, self.output = plain("gpt"), Linear(16, 2, std=1, rng=None)
 
+
+def test_freezing_layers_of_a_body_under_a_head():
     model = Headed()
     freeze_layers(model, 2)
-    assert list(trainable(model)) == ["body.norm.gain", "body.norm.bias", "head.weight",
-                                      "head.bias"]
-    freeze_layers(model, 0)
-    assert "body.position_embedding.weight" not in trainable(model)
+    assert list(trainable(model)) == ["body.norm.gain", "body.norm.bias", "output.weight",
+                                      "output.bias"]
+    train_only(model, ["output"])           # not the layers in blocks that are called so, too
+    assert list(trainable(model)) == ["output.weight", "output.bias"]
+
+
+def test_what_is_trained_whole_has_no_adapter():
+    model = Headed()
+    add_adapters(model, AdapterConfig(targets=("output",), whole=("output", "blocks.0")),
+                 rng=mf.Rng(0))
+    assert list(adapted_layers(model)) == ["body.blocks.1.attention.output",
+                                           "body.blocks.1.perceptron.output"]
+    assert sum(".adapter." not in name for name in trainable(model)) == 2 + 12
 
 
 def test_a_head_alone(backend):

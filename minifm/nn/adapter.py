@@ -41,8 +41,8 @@ class AdapterConfig:
     rank_stabilised: bool = setting(
         False, "scale by alpha / √rank, so that a higher rank learns more (rsLoRA)")
     whole: tuple[str, ...] = setting(
-        (), "parts that are trained whole beside the adapters, such as a new head, by the ends of "
-        "their names")
+        (), "parts that are trained whole beside the adapters, such as a new head, by their names "
+        "or the ends of these")
     base: str | None = setting(None, "the model that is adapted, a directory or a name on the hub")
 
     def __post_init__(self):
@@ -80,18 +80,18 @@ class LoRA(Module):
 
 
 def add_adapters(model, config, *, rng):
-    """Give the layers that `config` targets new adapters, and freeze all else but `config.whole`.
+    """Give the layers that `config` targets new adapters, and freeze all else but `config.whole`,
+    which is trained itself and has none.
 
     `rng` draws them. Raises ConfigError, and changes nothing, for a target that is no layer of the
     model (all that exist are listed) or a model that has adapters.
     """
     require_plain(model)
-    layers, parts = target_layers(model, config.targets), matching(model, config.whole, "whole")
-    both = [name for name in layers if any(name == part or name.startswith(part + ".")
-                                           for part in parts)]
-    if both:
-        raise ConfigError(f"whole: {', '.join(both)} would be trained whole and have adapters, "
-                          "too: leave one out")
+    parts = matching(model, config.whole, "whole")
+    layers = {name: layer for name, layer in target_layers(model, config.targets).items()
+              if not any(f"{name}.".startswith(f"{part}.") for part in parts)}
+    if not layers:
+        raise ConfigError(f"targets: all of {', '.join(config.targets)} is trained whole")
     attach(model, {name: LoRA(*layer.weight.shape, config, rng=rng and rng.child(name))
                    for name, layer in layers.items()}, parts)
 

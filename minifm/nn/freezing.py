@@ -21,7 +21,7 @@ def freeze(part, frozen=True):
 
 
 def train_only(model, names):
-    """Freeze all but the parts whose names end so: ("sentence_head",) trains a head alone.
+    """Freeze all but the parts of these names: ("sentence_head",) trains a head alone.
 
     Raises ConfigError, listing what there is, for a name that no part has.
     """
@@ -62,16 +62,18 @@ def _in_reading_order(model):
 
 
 def matching(model, names, setting):
-    """{name: Module} of the parts whose names end in one of `names`, in whole words between dots;
-    raises ConfigError, naming `setting`, for one that fits none."""
-    parts = {name: part for name, part in model.modules().items() if name}
+    """{name: Module} of the parts that `names` mean: the part of that very name, or else all whose
+    names end so, in whole words between dots. Raises ConfigError, naming `setting`, for one that
+    means none."""
+    parts, found = {name: part for name, part in model.modules().items() if name}, {}
     for wanted in names:
-        if not any(matches(name, wanted) for name in parts):
+        meant = [wanted] if wanted in parts else [name for name in parts if matches(name, wanted)]
+        if not meant:
             there = dict.fromkeys(name.partition(".")[0] for name in parts)
             raise ConfigError(f"{setting}: no part is called {wanted!r}; there are "
                               f"{', '.join(there)}, and their parts")
-    return {name: part for name, part in parts.items()
-            if any(matches(name, wanted) for wanted in names)}
+        found |= {name: parts[name] for name in meant}
+    return found
 
 
 def matches(name, ending):
