@@ -11,6 +11,7 @@ from pathlib import Path
 # what the user wrote to offer what belongs to it, and `run(args)`.
 VERBS = {
     "pretrain": "train a language model on unlabelled text",
+    "finetune": "teach a trained model a task by labelled examples",
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "quantize": "store a model in low precision, and say what that changes",

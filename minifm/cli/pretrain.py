@@ -134,12 +134,12 @@ def refuse_foreign(said, arch):
                 raise ConfigError(f"{name}: {arch} has no such setting ({other} has)")
 
 
-def trained(trainer):
+def trained(trainer, verb="pretrain"):
     """Train to the end; the exit status: 0, or 128 + the number of the signal that stopped it."""
     try:
         trainer.train()
     except Interrupted as stop:
-        print(f"minifm: {stop}; go on with: {program()} pretrain --resume --out "
+        print(f"minifm: {stop}; go on with: {program()} {verb} --resume --out "
               f"{trainer.directory}", file=sys.stderr)
         return stop.exit_code
     return 0

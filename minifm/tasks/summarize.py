@@ -1,7 +1,8 @@
-"""Summaries, and whatever else is a text made of a text: the model goes on where the text ends.
+"""Summaries, and whatever else is a text made of a text.
 
-A row is text, separator, summary, end-of-text, and only the summary and the end are learnt: what
-learns to end is a model that stops (Radford et al. 2019 asked for summaries by "TL;DR:").
+A decoder goes on where the text ends: a row is text, separator, summary, end-of-text, and only the
+summary and the end are learnt: what learns to end is a model that stops (Radford et al. 2019 asked
+for summaries by "TL;DR:"). An encoder-decoder reads the text and writes the summary.
 """
 
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class SummaryRows(Rows):
     batches are (ids, targets), for a causal model.
 
     prompts   [row]: the ids after which the summary begins, to generate from
+    longest   tokens of the longest summary, its end among them
     facts: texts cut to make room ("truncated", "tokens cut"), and summaries that were longer than
     half a row ("summaries cut").
     """
@@ -80,4 +82,39 @@ class SummaryRows(Rows):
             self.prompts.append(prompt)
             ids.append(whole[:-1])
             targets.append(np.where(np.arange(1, len(whole)) < len(prompt), IGNORE, whole[1:]))
+        self.longest = max(len(row) + 1 - len(prompt) for row, prompt in zip(ids, self.prompts)) \
+            if ids else 1
         super().__init__(ids, targets, length=length, padding=frame.padding, facts=facts)
+
+
+class PairRows(Rows):
+    """A row for each example, for an encoder-decoder: its text and an end as the source, its
+    summary and an end as the target. The batches are (source [B, S], targets [B, T], source_mask
+    [B, S]).
+
+    prompts   [row]: the sources, to write from
+    longest   tokens of the longest target
+    facts: texts cut to `length` ("truncated", "tokens cut"), and summaries ("summaries cut").
+    """
+
+    by_token = True
+
+    def __init__(self, examples, tokenizer, *, length):
+        end = tokenizer.end_of_text
+        if end is None:
+            raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
+                              "without which a model does not learn where a summary ends")
+        self.examples, padding = list(examples), tokenizer.padding
+        room, facts = room_in(length, 1, "its end"), {}
+        parts = []
+        for texts, cut in ((([e.text for e in self.examples]), "truncated"),
+                           (([e.summary.strip() for e in self.examples]), "summaries cut")):
+            encoded = tokenizer.encode_all(texts)
+            facts[cut] = sum(len(ids) > room for ids in encoded)
+            facts["tokens cut"] = facts.get("tokens cut", 0) + sum(
+                max(len(ids) - room, 0) for ids in encoded)
+            parts.append([np.append(ids[:room], end).astype(np.int64) for ids in encoded])
+        self.prompts, targets = parts
+        self.longest = max(map(len, targets), default=1)
+        super().__init__(self.prompts, targets, length=length,
+                         padding=end if padding is None else padding, facts=facts)

@@ -52,6 +52,9 @@ class TrainConfig:
     evaluate_every: int = setting(
         250, "steps between evaluations on the held-out data; 0: never", least=0, free=True)
     evaluate_batches: int = setting(20, "held-out batches in one evaluation", least=1)
+    patience: int = setting(
+        0, "evaluations in a row that are no better than the best so far, after which the run "
+        "ends; 0: it goes on to its last step", least=0, free=True)
     save_every: int = setting(500, "steps between checkpoints; 0: only the last", least=0,
                               free=True)
     keep: int = setting(1, "checkpoints kept besides the best", least=1, free=True)

@@ -93,8 +93,8 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = _run_directory(directory, text)
-    say = _say if shown else lambda line: None
+    directory = run_directory(directory, text.data)
+    say = say_on_stderr if shown else lambda line: None
     own = _own_tokenizer(directory, text, resume, force)
     if initial is not None:
         initial = resolve(initial)
@@ -137,15 +137,15 @@ def read_settings(directory):
         raise FormatError(file, "settings", f"cannot be read: {error}") from error
 
 
-def _run_directory(out, text):
+def run_directory(out, sources):
     """The directory of the run, a Path; raises ConfigError for one that cannot be, or that lies
-    within the text, which would read the run's own files when it is resumed."""
+    within one of the sources, which would read the run's own files when it is resumed."""
     if not os.fspath(out):
         raise ConfigError("out: expected a directory, got an empty name")
     directory = Path(os.path.expanduser(out))
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise ConfigError(f"{directory}: expected a directory, or a name that is free")
-    for source in text.data:
+    for source in sources:
         folder = Path(os.path.expanduser(source))
         if os.path.isdir(folder) and directory.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"out: {directory} lies within the text {source}; choose another")
@@ -160,7 +160,8 @@ def settings_of(arch):
     return names - kind.fixed.keys() - NOT_CHOSEN
 
 
-def _say(line):
+def say_on_stderr(line):
+    """What is being done, which may take a while."""
     print(f"{line} …", file=sys.stderr, flush=True)
 
 

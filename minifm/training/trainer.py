@@ -40,20 +40,24 @@ class Trainer:
     objective  what the loss is (objectives.py)
     held_out   batches to evaluate on, `count` of them, or None
     tokenizer  saved with the model; gives bits per byte. May be None
+    measure    measure(model) gives {name: score} for each evaluation, of which the first says how
+               good the model is, the more the better; default: the held-out loss says it
     shown      show a progress bar
     draw       draw loss.png with each checkpoint
     ceiling    FLOP/s of this machine, for the utilisation; None leaves it out
     check_memory  refuse at once what does not fit the machine (memory.py)
 
-    step, tokens, best ({"loss", "step"} or None) and metrics tell how far it is.
+    step, tokens, best ({"loss", "step"}, with `measure` also "score", or None) and metrics tell
+    how far it is.
     """
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
-                 tokenizer=None, shown=True, draw=True, ceiling=None, check_memory=True):
+                 tokenizer=None, measure=None, shown=True, draw=True, ceiling=None,
+                 check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
-        self.held_out, self.tokenizer = held_out, tokenizer
+        self.held_out, self.tokenizer, self.measure = held_out, tokenizer, measure
         self.shown, self.draw = shown, draw
         first = batches.batch(0)
         if len(first[0]) != config.batch:
@@ -89,8 +93,11 @@ class Trainer:
         self._claim_directory()
         last = self.config.steps if until is None else min(until, self.config.steps)
         with StopSignals() as stop, Progress(self.step, self.config.steps, self.shown) as bar:
-            while self.step < last and not stop.requested:
+            while self.step < last and not (stop.requested or self.exhausted):
                 self._advance(bar)
+            if self.exhausted and self.step < last:
+                bar.say(f"step {self.step}: no evaluation was better than that of step "
+                        f"{self.best['step']}; the run ends here")
             path = self.save()
             self._plot(bar)
         if stop.requested:
@@ -99,6 +106,13 @@ class Trainer:
             raise Diverged(f"the last {self.skipped} of {self.step} steps were not finite and "
                            f"changed nothing (saved as {path}): lower learning_rate or clip, or "
                            "look at the weights that the run began with")
+
+    @property
+    def exhausted(self):
+        """Whether the configuration's patience is at its end."""
+        c = self.config
+        return bool(c.patience and self.best and c.evaluate_every) and \
+            self.step - self.best["step"] >= c.patience * c.evaluate_every
 
     def _advance(self, bar):
         """One step and what is due after it: the log, an evaluation, a checkpoint."""
@@ -197,9 +211,11 @@ class Trainer:
                         nats, count = nats + loss.item() * n, count + n
                     if self.tokenizer is not None:
                         size += self.objective.target_bytes(piece, self._lengths())
-        found = {"held_out_loss": nats / max(count, 1)}
-        if size:
-            found["bits_per_byte"] = nats / math.log(2) / size
+            found = {"held_out_loss": nats / max(count, 1)}
+            if size:
+                found["bits_per_byte"] = nats / math.log(2) / size
+            if self.measure is not None:
+                found["scores"] = self.measure(self.model)
         return found
 
     def _evaluate_and_log(self, bar):
@@ -209,8 +225,12 @@ class Trainer:
         loss = found["held_out_loss"]
         if not math.isfinite(loss):
             bar.say(f"step {self.step}: the held-out loss is {loss}")
-        elif self.best is None or loss < self.best["loss"]:
-            self.best = {"loss": loss, "step": self.step}
+            return False
+        new = {"loss": loss, "step": self.step}
+        if "scores" in found:
+            new["score"] = next(iter(found["scores"].values()))
+        if self.best is None or _badness(new) < _badness(self.best):
+            self.best = new
             return True
         return False
 
@@ -235,6 +255,17 @@ class Trainer:
             self._saved = self.step
             checkpoint.prune(self.directory, self.config.keep, self.best)
         return checkpoint.path_of(self.directory, self.step)
+
+    def take_best(self):
+        """Put the weights of the best checkpoint into the model, if there is one that is better
+        than the last; the run does not go on from there. Returns its step."""
+        if self.best is None or self.best["step"] == self.step:
+            return self.step
+        path = checkpoint.path_of(self.directory, self.best["step"])
+        state = checkpoint.read_state(path)
+        checkpoint.check_whole(path, state)
+        checkpoint.read_weights(path, self.model, self.optimizer, state["updates"])
+        return state["step"]
 
     def resume(self, path=None, *, force=False):
         """Go on from the newest checkpoint of this run, or from the one at `path`.
@@ -299,6 +330,11 @@ class Trainer:
             self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png")
             if not self.draw:
                 bar.say("no loss.png: matplotlib is not installed (the extra viz brings it)")
+
+
+def _badness(evaluation):
+    """What is least of the best evaluation."""
+    return -evaluation["score"] if "score" in evaluation else evaluation["loss"]
 
 
 def _shown(figures):

@@ -1,0 +1,111 @@
+"""`minifm finetune`: labelled examples in, a model that has learnt their task out."""
+
+import math
+import sys
+
+from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.errors import ConfigError
+from minifm.nn import AdapterConfig
+from minifm.training.config import TrainConfig
+
+EXAMPLE = """\
+example:
+  minifm finetune runs/bert --data stdlib-ner --out runs/ner
+  minifm finetune runs/gpt --task classify --data reviews.csv --method lora --out runs/reviews
+  minifm finetune runs/t5 --task summarize --data pairs.jsonl --epochs 5 --out runs/short
+  minifm finetune FacebookAI/roberta-base --task qa --data train.json --held-out-data dev.json \\
+    --length 384 --out runs/squad
+  minifm finetune --resume --out runs/ner
+"""
+
+
+def arguments(parser, argv):
+    from minifm.training.finetune import MethodConfig, TaskConfig
+    parser.usage = "minifm finetune MODEL --out DIRECTORY --data SOURCE ... [options]"
+    parser.add_argument("model", nargs="?", help="the model to start from, a directory or a name "
+                                                 "on the hub")
+    parser.add_argument("--out", metavar="DIRECTORY", required=True,
+                        help="the directory of the run: checkpoints, log, scores, pictures")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest checkpoint in --out, with its settings")
+    parser.add_argument("--force", action="store_true",
+                        help="resume even where data or settings are not those of the run")
+    add_config(parser)
+    add_fields(parser, TaskConfig, "task")
+    add_fields(parser, MethodConfig, "which weights learn")
+    add_fields(parser, AdapterConfig, "adapters, for --method lora", skip=("base", "whole"))
+    add_fields(parser, TrainConfig, "training (steps, batch, evaluations and learning rate follow "
+                                    "from the examples and the model, unless they are said)",
+               defaults=False)
+
+
+def run(args):
+    from minifm.backends.ceilings import flop_ceiling
+    from minifm.cli.pretrain import trained
+    from minifm.training.finetune import MethodConfig, TaskConfig, finish, prepare
+    kinds = (TaskConfig, MethodConfig, AdapterConfig, TrainConfig)
+    said = said_in_all(args, kinds)
+    if said.get("model") is None:
+        raise ConfigError("model: expected a model to start from, a directory or a name on the hub")
+    adapted = said.keys() & _names(AdapterConfig)
+    if adapted and said.get("method") != "lora" and not args.resume:
+        raise ConfigError(f"{sorted(adapted)[0]}: only for --method lora")
+    training = {name: said[name] for name in _names(TrainConfig) if name in said}
+    prepared = prepare(
+        args.out, said["model"], build(TaskConfig, said), build(MethodConfig, said), training,
+        build(AdapterConfig, said), resume=args.resume, force=args.force,
+        ceiling=flop_ceiling().rate)
+    for line in summary(prepared):
+        print(line, file=sys.stderr)
+    status = trained(prepared.trainer, "finetune")
+    if status == 0:
+        tell(prepared, *finish(prepared))
+    return status
+
+
+def said_in_all(args, kinds):
+    """{name: value} of flags over the file of settings over, for a run that is resumed, its own."""
+    from minifm.training.pretrain import read_settings
+    said = settings(args, *kinds, also={"model": str})
+    if said.get("model") is None:
+        said.pop("model", None)
+    return (read_settings(args.out) if args.resume else {}) | said
+
+
+def _names(config):
+    from dataclasses import fields
+    return {field.name for field in fields(config)}
+
+
+def summary(prepared):
+    """What is going to happen, a line a part."""
+    from minifm import backends
+    from minifm.nn import trainable
+    from minifm.tasks import describe
+    trainer, config = prepared.trainer, prepared.trainer.config
+    model, rows = trainer.model, trainer.batches.rows
+    learning = sum(math.prod(p.shape) for p in trainable(model).values())
+    facts = ", ".join(f"{what}: {count:,}" for what, count in prepared.facts.items() if count)
+    new = f"; new: {', '.join(prepared.new)}" if prepared.new else ""
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    return [f"{name:<11}{text}" for name, text in {
+        "training": describe(prepared.training),
+        "held out": describe(prepared.held_out),
+        "rows": f"{len(rows):,} of at most {rows.length} tokens{f'; {facts}' if facts else ''}",
+        "model": f"{type(model).__name__}, {model.config.parameters:,} parameters, "
+                 f"{learning:,} of them learn{new}",
+        "steps": f"{config.steps:,} of {config.batch} rows, "
+                 f"{config.steps * config.batch / len(rows):.2f} times through them, learning rate "
+                 f"{config.learning_rate:.3g}",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    }.items()]
+
+
+def tell(prepared, scores, step):
+    """Print the scores, and what to do with the model."""
+    directory = prepared.trainer.directory
+    print(f"held out: {len(prepared.held_out):,} examples, by the model of step {step}, the best")
+    print(scores.table())
+    pictures = [name for name in ("learning.png", "confusion.png") if (directory / name).exists()]
+    print(f"\nsaved as   {directory}/best; figures in {', '.join(['scores.json', *pictures])}")

@@ -1,0 +1,274 @@
+"""From labelled examples and a pretrained model to one that has learnt their task: examples → rows
+→ a head → Trainer → scores.
+
+A run's directory is that of any run (training/checkpoint.py), with, at its end:
+
+    runs/NAME/
+      run.json        the settings
+      scores.json     how well the best of its models does on the held-out examples
+      learning.png    how that rose; confusion.png, for classes: what was taken for what
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+
+from minifm.atomic import atomic_file
+from minifm.config import check, setting
+from minifm.errors import ConfigError
+from minifm.hub import load_model, resolve, tokenizer_of
+from minifm.models import pack_model
+from minifm.models.heads import Headed, new_parameters
+from minifm.nn import AdapterConfig, adapter_config, add_adapters, freeze_layers, train_only
+from minifm.rng import Rng
+from minifm.tasks import read, split, stdlib
+from minifm.tasks.batches import HeldOutTaskBatches, TaskBatches
+from minifm.tasks.pictures import draw_confusion, draw_learning
+from minifm.tasks.scores import ClassScores
+from minifm.text import Tokenizer
+from minifm.training.config import TrainConfig
+from minifm.training.labelled import TASKS
+from minifm.training.pretrain import run_directory, say_on_stderr
+from minifm.training.trainer import Trainer
+
+METHODS = ("full", "lora", "head")
+LONGEST = 512           # tokens of a row, where the model sets no limit
+EVALUATIONS = 20        # at most so many in a run, where the user does not say
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is to be learnt, and from what."""
+
+    task: str | None = setting(None, f"one of {', '.join(TASKS)} (default: that of a built-in "
+                               "stdlib- task)", choices=(None, *TASKS))
+    data: tuple[str, ...] = setting(
+        (), "labelled examples: .jsonl, .csv, .tsv, .conll, SQuAD's .json; or one of "
+        f"{', '.join(stdlib.TASKS)}, from the source of Python's standard library")
+    held_out_data: tuple[str, ...] = setting(
+        (), "examples to evaluate on (default: a part of --data)")
+    held_out: float = setting(0.2, "the part of the groups of examples that is held out, where "
+                              "there is no --held-out-data", above=0, below=1)
+    group: str | None = setting(None, "the field of examples that names what must not be on both "
+                                "sides, such as a document (default: each text)")
+    scheme: str = setting("iob2", "how CoNLL files mark where an entity begins: iob2 or iob1",
+                          choices=("iob2", "iob1"))
+    examples: int = setting(0, "train on so many examples, chosen by the seed; 0: on all", least=0)
+    measured: int = setting(400, "held-out examples that are looked at while training; at the end "
+                            "all of them are", least=1)
+    length: int | None = setting(None, "tokens of a row (default: the model's context, 512 for a "
+                                 "model without one)", least=1)
+    epochs: float = setting(3.0, "times through the examples", above=0)
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Which weights learn."""
+
+    method: str = setting("full", "full: all weights; lora: adapters beside frozen weights, and "
+                          "the head; head: the head alone", choices=METHODS)
+    freeze: int = setting(0, "full: leave the embeddings and so many blocks as they are; 0: none",
+                          least=0)
+    format: str | None = setting(None, "lora: keep the frozen weights packed as int8, int4 or bf16 "
+                                 "(QLoRA)", choices=(None, "bf16", "int8", "int4"))
+    scratch: bool = setting(False, "full: begin with random weights of the model's shape, to see "
+                            "what pretraining is worth")
+
+    def __post_init__(self):
+        check(self)
+        for name, method in (("freeze", "full"), ("scratch", "full"), ("format", "lora")):
+            if getattr(self, name) and self.method != method:
+                raise ConfigError(f"{name}: only for method {method}, got {self.method}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train, and what it is made of.
+
+    task                one of labelled.TASKS
+    training, held_out  examples
+    facts               what had to be done to make rows of those to train on
+    new                 the names of the parameters that the model to start from does not have
+    """
+
+    trainer: Trainer
+    task: object
+    training: list
+    held_out: list
+    facts: dict
+    new: list
+
+    def answers(self, examples=None):
+        """(the examples, what the model says of each): of all that are held out, or of some."""
+        examples = self.held_out if examples is None else examples
+        trainer = self.trainer
+        rows = self.task.rows(trainer.model, examples, trainer.tokenizer,
+                              trainer.batches.rows.length)
+        return examples, self.task.answers(trainer.model, rows, trainer.tokenizer,
+                                           trainer.config.batch)
+
+    def scores(self, examples=None):
+        """How well those agree with the labels."""
+        return self.task.scores(*self.answers(examples))
+
+
+def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=AdapterConfig(), *,
+            resume=False, force=False, ceiling=None, shown=True):
+    """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
+
+    model    a model's directory, or its name on the hub
+    task     a TaskConfig
+    method   a MethodConfig
+    config   {setting of TrainConfig: value}; what it leaves out is chosen for fine-tuning (`tuned`)
+    adapter  an AdapterConfig, for the method lora
+
+    Raises ConfigError or FormatError before anything is written.
+    """
+    say = say_on_stderr if shown else lambda line: None
+    directory, place = run_directory(directory, task.data), resolve(model)
+    say("reading the examples")
+    kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
+    tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
+    rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
+    if method.scratch:
+        begun = type(begun)(begun.config, rng.child("model"))
+    learner = kind.model(begun, [*training, *held_out] if kind.head is None else training,
+                         rng.child("head"))
+    new = new_parameters(learner, begun)
+    choose_weights(learner, method, replace(adapter, base=str(model)), rng.child("adapters"),
+                   head_parts(learner, new))
+    length = _length(task.length, learner.config)
+    rows = kind.rows(learner, training, tokenizer, length)
+    seen = held_out[: task.measured]
+    measured = kind.rows(learner, seen, tokenizer, length)
+    config = tuned(dict(config), task, method, learner, len(rows))
+
+    def measure(model):
+        return kind.scores(seen, kind.answers(model, measured, tokenizer, config.batch)).figures
+
+    say("measuring the memory that a step takes")
+    trainer = Trainer(
+        learner, TaskBatches(rows, batch=config.batch, seed=config.seed), config,
+        directory=directory, objective=kind.objective(learner, config.recompute),
+        held_out=HeldOutTaskBatches(measured, batch=config.batch), tokenizer=tokenizer,
+        measure=measure, shown=shown, ceiling=ceiling)
+    if resume:
+        trainer.resume(force=force)
+    _write_json(directory / "run.json", {"settings": {"model": str(model)} | asdict(task)
+                                         | asdict(method) | _own(adapter) | asdict(config)})
+    return Prepared(trainer, kind, training, held_out, rows.facts, new)
+
+
+def finish(prepared):
+    """Score the best of the run's models on all held-out examples, and write scores.json and the
+    pictures. Returns the scores, and the step at which that model was."""
+    trainer, directory = prepared.trainer, prepared.trainer.directory
+    step = trainer.take_best()
+    scores = prepared.scores()
+    _write_json(directory / "scores.json", {
+        "step": step, "held_out": len(prepared.held_out), "training": len(prepared.training),
+        "scores": scores.figures})
+    curves = {name: [(line["step"], line["scores"][name]) for line in trainer.metrics.read()
+                     if "scores" in line] for name in scores.figures}
+    if any(curves.values()):
+        draw_learning(curves, directory / "learning.png")
+    if isinstance(scores, ClassScores):
+        draw_confusion(scores, directory / "confusion.png")
+    return scores, step
+
+
+def _write_json(file, contents):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as stream:
+        stream.write((json.dumps(contents, indent=2) + "\n").encode())
+
+
+# -- what is learnt from ---------------------------------------------------------------------------
+
+
+def examples_of(task, seed):
+    """(the Task, examples to train on, examples held out), both in an order that the seed shuffles.
+
+    Raises ConfigError, or FormatError with file and line.
+    """
+    built = [name for name in task.data if name in stdlib.TASKS]
+    if built and len(task.data) > 1 or not task.data:
+        raise ConfigError("data: expected files of examples, or one of "
+                          f"{', '.join(stdlib.TASKS)}")
+    if built:
+        examples = stdlib.build(built)[built[0]]
+        name = next(name for name, kind in TASKS.items() if isinstance(examples[0], kind.example))
+        if task.task not in (None, name):
+            raise ConfigError(f"task: {built[0]} is for {name}, not for {task.task}")
+    elif task.task is None:
+        raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
+    else:
+        name, examples = task.task, _read_all(task.data, TASKS[task.task].example, task)
+    if task.held_out_data:
+        held_out = _read_all(task.held_out_data, TASKS[name].example, task)
+    else:
+        examples, held_out = split(examples, task.held_out, seed)
+    shuffled = [[part[i] for i in Rng(seed).child("examples").permutation(len(part)).tolist()]
+                for part in (examples, held_out)]
+    return TASKS[name], shuffled[0][: task.examples or None], shuffled[1]
+
+
+def _read_all(files, example, task):
+    return [found for file in files
+            for found in read(file, example, group=task.group, scheme=task.scheme)]
+
+
+def _length(length, config):
+    if length is not None and length > (config.context or length):
+        raise ConfigError(f"length: expected at most the model's context of {config.context}, "
+                          f"got {length}")
+    return length or config.context or LONGEST
+
+
+# -- which weights learn ---------------------------------------------------------------------------
+
+
+def head_parts(learner, new):
+    """The names of the modules that a head is made of, and of those that are new with it."""
+    parts = {name.rpartition(".")[0] for name in new}
+    if isinstance(learner, Headed):
+        parts |= {"output", "dense"} if learner.dense else {"output"}
+    return tuple(sorted(parts))
+
+
+def choose_weights(model, method, adapter, rng, head=()):
+    """Freeze what does not learn by `method`; give the model adapters, for lora (unless it has
+    them, as a run that is resumed). `head`: the names of modules that learn in any case."""
+    if method.method == "head":
+        if not head:
+            raise ConfigError("method: this task has no head of its own; expected full or lora")
+        train_only(model, head)
+    elif method.method == "lora":
+        if adapter_config(model) is None:
+            add_adapters(model, replace(adapter, whole=head), rng=rng)
+        if method.format is not None:
+            pack_model(model, method.format)
+    elif method.freeze:
+        freeze_layers(model, method.freeze)
+
+
+def _own(adapter):
+    """The settings of adapters that a user chooses."""
+    return {key: value for key, value in asdict(adapter).items() if key not in ("base", "whole")}
+
+
+def tuned(said, task, method, model, rows):
+    """The TrainConfig of what the user said; for the rest: as many steps as the epochs have, a
+    held-out evaluation after each epoch but at most EVALUATIONS, and a learning rate that is 5e-4
+    for a model 128 wide, and less the wider it is; 1e-3 where the pretrained weights stay."""
+    batch = said.get("batch", 16)
+    steps = said.get("steps", math.ceil(task.epochs * rows / batch))
+    width = getattr(model.config, "body", model.config).width
+    chosen = {
+        "batch": batch, "steps": steps, "weight_decay": 0.01, "save_every": 0,
+        "learning_rate": min(0.064 / width, 1e-3) if method.method == "full" else 1e-3,
+        "evaluate_batches": 10**9,
+        "evaluate_every": max(math.ceil(rows / batch), math.ceil(steps / EVALUATIONS), 1)}
+    return TrainConfig(**chosen | said)
