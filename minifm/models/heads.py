@@ -186,11 +186,13 @@ class Headed(Model):
         """Features x [B, T, C] -> [B, L] of sequences, or [B, T, L]."""
         if self.config.head.whole:
             x = self.body.summary(x, key_mask)                                  # [B, C]
-        dropout, rng = self.config.head_dropout, rng and rng.child("head")
         if self.dense:
-            x = ops.dropout(x, dropout, rng=rng and rng.child("dense"))
-            x = ops.tanh(self.dense(x))
-        return self.output(ops.dropout(x, dropout, rng=rng and rng.child("output")))
+            x = ops.tanh(self._read(x, self.dense, rng and rng.child("head", "dense")))
+        return self._read(x, self.output, rng and rng.child("head", "output"))
+
+    def _read(self, x, layer, rng):
+        x = ops.dropout(x, self.config.head_dropout, rng=rng)
+        return layer(x, rng=rng and rng.child("adapter"))
 
     @staticmethod
     def products(config):
