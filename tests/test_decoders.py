@@ -19,12 +19,16 @@ from minifm.models import GPT, GPTConfig, Llama, LlamaConfig, pack_model
 from minifm.models import llama as llama_file
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ["gpt2", "llama", "llama-linear", "llama-yarn", "mistral", "mixtral", "qwen2", "qwen3"]
+NAMES = ["gpt2", "openai-gpt", "gpt-neo", "llama", "llama-linear", "llama-yarn", "mistral",
+         "mixtral", "qwen2", "qwen3"]
 V = 37
 LLAMA = LlamaConfig(vocabulary=V, context=24, layers=2, heads=4, key_heads=2, width=16, hidden=20)
 # Between them they have every part that a decoder may have.
 CONFIGS = {
     "gpt": GPTConfig(vocabulary=V, context=24, layers=2, heads=2, width=16),
+    "gpt1": GPTConfig(vocabulary=V, context=24, layers=2, heads=2, width=16, layout="openai-gpt"),
+    "banded": GPTConfig(vocabulary=V, context=24, layers=3, heads=2, width=16, layout="gpt_neo",
+                        window=3),
     "llama": LLAMA,
     "window": replace(LLAMA, window=4, window_from=1, head_norms=True, tied=True),
     "experts": replace(LLAMA, experts=3, window=6, head_width=6),
@@ -34,7 +38,7 @@ EACH = pytest.mark.parametrize("kind", CONFIGS)
 
 def random_model(kind, seed=0, std=0.2):
     config = CONFIGS[kind]
-    return randomised((GPT if kind == "gpt" else Llama)(config), seed, std)
+    return randomised(config.model(config), seed, std)
 
 
 def random_ids(*shape, seed=0):
@@ -187,9 +191,9 @@ def test_documents_that_share_a_row_are_each_alone(backend, kind, lengths):
 @EACH
 def test_counts_follow_from_the_configuration(backend, kind):
     config, ids = CONFIGS[kind], random_ids(3, 20)
-    model = (GPT if kind == "gpt" else Llama)(config, mf.Rng(0))
+    model = config.model(config, mf.Rng(0))
     assert sum(p.numpy().size for p in model.parameters().values()) == config.parameters
-    if kind in ("window", "experts"):       # what a window hides, an op's own count does not know
+    if getattr(config, "window", None):     # what it hides, an op's own count does not know
         return
     with mf.FlopCounter() as counter:
         model(ids)
@@ -226,6 +230,50 @@ def test_a_token_beyond_the_windows_of_all_layers_changes_nothing(backend):
     # Token 4 reaches tokens 5, 6 in the first layer, and by those 7, 8 in the second.
     assert (difference[:4] == 0).all() and (difference[9:] == 0).all()
     assert (difference[4:9] > 0).all()
+
+
+def test_every_other_block_of_a_banded_gpt_looks_only_so_far_back(backend):
+    config, ids = CONFIGS["banded"], random_ids(1, 12)
+    model, changed = random_model("banded"), ids.copy()
+    changed[0, 4] = (ids[0, 4] + 1) % V
+    for whole in (model.blocks[0], model.blocks[2]):        # let those with a window work alone
+        whole.attention.output.weight.data = mf.backend().zeros((16, 16), np.float32)
+    difference = np.abs(model(ids).numpy() - model(changed).numpy())[0].max(-1)
+    assert (difference[:4] == 0).all() and (difference[7:] == 0).all()
+    assert (difference[4:7] > 0).all()
+    wide, full = (randomised(GPT(replace(config, window=window)))(ids).numpy()
+                  for window in (12, None))
+    np.testing.assert_array_equal(wide, full)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"window": 4}, "window: files of gpt2 know of none, those of gpt_neo do"),
+    ({"layout": "openai-gpt", "hidden": 20}, "hidden: in openai-gpt it is four times the width"),
+    ({"layout": "openai-gpt", "activation": "gelu"}, "activation: openai-gpt has one of gelu_new"),
+    ({"layout": "gpt-j"}, "layout: expected one of gpt2, openai-gpt, gpt_neo, got 'gpt-j'"),
+])
+def test_an_impossible_gpt_names_its_field(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIGS["gpt"], **wrong)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"attention_types": [[["local", "global"], 1], [["local"], 1]]}, "attention_types: expected"),
+    ({"num_layers": 4}, "attention_types: expected global, or global and local in turn for 4"),
+    ({"num_layers": "three"}, "num_layers: expected a number of blocks, got 'three'"),
+    ({"hidden_size": None}, "lacks hidden_size"),
+])
+def test_another_pattern_of_windows_is_refused(change, message):
+    stored = GPT.config_to_hub(CONFIGS["banded"]) | change
+    with pytest.raises(ConfigError, match=message):
+        GPT.config_from_hub({k: v for k, v in stored.items() if v is not None})
+
+
+@pytest.mark.parametrize("config", [
+    CONFIGS["gpt"], CONFIGS["gpt1"], CONFIGS["banded"], replace(CONFIGS["banded"], window=None),
+    replace(CONFIGS["gpt1"], activation="silu", dropout=0.2)])
+def test_a_gpt_comes_back_from_its_config_json(config):
+    assert GPT.config_from_hub(GPT.config_to_hub(config)) == config
 
 
 def test_flops_of_a_window_are_those_of_the_pairs_that_it_shows():

@@ -26,6 +26,7 @@ def random_ids(*shape, seed=0):
 
 def test_presets_have_the_published_sizes():
     published = {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558,
+                 "gpt1": 117, "gpt-neo-125m": 125, "gpt-neo-1.3b": 1316, "gpt-neo-2.7b": 2651,
                  "gpt3-175b": 174604}
     assert {name: round(GPTConfig(**PRESETS[name]).parameters / 1e6)
             for name in published} == published

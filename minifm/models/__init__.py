@@ -29,7 +29,7 @@ __all__ = ["ARCHITECTURES", "Bert", "BertConfig", "GPT", "GPTConfig", "HeadConfi
            "TokenClassifier", "Transformer", "TransformerConfig", "architecture_of", "pack_model",
            "packed_format", "unpack_model", "with_head"]
 
-MODELS = {GPT.model_type: GPT} | dict.fromkeys(LAYOUTS, Llama) \
+MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \
     | {model.model_type: model for model in (Transformer, T5)}
 

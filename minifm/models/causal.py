@@ -119,3 +119,10 @@ class CausalModel(Model):
         dtype = np.uint16 if format == "bf16" else self.token_embedding.weight.dtype
         return Cache(c.layers, batch, c.key_heads, c.head_width,
                      min(capacity or c.context, c.context), dtype)
+
+
+def seen(length, window):
+    """Twice the tokens that a token sees on the average (without a window, `length`)."""
+    if window is None or window >= length:
+        return length
+    return window * (2 * length - window) / length

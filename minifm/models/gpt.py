@@ -1,9 +1,17 @@
-"""GPT-2 (Radford et al. 2019): a pre-norm decoder with learned positions and a tied head.
+"""GPT (Radford et al. 2018), GPT-2 (2019), GPT-Neo (Black et al. 2021): decoders with learned
+positions and a tied head. GPT-2 is meant where nothing else is said. `layout` says which one it is:
+
+    gpt2        norms stand before what they are for, and one more before the head
+    openai-gpt  GPT-1: norms stand behind the additions, none before the head
+    gpt_neo     as GPT-2, but queries, keys and values have no offsets and scores no scale; with a
+                `window`, every other block looks only so far back, as GPT-3's do (Brown et al.
+                2020, section 2.1; Child et al. 2019)
 
 Read top to bottom: the configuration, the model, its life in files.
 """
 
 import math
+import reprlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,17 +21,33 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.causal import CausalModel
+from minifm.models.causal import CausalModel, seen
 from minifm.models.stored import HeadLayout, Stored
-from minifm.nn import Block, Embedding, LayerNorm, Perceptron, SelfAttention
+from minifm.nn import (
+    Attention,
+    Block,
+    Embedding,
+    LayerNorm,
+    Perceptron,
+    SelfAttention,
+    post_norm,
+    pre_norm,
+)
 
 INITIAL = 0.02          # standard deviation of the initial weights
-# Heads for other tasks, {model_type: {task: …}}: see heads.py.
-TASKS = {"gpt2": {
-    "sequence": HeadLayout("GPT2ForSequenceClassification", "score", "transformer.", whole=True,
+LAYOUTS = {"gpt2": "GPT2LMHeadModel", "openai-gpt": "OpenAIGPTLMHeadModel",
+           "gpt_neo": "GPTNeoForCausalLM"}
+# Heads for other tasks, {layout: {task: …}}: see heads.py.
+TASKS = {layout: {
+    "sequence": HeadLayout(f"{name}ForSequenceClassification", "score", "transformer.", whole=True,
                            bias=False),
-    "token": HeadLayout("GPT2ForTokenClassification", "classifier", "transformer.", dropout=0.1),
-    "question": HeadLayout("GPT2ForQuestionAnswering", "qa_outputs", "transformer.")}}
+    "token": HeadLayout(f"{name}ForTokenClassification", "classifier", "transformer.",
+                        dropout=0.1),
+    "question": HeadLayout(f"{name}ForQuestionAnswering", "qa_outputs", "transformer."),
+} for layout, name in (("gpt2", "GPT2"), ("gpt_neo", "GPTNeo"))}
+TASKS["openai-gpt"] = {
+    "sequence": HeadLayout("OpenAIGPTForSequenceClassification", "score", "transformer.",
+                           whole=True, bias=False)}
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,10 @@ class GPTConfig:
                               choices=ACTIVATIONS)
     norm_epsilon: float = setting(1e-5, "inside the square root of the layer norms",
                                   above=0, below=1)
+    layout: str = setting("gpt2", f"one of {', '.join(LAYOUTS)}", choices=LAYOUTS)
+    window: int | None = setting(
+        None, "tokens back that every other block looks, with the token itself, from the second "
+        "block on; of gpt_neo (default: all)", least=1)
 
     def __post_init__(self):
         check(self)
@@ -50,6 +78,18 @@ class GPTConfig:
             object.__setattr__(self, "hidden", 4 * self.width)
         if self.width % self.heads:
             raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        if self.window is not None and self.layout != "gpt_neo":
+            raise ConfigError(f"window: files of {self.layout} know of none, those of gpt_neo do")
+        if self.layout == "openai-gpt" and self.hidden != 4 * self.width:
+            raise ConfigError(f"hidden: in {self.layout} it is four times the width of "
+                              f"{self.width}, got {self.hidden}")
+        if self.layout == "openai-gpt" and self.activation not in GPT1_ACTIVATIONS.values():
+            raise ConfigError(f"activation: {self.layout} has one of "
+                              f"{', '.join(GPT1_ACTIVATIONS.values())}, got {self.activation!r}")
+
+    def window_of(self, layer):
+        """How many tokens back that layer looks; None: all."""
+        return self.window if layer % 2 else None
 
     @property
     def model(self):
@@ -59,7 +99,7 @@ class GPTConfig:
     @property
     def tasks(self):
         """{task: HeadLayout}: the heads that may stand on such a model."""
-        return TASKS[GPT.model_type]
+        return TASKS[self.layout]
 
     @property
     def key_heads(self):
@@ -73,25 +113,28 @@ class GPTConfig:
     def parameters(self):
         """How many numbers training adjusts (the tied head counts once)."""
         C, F = self.width, self.hidden
-        attention = C * 3 * C + 3 * C + C * C + C
+        attention = 4 * C * C + (C if self.layout == "gpt_neo" else 4 * C)
         perceptron = C * F + F + F * C + C
         block = attention + perceptron + 4 * C                  # two norms
-        return (self.vocabulary + self.context) * C + self.layers * block + 2 * C
+        return (self.vocabulary + self.context) * C + self.layers * block \
+            + (0 if self.layout == "openai-gpt" else 2 * C)
 
     def flops_per_token(self, length, training=False, counted=1.0):
         """Floating-point operations for one token of a sequence of `length` tokens.
 
-        Products only; the causal half of attention. Training is forward + backward: 3 × for a
-        product, 3.5 × for attention. Recomputation does not count: it is no useful work.
+        Products only; of attention, what a causal token sees. Training is forward + backward:
+        3 × for a product, 3.5 × for attention. Recomputation does not count: it is no useful work.
 
         counted  the fraction of the tokens that the head reads
         """
         C, F = self.width, self.hidden
         products = 2 * (self.layers * (4 * C * C + 2 * C * F) + self.vocabulary * C * counted)
-        attention = 2 * self.layers * length * C
+        attention = sum(2 * seen(length, self.window_of(layer)) * C
+                        for layer in range(self.layers))
         return 3 * products + 3.5 * attention if training else products + attention
 
 
+GPT1_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "swish": "silu", "silu": "silu"}
 PRESETS = {
     "tiny": dict(context=128, layers=4, heads=4, width=128),       # learns on any laptop
     "mini": dict(context=256, layers=6, heads=6, width=384),
@@ -99,6 +142,14 @@ PRESETS = {
     "gpt2-medium": dict(layers=24, heads=16, width=1024),
     "gpt2-large": dict(layers=36, heads=20, width=1280),
     "gpt2-xl": dict(layers=48, heads=25, width=1600),
+    "gpt1": dict(layout="openai-gpt", vocabulary=40478, context=512, layers=12, heads=12,
+                 width=768, dropout=0.1),
+    "gpt-neo-125m": dict(layout="gpt_neo", context=2048, window=256, layers=12, heads=12,
+                         width=768),
+    "gpt-neo-1.3b": dict(layout="gpt_neo", context=2048, window=256, layers=24, heads=16,
+                         width=2048),
+    "gpt-neo-2.7b": dict(layout="gpt_neo", context=2048, window=256, layers=32, heads=20,
+                         width=2560),
     # Brown et al. 2020, table 2.1. (The original's alternating sparse layers are not modelled.)
     "gpt3-175b": dict(context=2048, layers=96, heads=96, width=12288),
 }
@@ -108,19 +159,22 @@ def new_block(config, rng):
     """One block; `rng` draws its weights."""
     C, std, epsilon = config.width, INITIAL, config.norm_epsilon
     stds = {"std": std, "output_std": std / math.sqrt(2 * config.layers)}
+    attention_rng = rng and rng.child("attention")
+    if config.layout == "gpt_neo":
+        attention = Attention(C, config.heads, bias=False, output_bias=True, scale=1.0,
+                              rng=attention_rng, **stds)
+    else:
+        attention = SelfAttention(C, config.heads, rng=attention_rng, **stds)
     return Block(
-        LayerNorm(C, epsilon),
-        SelfAttention(C, config.heads, rng=rng and rng.child("attention"), **stds),
-        LayerNorm(C, epsilon),
+        LayerNorm(C, epsilon), attention, LayerNorm(C, epsilon),
         Perceptron(C, config.hidden, ACTIVATIONS[config.activation],
-                   rng=rng and rng.child("perceptron"), **stds))
+                   rng=rng and rng.child("perceptron"), **stds),
+        arrange=post_norm if config.layout == "openai-gpt" else pre_norm)
 
 
 class GPT(CausalModel):
     """Token ids in, logits of the next token out, by the token embedding, transposed."""
 
-    model_type = "gpt2"
-    architecture = "GPT2LMHeadModel"
     prefix = "transformer."
     tasks = TASKS
 
@@ -136,7 +190,7 @@ class GPT(CausalModel):
                                             rng=rng and rng.child("position_embedding"))
         self.blocks = [new_block(config, rng and rng.child("blocks", layer))
                        for layer in range(config.layers)]
-        self.norm = LayerNorm(C, config.norm_epsilon)
+        self.norm = None if config.layout == "openai-gpt" else LayerNorm(C, config.norm_epsilon)
 
     def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,
                  recompute=False):
@@ -146,50 +200,62 @@ class GPT(CausalModel):
         dropout = self.config.dropout
         if dropout:
             x = ops.dropout(x, dropout, rng=rng and rng.child("embedding"))
+        # SelfAttention always is causal.
+        causal = {"causal": True} if self.config.layout == "gpt_neo" else {}
         for layer, block in enumerate(self.blocks):
+            first_keys = self.first_keys(ids, placement, document_starts,
+                                         self.config.window_of(layer))
             block = partial(block, layer=layer, placement=placement, key_mask=key_mask,
-                            first_keys=document_starts, dropout=dropout,
-                            rng=rng and rng.child("block", layer))
+                            first_keys=first_keys, dropout=dropout,
+                            rng=rng and rng.child("block", layer), **causal)
             x = ops.checkpoint(block, x) if recompute else block(x)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     @staticmethod
     def products(config):
         """{name of each weight that products read: the axis they sum over}: see models/packing.py.
         The tied table is looked up by rows of that axis, too."""
-        parts = ("attention.project", "attention.output", "perceptron.expand", "perceptron.output")
+        parts = [part for part in _parts(config) if not part.endswith("norm")]
         return {"token_embedding.weight": 1} | {
             f"blocks.{i}.{part}.weight": 0 for i in range(config.layers) for part in parts}
 
-    # -- files: the layout of the ecosystem (GPT2LMHeadModel) ------------------------------------
+    # -- files: the layouts of the ecosystem ------------------------------------------------------
 
     @staticmethod
     def stored_names(config):
-        """{our parameter's name: Stored}. Linear weights lie [in, out] there too."""
-        parts = {"attention_norm": "ln_1", "attention.project": "attn.c_attn",
-                 "attention.output": "attn.c_proj", "perceptron_norm": "ln_2",
-                 "perceptron.expand": "mlp.c_fc", "perceptron.output": "mlp.c_proj"}
-        names = {"token_embedding.weight": "wte.weight",
-                 "position_embedding.weight": "wpe.weight"}
+        """{our parameter's name: Stored}. Linear weights lie [in, out] there too, but GPT-Neo's
+        lie [out, in]."""
+        token, position = ("tokens_embed", "positions_embed") if config.layout == "openai-gpt" \
+            else ("wte", "wpe")
+        names = {"token_embedding.weight": f"{token}.weight",
+                 "position_embedding.weight": f"{position}.weight"}
+        turned = set()
         for i in range(config.layers):
-            for ours, theirs in parts.items():
+            for ours, theirs in _parts(config).items():
                 gain = "gain" if ours.endswith("norm") else "weight"
                 names[f"blocks.{i}.{ours}.{gain}"] = f"h.{i}.{theirs}.weight"
                 names[f"blocks.{i}.{ours}.bias"] = f"h.{i}.{theirs}.bias"
-        names |= {"norm.gain": "ln_f.weight", "norm.bias": "ln_f.bias"}
-        return {ours: Stored("transformer." + theirs) for ours, theirs in names.items()}
+                if gain == "weight" and config.layout == "gpt_neo":
+                    turned.add(f"blocks.{i}.{ours}.weight")
+        if config.layout != "openai-gpt":
+            names |= {"norm.gain": "ln_f.weight", "norm.bias": "ln_f.bias"}
+        return {ours: Stored("transformer." + theirs, transposed=ours in turned)
+                for ours, theirs in names.items()
+                if config.layout != "gpt_neo" or not ours.endswith(NO_OFFSETS)}
 
     @staticmethod
     def accepted_name(key):
-        """The present spelling of a key in a file; None for a buffer that is not a weight.
+        """The present spelling of a key in a file, or several, of which the first that the model
+        has is meant; None for a buffer that is not a weight.
 
         Older files lack the prefix and carry the causal mask as `attn.bias`; some repeat the
         tied head, which then must be the embedding.
         """
-        if key.endswith((".attn.bias", ".attn.masked_bias")):
+        if key.endswith((".attn.bias", ".attn.masked_bias", ".attn.attention.bias",
+                         ".attn.attention.masked_bias")):
             return None
         if key == "lm_head.weight":
-            return "transformer.wte.weight"
+            return "transformer.wte.weight", "transformer.tokens_embed.weight"
         return key if key.startswith("transformer.") else "transformer." + key
 
     @staticmethod
@@ -201,29 +267,83 @@ class GPT(CausalModel):
             if stored.get(key, value) != value:
                 raise ConfigError(f"config.json: {key}={stored[key]!r} is not supported, "
                                   f"only {value!r}")
-        required = {"vocabulary": "vocab_size", "context": "n_positions", "width": "n_embd",
-                    "layers": "n_layer", "heads": "n_head"}
-        missing = [key for key in required.values() if key not in stored]
+        layout = stored.get("model_type")
+        names = _names_in_config(layout)
+        required = ("vocabulary", "context", "width", "layers", "heads")
+        missing = [names[key] for key in required if names[key] not in stored]
         if missing:
             raise ConfigError(f"config.json: lacks {', '.join(missing)}")
-        return GPTConfig(
-            **{ours: stored[theirs] for ours, theirs in required.items()},
-            hidden=stored.get("n_inner"), dropout=stored.get("resid_pdrop", 0.1),
-            activation=stored.get("activation_function", "gelu_new"),
-            norm_epsilon=stored.get("layer_norm_epsilon", 1e-5),
-        )
+        found = {ours: stored[theirs] for ours, theirs in names.items() if theirs in stored}
+        if layout == "openai-gpt":
+            said = found.get("activation", "gelu")
+            found["activation"] = GPT1_ACTIVATIONS.get(said, said)
+        return GPTConfig(**{"dropout": 0.0 if layout == "gpt_neo" else 0.1} | found, layout=layout,
+                         window=_window_from_hub(stored) if layout == "gpt_neo" else None)
 
     @staticmethod
     def config_to_hub(config, *, end_of_text=None, architecture=None):
         """The `config.json` that describes this model to other libraries; `architecture` names
         it where another head stands on it (heads.py)."""
-        return {
-            "architectures": [architecture or GPT.architecture], "model_type": GPT.model_type,
-            "vocab_size": config.vocabulary, "n_positions": config.context,
-            "n_ctx": config.context, "n_embd": config.width, "n_layer": config.layers,
-            "n_head": config.heads, "n_inner": config.hidden,
-            "activation_function": config.activation, "layer_norm_epsilon": config.norm_epsilon,
-            "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": 0.0,
-            "tie_word_embeddings": True, "torch_dtype": "float32",
-            "bos_token_id": end_of_text, "eos_token_id": end_of_text,
-        }
+        described = {
+            "architectures": [architecture or LAYOUTS[config.layout]],
+            "model_type": config.layout}
+        described |= {theirs: getattr(config, ours)
+                      for ours, theirs in _names_in_config(config.layout).items()}
+        if config.layout == "gpt2":
+            described |= {"n_ctx": config.context, "embd_pdrop": config.dropout, "attn_pdrop": 0.0}
+        elif config.layout == "openai-gpt":
+            described |= {"embd_pdrop": config.dropout, "attn_pdrop": 0.0,
+                          "afn": next(theirs for theirs, ours in GPT1_ACTIVATIONS.items()
+                                      if ours == config.activation)}
+        else:
+            kinds = ["local" if config.window_of(i) else "global" for i in range(config.layers)]
+            described |= {"embed_dropout": config.dropout, "attention_dropout": 0.0,
+                          "attention_layers": kinds, "attention_types": [[kinds, 1]],
+                          "window_size": config.window or 256}
+        return described | {"tie_word_embeddings": True, "torch_dtype": "float32",
+                            "bos_token_id": end_of_text, "eos_token_id": end_of_text}
+
+
+# What GPT-Neo's projections have not.
+NO_OFFSETS = ("attention.query.bias", "attention.key.bias", "attention.value.bias")
+
+
+def _parts(config):
+    """{our name of each linear layer and norm of a block: theirs}."""
+    attention = {"attention.project": "attn.c_attn", "attention.output": "attn.c_proj"}
+    if config.layout == "gpt_neo":
+        attention = {f"attention.{ours}": f"attn.attention.{theirs}" for ours, theirs in (
+            ("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "out_proj"))}
+    return {"attention_norm": "ln_1"} | attention | {
+        "perceptron_norm": "ln_2", "perceptron.expand": "mlp.c_fc",
+        "perceptron.output": "mlp.c_proj"}
+
+
+def _names_in_config(layout):
+    """{setting: its key in a config.json}."""
+    if layout == "gpt_neo":
+        return {"vocabulary": "vocab_size", "context": "max_position_embeddings",
+                "width": "hidden_size", "layers": "num_layers", "heads": "num_heads",
+                "hidden": "intermediate_size", "dropout": "resid_dropout",
+                "activation": "activation_function", "norm_epsilon": "layer_norm_epsilon"}
+    names = {"vocabulary": "vocab_size", "context": "n_positions", "width": "n_embd",
+             "layers": "n_layer", "heads": "n_head", "dropout": "resid_pdrop",
+             "norm_epsilon": "layer_norm_epsilon"}
+    if layout == "openai-gpt":
+        return names | {"activation": "afn"}
+    return names | {"hidden": "n_inner", "activation": "activation_function"}
+
+
+def _window_from_hub(stored):
+    """The window of every other block, or None; raises ConfigError for another pattern."""
+    layers = stored["num_layers"]
+    if not isinstance(layers, int) or not 0 < layers <= 1 << 16:
+        raise ConfigError(f"config.json: num_layers: expected a number of blocks, got {layers!r}")
+    types = stored.get("attention_types") or [[["global", "local"], layers // 2]]
+    kinds = [kind for names, count in types for kind in names * min(count, layers)]
+    if kinds == ["global"] * layers:
+        return None
+    if kinds != ["local" if i % 2 else "global" for i in range(layers)]:
+        raise ConfigError("config.json: attention_types: expected global, or global and local in "
+                          f"turn for {layers} blocks, got {reprlib.repr(types)}")
+    return stored.get("window_size", 256)

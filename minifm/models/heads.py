@@ -229,10 +229,10 @@ class Headed(Model):
         described["label2id"] = {name: i for i, name in enumerate(config.labels)}
         if config.task == "sequence":
             described["problem_type"] = config.problem
-        if config.head.dropout != 0:
-            described["classifier_dropout"] = config.dropout
-        if config.padding is not None:
-            described["pad_token_id"] = config.padding
+        for key, said in (("classifier_dropout", config.dropout),
+                          ("pad_token_id", config.padding)):
+            if said is not None:
+                described[key] = said
         return described
 
 

@@ -19,7 +19,7 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.causal import CausalModel
+from minifm.models.causal import CausalModel, seen
 from minifm.models.stored import HeadLayout, Stored
 from minifm.nn import Attention, Block, Embedding, GatedPerceptron, RMSNorm, Rotary
 from minifm.nn.experts import Experts
@@ -127,16 +127,9 @@ class LlamaConfig:
         if self.experts:
             perceptron = self.experts_chosen * perceptron + 2 * C * self.experts
         products = self.layers * (4 * C * (Q + KV) + perceptron) + 2 * self.vocabulary * C * counted
-        attention = sum(2 * _seen(length, self.window_of(layer)) * Q
+        attention = sum(2 * seen(length, self.window_of(layer)) * Q
                         for layer in range(self.layers))
         return 3 * products + 3.5 * attention if training else products + attention
-
-
-def _seen(length, window):
-    """Twice the tokens that a token sees on the average (without a window, `length`)."""
-    if window is None or window >= length:
-        return length
-    return window * (2 * length - window) / length
 
 
 PRESETS = {

@@ -33,9 +33,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16, "rope_theta": 500000.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+OPENAI = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3,
+          "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+NEO = {"vocab_size": 61, "max_position_embeddings": 32, "hidden_size": 24, "num_layers": 3,
+       "num_heads": 3, "attention_types": [[["global", "local"], 1], [["global"], 1]],
+       "window_size": 5, "intermediate_size": 40}
 # {directory: (the library's classes are called so, what is set in its configuration)}
 MODELS = {
     "gpt2": ("GPT2", GPT2),
+    "openai-gpt": ("OpenAIGPT", OPENAI),
+    "gpt-neo": ("GPTNeo", NEO),
     "llama": ("Llama", LLAMA | {"rope_parameters": LLAMA3}),
     "llama-linear": ("Llama", LLAMA | {"rope_parameters": LINEAR, "tie_word_embeddings": True}),
     "llama-yarn": ("Llama", LLAMA | {"rope_parameters": YARN}),
@@ -55,7 +62,8 @@ def main(names):
         config = getattr(library, f"{kind}Config")(
             **settings, bos_token_id=60, eos_token_id=60, attn_implementation="eager",
             experts_implementation="eager")
-        make(getattr(library, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM")), config,
+        make(getattr(library, {"GPT2": "GPT2LMHeadModel", "OpenAIGPT": "OpenAIGPTLMHeadModel"}.get(
+            kind, f"{kind}ForCausalLM")), config,
              HERE / name)
 
 
