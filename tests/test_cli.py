@@ -208,10 +208,10 @@ def test_help_shows_the_settings_of_the_architecture(minifm):
 
 @pytest.mark.parametrize("words, parts", [
     (["--arch", "gpt", "--preset", "llama-tiny"], ["preset: llama-tiny is of llama, not of gpt"]),
-    (["--config", "CONFIG"], ["window: gpt has no such setting (llama has)"]),
+    (["--config", "CONFIG"], ["theta: gpt has no such setting (llama has)"]),
 ])
 def test_settings_of_another_architecture_are_refused(minifm, book, tmp_path, words, parts):
-    (tmp_path / "settings.json").write_text('{"window": 4}')
+    (tmp_path / "settings.json").write_text('{"theta": 500.0}')
     words = [str(tmp_path / "settings.json") if word == "CONFIG" else word for word in words]
     refused(minifm("pretrain", "--data", book, "--out", tmp_path / "run", *words), *parts)
 
