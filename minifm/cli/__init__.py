@@ -14,6 +14,7 @@ VERBS = {
     "finetune": "teach a trained model a task by labelled examples",
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
+    "evaluate": "measure a model on text: perplexity and bits per byte",
     "quantize": "store a model in low precision, and say what that changes",
     "dataset": "write labelled tasks from Python's own source, with what baselines reach",
     "demo": "train a small GPT on Python's own source and look at the result",

@@ -1,10 +1,13 @@
 """`minifm generate`: load a model from a directory or the hub, and let it write."""
 
 import argparse
+import dataclasses
 import sys
+from pathlib import Path
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.errors import ConfigError
 from minifm.generation.sampling import Sampling
 from minifm.nn.cache import FORMATS as CACHE_FORMATS
 from minifm.nn.cache import check_format
@@ -12,6 +15,8 @@ from minifm.nn.cache import check_format
 EXAMPLE = """\
 example:
   minifm generate runs/demo/last "def read_json(path):" --temperature 0.7 --stop "\\n\\n\\n"
+  minifm generate runs/demo/last "def f(" --draft runs/demo-2/last
+  minifm generate runs/demo/last "x = " --regex "[0-9]{1,4}"
   echo "Once upon a time" | minifm generate openai-community/gpt2 --max-tokens 60 --seed 3
 """
 
@@ -36,43 +41,158 @@ def arguments(parser, argv):
                              "in a long text (default: fp32, as they are computed)")
     add_config(parser)
     add_fields(parser, Sampling, "sampling, in the order in which it acts")
+    others = parser.add_argument_group("other ways to choose tokens, one at most")
+    others.add_argument("--beams", type=int, default=argparse.SUPPRESS, metavar="INT",
+                        help="beam search: the likeliest whole text that keeping so many finds")
+    others.add_argument("--length-penalty", type=float, default=argparse.SUPPRESS, metavar="FLOAT",
+                        help="with --beams: divide log-probabilities by the length to this power "
+                             "(default: 1.0)")
+    others.add_argument("--contrastive", type=float, default=argparse.SUPPRESS, metavar="ALPHA",
+                        help="contrastive search: of the --top-k (default: 4) likeliest tokens, "
+                             "one unlike the text; ALPHA, 0 to 1, weighs that")
+    others.add_argument("--draft", default=argparse.SUPPRESS, metavar="MODEL",
+                        help="speculative decoding: this smaller model of the same tokenizer "
+                             "proposes tokens; what is likely to be written stays the same")
+    others.add_argument("--draft-tokens", type=int, default=argparse.SUPPRESS, metavar="INT",
+                        help="with --draft: tokens proposed at a time (default: 4)")
+    texts = parser.add_argument_group("what the text must be, one at most")
+    texts.add_argument("--regex", default=argparse.SUPPRESS, metavar="PATTERN",
+                       help="a match of this regular expression, as a whole")
+    texts.add_argument("--json-schema", default=argparse.SUPPRESS, metavar="FILE",
+                       help="JSON that is valid by the schema in this file")
+    texts.add_argument("--choices", nargs="+", default=argparse.SUPPRESS, metavar="TEXT",
+                       help="one of these texts")
+
+
+ALSO = {"max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str, "cache": str,
+        "beams": int, "length_penalty": float, "contrastive": float, "draft": str,
+        "draft_tokens": int, "regex": str, "json_schema": str, "choices": tuple[str, ...]}
 
 
 def run(args):
     from minifm.generation import generate
-    from minifm.generation.generate import check_prompts
-    from minifm.hub import load_causal, resolve, tokenizer_of
-    from minifm.models import pack_model, packed_format
+    from minifm.hub import resolve, tokenizer_of
     from minifm.text import Tokenizer
-    said = settings(args, Sampling, also={
-        "max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str, "cache": str})
+    said = settings(args, Sampling, also=ALSO)
     check_format(said.get("cache"))
-    sampling = build(Sampling, said)
+    refuse_foreign(said)
+    constraint, strategy = constraint_of(said), strategy_of(said)
     directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_causal(directory)
-    format = said.get("format", packed_format(model) or "fp32")
-    if format != packed_format(model):      # fp32: the same numbers, laid out to be read in order
-        pack_model(model, format)
+    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), loaded(directory, said)
+    if "draft" in said:
+        strategy = with_draft(said, tokenizer, strategy)
     # The words of the command line, byte for byte, even where they are not UTF-8.
     prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]
     stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
-    max_tokens, single = said.get("max_tokens", 200), len(prompts) == 1
-    check_prompts([tokenizer.encode(p) for p in prompts], model.config.context, max_tokens)
-    if single:                          # now that nothing is in the way
-        show(prompts[0].decode("utf-8", "replace"))
-    done = generate(model, tokenizer, prompts, strategy=sampling, stop=stop,
-                    max_tokens=max_tokens, seed=said.get("seed", 0), cache=said.get("cache"),
-                    on_text=(lambda row, piece: show(piece)) if single else None)
+    show_piece = shower(prompts[0]) if len(prompts) == 1 else None
+    done = generate(model, tokenizer, prompts, strategy=strategy, stop=stop,
+                    max_tokens=said.get("max_tokens", 200), seed=said.get("seed", 0),
+                    cache=said.get("cache"), constraint=constraint, on_text=show_piece)
+    tell(prompts, done, model, constraint)
+    if "draft" in said and strategy.proposed:
+        print(f"minifm: {strategy.accepted} of {strategy.proposed} proposed tokens were accepted "
+              f"({strategy.accepted / strategy.proposed:.0%})", file=sys.stderr)
+
+
+# -- what the flags stand for ----------------------------------------------------------------------
+
+
+def refuse_foreign(said):
+    """Raise ConfigError for settings that have no meaning beside each other."""
+    sampling = {field.name for field in dataclasses.fields(Sampling)}
+    ways = {"beams": {"length_penalty"}, "contrastive": {"top_k"},
+            "draft": sampling | {"draft_tokens"}}
+    for kinds in (ways, ("regex", "json_schema", "choices")):
+        both = [kind for kind in kinds if kind in said]
+        if len(both) > 1:
+            raise ConfigError(f"{both[0]} and {both[1]}: expected one of them at most")
+    way = next((way for way in ways if way in said), None)
+    for name in said:
+        if name in set().union(*ways.values()) and name not in ways.get(way, sampling):
+            needed = next((w for w, names in ways.items() if name in names - sampling), None)
+            why = f"needs {needed}" if needed else f"has no meaning with {way}"
+            raise ConfigError(f"{name}: {why}; leave it out")
+
+
+def strategy_of(said):
+    """How tokens are chosen; for a draft, how its proposals are checked."""
+    from minifm.generation import Beams, Contrastive
+    if "beams" in said:
+        return build(Beams, said)
+    if "contrastive" in said:
+        return build(Contrastive, said, alpha=said["contrastive"])
+    return build(Sampling, said)
+
+
+def with_draft(said, tokenizer, sampling):
+    """The strategy with the model that proposes; raises ConfigError for other tokens."""
+    from minifm.generation import Speculative
+    from minifm.hub import resolve, tokenizer_of
+    from minifm.text import Tokenizer
+    directory = resolve(said["draft"])
+    if Tokenizer.load(tokenizer_of(directory)).sha256 != tokenizer.sha256:
+        raise ConfigError(f"draft: {said['draft']} has another tokenizer than the model")
+    return Speculative(loaded(directory, said), said.get("draft_tokens", 4), sampling)
+
+
+def constraint_of(said):
+    """What the text must be, compiled, or None. Raises ConfigError for what cannot be."""
+    from minifm.generation import Choices, JsonSchema, Regex
+    constraint = None
+    if "regex" in said:
+        constraint = Regex(said["regex"])
+    elif "choices" in said:
+        constraint = Choices(said["choices"])
+    elif "json_schema" in said:
+        try:
+            constraint = JsonSchema(Path(said["json_schema"]).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"json_schema: {said['json_schema']}: cannot be read: "
+                              f"{error}") from error
+    if constraint is not None:
+        constraint.automaton()
+    return constraint
+
+
+def loaded(directory, said):
+    """A model, its weights packed as the user said."""
+    from minifm.hub import load_causal
+    from minifm.models import pack_model, packed_format
+    model = load_causal(directory)
+    format = said.get("format", packed_format(model) or "fp32")
+    if format != packed_format(model):      # fp32: the same numbers, laid out to be read in order
+        pack_model(model, format)
+    return model
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+def shower(prompt):
+    """on_text for one prompt, which is shown before the first piece: nothing is in the way then."""
+    waiting = [prompt.decode("utf-8", "replace")]
+
+    def show_piece(row, piece):
+        show(waiting.pop() + piece if waiting else piece)
+
+    return show_piece
+
+
+def tell(prompts, done, model, constraint):
+    """What is left to say when all is written."""
     for number, (prompt, completion) in enumerate(zip(prompts, done), 1):
-        if not single:
+        if len(prompts) > 1:
             show(f"--- {number} of {len(prompts)} ({completion.reason})\n"
                  f"{prompt.decode('utf-8', 'replace')}{completion.text}\n")
-        elif completion.reason == "context":
-            print(f"\nminifm: the model's context of {model.config.context} tokens is full",
-                  file=sys.stderr)
-    if single:
+            continue
         show("\n")
+        if completion.reason == "context":
+            print(f"minifm: the model's context of {model.config.context} tokens is full",
+                  file=sys.stderr)
+        if constraint is not None and completion.reason != "end":
+            print("minifm: the text is not whole: there was no room for what it must be; raise "
+                  "max_tokens, or shorten the prompt", file=sys.stderr)
 
 
 def show(text):

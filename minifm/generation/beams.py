@@ -72,7 +72,7 @@ class _Search:
         self.longest = text.room
 
     def step(self, logits):
-        """Go on by a token, by logits [beams, V]; returns [beams]: which beam each one continues."""
+        """Go on by a token, by logits [beams, V]; returns [beams]: the beam each one continues."""
         B, parents, live = self.settings.beams, np.arange(self.settings.beams), []
         for rank, (score, place, token) in enumerate(self._continuations(logits)):
             if token == self.end_of_text:

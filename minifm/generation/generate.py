@@ -28,7 +28,7 @@ class Completion:
 
 def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, stop=(), seed=0,
              on_text=None, cache=None, constraint=None):
-    """One Completion for each prompt (str or bytes); all are written side by side.
+    """One Completion for each prompt (str, bytes or token ids); all are written side by side.
 
     strategy   how tokens are chosen: Sampling, Beams, Contrastive or Speculative
     stop       strings that end a completion; they are not part of its text
@@ -50,9 +50,10 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
                           "one of them out")
     if not len(prompts):
         return []
-    job = Job(model, [tokenizer.encode(prompt) for prompt in prompts], max_tokens, Rng(seed), set(),
-              cache, constraint and constraint.guide(tokenizer, model.config.vocabulary),
-              tokenizer.end_of_text)
+    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+           for prompt in prompts]
+    guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
+    job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, tokenizer.end_of_text)
     writers = [_Writer(tokenizer, stop) for _ in prompts]
     emit = on_text or (lambda row, piece: None)
     for step in written(job, strategy):

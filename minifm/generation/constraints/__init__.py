@@ -8,6 +8,7 @@ Each of the three becomes an expression (expression.py), that an automaton over 
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 
 from minifm.errors import ConfigError
 from minifm.generation.constraints import regex, schema
@@ -18,11 +19,19 @@ __all__ = ["Choices", "Guide", "JsonSchema", "Regex"]
 
 
 class Constraint:
-    """What the text of a completion has to be. A kind has `automaton()`."""
+    """What the text of a completion has to be. A kind has `compile()`."""
 
     def automaton(self):
-        """The Automaton that accepts these texts, as bytes. Raises ConfigError where it cannot
-        be made, or accepts nothing."""
+        """The Automaton that accepts these texts, as bytes; made once. Raises ConfigError where
+        it cannot be made, or accepts nothing."""
+        return self._automaton
+
+    @cached_property
+    def _automaton(self):
+        return self.compile()
+
+    def compile(self):
+        """The Automaton, made anew."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it accepts")
 
     def guide(self, tokenizer, vocabulary):
@@ -36,7 +45,7 @@ class Choices(Constraint):
 
     texts: list
 
-    def automaton(self):
+    def compile(self):
         if isinstance(self.texts, (str, bytes)) or not self.texts:
             raise ConfigError(f"choices: expected a list of texts, got {self.texts!r:.60}")
         spelt = (text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
@@ -50,7 +59,7 @@ class Regex(Constraint):
 
     pattern: str
 
-    def automaton(self):
+    def compile(self):
         return _not_empty(compiled(regex.parse(self.pattern), utf8), f"regex {self.pattern!r:.200}")
 
 
@@ -62,7 +71,7 @@ class JsonSchema(Constraint):
     schema: dict
     separators: tuple = (", ", ": ")
 
-    def automaton(self):
+    def compile(self):
         found = self.schema
         if isinstance(found, str):
             try:
