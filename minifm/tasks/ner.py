@@ -44,7 +44,7 @@ class Tagged(Example):
 
     def __post_init__(self):
         need_text(self.text, "text", self.origin)
-        object.__setattr__(self, "entities", tuple(sorted(self.entities)))
+        object.__setattr__(self, "entities", tuple(sorted(Span(*span) for span in self.entities)))
         before = None
         for span in self.entities:
             self._check(span)

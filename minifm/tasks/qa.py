@@ -40,6 +40,7 @@ class Question(Example):
     def __post_init__(self):
         need_text(self.question, "question", self.origin)
         need_text(self.context, "context", self.origin)
+        object.__setattr__(self, "answers", tuple(Answer(*answer) for answer in self.answers))
         for text, start in self.answers:
             need_text(text, "answer", self.origin)
             if start >= 0 and self.context.startswith(text, start):

@@ -110,8 +110,11 @@ class Module:
         return nodes[start:stop]
 
     def own(self, function, kind):
-        """Nodes of a kind in a function's body, not in functions or classes within it."""
+        """Nodes of a kind in the body of a function or of the module, not in functions or classes
+        within it."""
         nodes, extents = self._walked
+        if not function.body:
+            return
         place, stop = extents[function.body[0]][0], extents[function.body[-1]][1]
         while place < stop:
             node = nodes[place]
@@ -168,7 +171,8 @@ class Module:
 
     @cached_property
     def names(self):
-        """{name: "MODULE", "CLASS" or "FUNCTION"} of what the module's top level binds once."""
+        """{name: "MODULE", "CLASS" or "FUNCTION"} of what the module's top level binds, and
+        binds to nothing else."""
         kinds = defaultdict(list)
         for node in self.tree.body:
             if isinstance(node, ast.Import):
@@ -178,10 +182,13 @@ class Module:
                 kinds[node.name].append("CLASS")
             elif isinstance(node, FUNCTIONS):
                 kinds[node.name].append("FUNCTION")
-        stored = {node.id for node in self.walk(self.tree)
-                  if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        bound = list(self.own(self.tree, (ast.Name, ast.ImportFrom)))
+        others = bound_by(bound) | {bound_name(alias) for node in bound
+                                    if isinstance(node, ast.ImportFrom) for alias in node.names}
+        others |= {name for node in self.walk(self.tree) if isinstance(node, ast.Global)
+                   for name in node.names}
         return {name: found[0] for name, found in kinds.items()
-                if len(set(found)) == 1 and name not in stored}
+                if len(set(found)) == 1 and name not in others}
 
 
 _SHARED = (ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop)
