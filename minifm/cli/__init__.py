@@ -18,6 +18,7 @@ VERBS = {
     "quantize": "store a model in low precision, and say what that changes",
     "dataset": "write labelled tasks from Python's own source, with what baselines reach",
     "demo": "train a small GPT on Python's own source and look at the result",
+    "plan": "what training a published model takes: operations, memory, devices, time, cost",
     "bench": "time kernels and models beside other libraries and the machine's limits",
     "env": "show versions, backends and threads, and why something is missing",
 }

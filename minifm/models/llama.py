@@ -136,13 +136,22 @@ PRESETS = {
     # Learns on any laptop: four query heads share two of keys.
     "llama-tiny": dict(context=128, layers=4, heads=4, key_heads=2, width=128, tied=True),
     "llama-mini": dict(context=256, layers=6, heads=6, key_heads=2, width=384, tied=True),
-    "llama-7b": dict(hidden=11008, norm_epsilon=1e-6),         # Touvron et al. 2023
+    # Touvron et al. 2023a, table 2, and 2023b, table 1.
+    "llama-7b": dict(hidden=11008, norm_epsilon=1e-6),
+    "llama-13b": dict(layers=40, heads=40, width=5120, hidden=13824, norm_epsilon=1e-6),
+    "llama-33b": dict(layers=60, heads=52, width=6656, hidden=17920, norm_epsilon=1e-6),
+    "llama-65b": dict(layers=80, heads=64, width=8192, hidden=22016, norm_epsilon=1e-5),
     "llama2-7b": dict(context=4096, hidden=11008),
+    "llama2-13b": dict(context=4096, layers=40, heads=40, width=5120, hidden=13824),
+    "llama2-70b": dict(context=4096, layers=80, heads=64, key_heads=8, width=8192, hidden=28672),
     "mistral-7b": dict(context=32768, key_heads=8, hidden=14336, window=4096),
     "mixtral-8x7b": dict(context=32768, key_heads=8, hidden=14336, theta=1e6, experts=8),
     "llama3-8b": dict(vocabulary=128256, context=8192, key_heads=8, hidden=14336, theta=500000.0),
     "llama3-70b": dict(vocabulary=128256, context=8192, layers=80, heads=64, key_heads=8,
                        width=8192, hidden=28672, theta=500000.0),
+    # Grattafiori et al. 2024, table 3; the context as in its main pretraining.
+    "llama3-405b": dict(vocabulary=128256, context=8192, layers=126, heads=128, key_heads=8,
+                        width=16384, hidden=53248, theta=500000.0),
 }
 
 
