@@ -19,6 +19,7 @@ VERBS = {
     "dataset": "write labelled tasks from Python's own source, with what baselines reach",
     "demo": "train a small GPT on Python's own source and look at the result",
     "plan": "what training a published model takes: operations, memory, devices, time, cost",
+    "scaling": "train many small models, and learn how to spend a larger budget",
     "bench": "time kernels and models beside other libraries and the machine's limits",
     "env": "show versions, backends and threads, and why something is missing",
 }

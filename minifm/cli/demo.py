@@ -97,29 +97,14 @@ def free_directory(wanted):
 
 def configuration(minutes, seed):
     """The TrainConfig of a run that takes about so long here: a step is timed first."""
+    from minifm.models import GPTConfig
+    from minifm.scaling.study import measured_step
     from minifm.training.config import TrainConfig
-    steps = max(20, int(60 * minutes / seconds_of_a_step()))
+    step = measured_step(GPTConfig(vocabulary=VOCABULARY, **SHAPE), BATCH, LENGTH)
+    steps = max(20, int(60 * minutes / step))
     every = max(1, steps // 6)
     return TrainConfig(steps=steps, batch=BATCH, seed=seed, evaluate_every=every,
                        evaluate_batches=8, save_every=every, **RATES)
-
-
-def seconds_of_a_step():
-    """The time of a training step with weights and text that are thrown away."""
-    from minifm.models import GPT, GPTConfig
-    from minifm.rng import Rng
-    from minifm.training.optim import AdamW
-    model = GPT(GPTConfig(vocabulary=VOCABULARY, **SHAPE), Rng(0))
-    optimizer = AdamW(model.parameters())
-    ids = Rng(1).integers(0, VOCABULARY, (BATCH, LENGTH + 1))
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        model.loss(ids[:, :-1], ids[:, 1:]).backward()
-        optimizer.update(0.0, 1 / max(1.0, optimizer.gradient_norm()))
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - started)
-    return sorted(times)[2]
 
 
 def yardsticks(prepared):

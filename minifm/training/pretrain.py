@@ -104,7 +104,7 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     corpus = Corpus(text.data, pattern=text.pattern, separator=text.separator)
     parts = corpus.split(text.held_out, config.seed)
     say(f"reading {corpus.description}")
-    tokenizer = own or _tokenizer(text, parts[0], initial, objective, say)
+    tokenizer = own or choose_tokenizer(text, parts[0], initial, objective, say)
     _require_specials(tokenizer, objective)
     if model is None:
         model = _new_model(arch or "gpt", shape | objective.shape, tokenizer, config)
@@ -188,7 +188,7 @@ def _own_tokenizer(directory, text, resume, force):
     return Tokenizer.load(path)
 
 
-def _tokenizer(text, training, initial, objective, say):
+def choose_tokenizer(text, training, initial, objective, say):
     """The vocabulary of a new run: the initial model's, a given one, or one learnt here."""
     if initial is not None:
         if text.tokenizer is not None:
