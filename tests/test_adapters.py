@@ -54,6 +54,7 @@ from minifm.text import Tokenizer
 from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import CausalLanguageModel
+from minifm.training.optim import AdamW
 from minifm.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -560,6 +561,22 @@ def test_a_step_over_packed_weights_is_kernels_alone(format):
         backend.fallbacks.clear(), backend.copies.clear()
         loss_of(model, rng=mf.Rng(0)).backward()
         assert not backend.fallbacks and not backend.copies["unpack"]
+
+
+@EACH_FORMAT
+def test_adapters_learn_over_packed_weights(backend, format):
+    """The last norm learns, too: without that the logits of this random model stay small."""
+    model = plain("gpt")
+    pack_model(model, format)
+    add_adapters(model, AdapterConfig(rank=8, whole=("norm",)), rng=mf.Rng(0))
+    optimizer, losses = AdamW(model.parameters()), []
+    for _ in range(40):
+        loss = loss_of(model)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.update(0.05)
+        optimizer.zero_grad()
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_unpacking_gives_the_numbers_of_the_codes(backend):

@@ -68,13 +68,14 @@ def save_adapter(model, directory, *, base=None):
         raise UserError(f"{directory}: expected a directory that exists")
     layers, names = _layer_names(model), model.stored_names(model.config)
     adapted = {layers[name] for name in adapted_layers(model)}
+    modules = {stored.name.rpartition(".")[0] for stored in names.values()}
     whole = _whole_modules(model, names)
     said = {
         "base_model_name_or_path": base or config.base, "bias": "none",
         "fan_in_fan_out": not any(names[f"{name}.weight"].transposed for name in layers),
         "inference_mode": True, "init_lora_weights": True, "lora_alpha": _plain(config.alpha),
         "lora_dropout": config.dropout, "modules_to_save": whole or None, "peft_type": "LORA",
-        "r": config.rank, "target_modules": _endings(adapted, set(layers.values())),
+        "r": config.rank, "target_modules": _endings(adapted, modules),
         "task_type": _task(model), "use_rslora": config.rank_stabilised}
     save_arrays(_arrays_of(model, layers, names, whole), directory / WEIGHTS)
     write_json(said, directory / ADAPTER)
