@@ -101,7 +101,7 @@ def plan(study):
     config, remaining = study.config, study.remaining()
     yield (f"{len(study.cells)} cells on sequences of {config.length} tokens, {config.batch} a "
            f"step; {study.training.count:,} tokens of text; {config.vocabulary} in the vocabulary")
-    yield (f"learning rate {config.learning_rate:g} × √(64 / width), warmed up over a tenth of "
+    yield (f"learning rate {config.learning_rate:g} × 64 / width, warmed up over a tenth of "
            "the steps (at most 100), along a cosine to a tenth")
     yield f"  {'FLOPs':<11}{'parameters':<24}{'tokens':<24}predicted"
     for budget in dict.fromkeys(cell.budget for cell in study.cells):
@@ -127,6 +127,10 @@ def told(findings, flops, seconds):
     errors = [abs(float(law(row["parameters"], row["tokens"])) / row["loss"] - 1)
               for row in findings.rows]
     yield f"  error   {sum(errors) / len(errors):.2%} in the mean, {max(errors):.2%} at most"
+    open_still = [name for name in ("alpha", "beta") if wide(findings.between(name))]
+    if open_still:
+        yield (f"  these cells do not tell {' and '.join(open_still)}, and so no best size: give "
+               "more --minutes")
     yield "\nthe best size for C operations grows as C^a"
     yield f"  a = {law.exponent:.3f} {bracket(findings.between('exponent'))} by the law"
     power, known = power_law(found), sum(curve.best is not None for curve in found)
@@ -156,6 +160,11 @@ def span(values):
     """The least and the largest."""
     values = list(values)
     return f"{min(values):,} … {max(values):,}" if len(values) > 1 else f"{values[0]:,}"
+
+
+def wide(pair):
+    """Whether an exponent between these is as good as unknown."""
+    return pair[1] > 3 * pair[0]
 
 
 def bracket(pair):

@@ -33,8 +33,8 @@ class StudyConfig:
     length: int = setting(128, "tokens of a sequence", least=1)
     batch: int = setting(8, "sequences in one step", least=1)
     learning_rate: float = setting(
-        4e-3, "at its peak, of a model 64 wide; of others in inverse proportion to the square root "
-        "of the width", above=0)
+        3e-3, "at its peak, of a model 64 wide; of others in inverse proportion to the width",
+        above=0)
     least_steps: int = setting(60, "cells with fewer are left out", least=2)
     evaluate_batches: int = setting(48, "held-out batches that a cell's loss is the mean of",
                                     least=1)
@@ -76,18 +76,17 @@ class Grid(NamedTuple):
 
 
 def shape(width, config):
-    """The GPTConfig of the study's model of this width: a block for each 32 of width, but at least
-    two, and heads of at least 32."""
-    blocks = max(2, math.floor(width / 32 + 0.5))
-    heads = max(n for n in range(1, max(2, width // 32) + 1) if width % n == 0)
-    return GPTConfig(vocabulary=config.vocabulary, context=config.length, layers=blocks,
-                     heads=heads, width=width)
+    """The GPTConfig of the study's model of this width: a block and a head for each 32 of it, but
+    at least two."""
+    return GPTConfig(vocabulary=config.vocabulary, context=config.length, width=width,
+                     layers=max(2, math.floor(width / 32 + 0.5)), heads=max(2, width // 32))
 
 
 def learning_rate(width, config):
-    """The one rule for all cells. Wider models take smaller steps: every weight moves by about the
-    learning rate, and what they add up to grows with their number."""
-    return config.learning_rate * math.sqrt(64 / width)
+    """The one rule for all cells: in inverse proportion to the width (Yang et al. 2022). Each
+    weight moves by about the learning rate, and what they move together grows with their number.
+    """
+    return config.learning_rate * 64 / width
 
 
 def grid(config, text_tokens, seconds_of_a_step):

@@ -16,6 +16,10 @@ from minifm.errors import ConfigError
 DELTA = 1e-3                # beyond such an error in log L the loss grows in a line
 LEAST_CELLS, LEAST_KINDS = 8, 3
 SPARSE = 36                 # of 243 starts a drawn set takes every so-manieth
+# Logs of the three parts at the middle of the runs, and of α and β between them: what no run says
+# anything about would else go on for ever.
+LOWEST = np.array([-20, -20, math.log(1e-3), -20, math.log(1e-3)])
+HIGHEST = np.array([5, 5, math.log(3), 5, math.log(3)])
 ROUNDS, PATIENCE = 400, 20  # of the minimiser; after so many without gain it stops
 
 
@@ -168,7 +172,7 @@ def _minimise(data, theta, counts):
         trace = np.einsum("skk->s", curvature)[:, None]
         ridge = damping[:, None] * np.einsum("skk->sk", curvature) + 1e-12 * trace + 1e-300
         step = np.linalg.solve(curvature + ridge[:, :, None] * np.eye(5), downhill[..., None])
-        trial = theta + np.clip(step[..., 0], -1, 1)
+        trial = np.clip(theta + np.clip(step[..., 0], -1, 1), LOWEST, HIGHEST)
         error_there, slopes_there = _errors(data, trial)
         cost_there = _huber(error_there, counts)
         better = cost_there < cost
@@ -187,8 +191,7 @@ def _minimise(data, theta, counts):
 def _errors(data, theta):
     """(log of the law - log L, [S, n]; its slopes in θ, [S, 5, n])."""
     e, a, log_alpha, b, log_beta = (theta[:, i, None] for i in range(5))
-    falls_x = np.exp(np.clip(log_alpha, -20, 3)) * data.x               # α x
-    falls_y = np.exp(np.clip(log_beta, -20, 3)) * data.y
+    falls_x, falls_y = np.exp(log_alpha) * data.x, np.exp(log_beta) * data.y        # α x, β y
     parts = np.stack([np.broadcast_to(e, falls_x.shape), a - falls_x, b - falls_y])
     top = parts.max(axis=0)
     shares = np.exp(parts - top)
