@@ -145,14 +145,14 @@ def told(findings, flops, seconds):
 
 def table(choices):
     """What to train with each budget."""
-    yield (f"\n  {'budget':<17}{'parameters N':<32}{'tokens D':<11}{'D / N':<8}"
+    yield (f"\n  {'budget':<17}{'parameters N':<32}{'tokens D':<11}{'D / N':<10}"
            f"{'loss':<24}{'time here':<12}beyond the study")
     for choice in choices:
         low, high = choice.parameters_between
         sizes = f"{choice.parameters:.3g} [{low:.3g}, {high:.3g}]"
         loss = f"{choice.loss:.3f} {bracket(choice.loss_between)}"
         yield (f"  {choice.budget:<17}{sizes:<32}{choice.tokens:<11.3g}"
-               f"{choice.tokens / choice.parameters:<8.3g}{loss:<24}"
+               f"{choice.tokens / choice.parameters:<10.3g}{loss:<24}"
                f"{clock(choice.seconds):<12}{choice.beyond:.3g} ×")
 
 

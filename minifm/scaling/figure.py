@@ -96,6 +96,9 @@ def draw_best(axes, found, findings, colours):
                   label=f"lowest points: N ∝ $C^{{{power[1]:.2f}}}$")
     axes.plot(C, np.sqrt(C / (6 * 20)), ":", color="#888888", linewidth=1.2,
               label="20 tokens a parameter")
+    known = np.array([row["parameters"] for row in findings.rows])
+    reached = power[0] * C[-1] ** power[1] if power else known.max()
+    axes.set_ylim(known.min() / 3, 3 * max(known.max(), reached))   # a law not known fills the rest
     axes.axvspan(budgets.min(), budgets.max(), color=FAINT, alpha=0.35, linewidth=0, zorder=0)
     axes.set(title="The best size for a budget (grey: measured)", xlabel="FLOPs C",
              ylabel="parameters N", xscale="log", yscale="log")

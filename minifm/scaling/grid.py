@@ -1,8 +1,8 @@
 """Which models are trained on how many tokens: a grid that fits the time there is.
 
 The cells lie on IsoFLOP curves (approach 2 of Hoffmann et al. 2022): a few budgets of operations,
-each a factor above the one before, and for each the same few sizes about the one that twenty
-tokens a parameter would make best. What differs between cells is size and tokens, and the learning
+each a factor above the one before, and for each a few sizes about the one that a usual number of
+tokens for each parameter would make best. What differs between cells is size and tokens, and the learning
 rate by its one rule. The curves serve approach 3, the law, as well.
 """
 
@@ -14,8 +14,10 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models import GPTConfig
 
-WIDTHS = (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280)
-USUAL_TOKENS = 20           # for each parameter, where the search for sizes begins
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280)
+# For each parameter, about which the sizes of a curve lie. Large models are best with some 20
+# (Hoffmann et al. 2022); those of a study are so small that few steps limit them more.
+USUAL_TOKENS = 60
 REPEATS = 4                 # more rounds through a text teach less than new text (Muennighoff 2023)
 EXTRA = 0.5                 # seconds a cell takes beside its steps: its files
 GROWTH = 1.1                # of the largest budget, from trial to trial
@@ -145,7 +147,7 @@ def _with_budget(largest, ladder, text_tokens):
     config, cells, left_out = ladder.config, [], {}
     for i in reversed(range(config.budgets)):
         budget = largest / config.spread**i
-        usual = math.sqrt(budget / (6 * USUAL_TOKENS))      # C = 6 N D, D = 20 N
+        usual = math.sqrt(budget / (6 * USUAL_TOKENS))      # C = 6 N D
         for width in ladder.near(usual, config.sizes):
             cell = ladder.cell(width, budget)
             if cell.steps < config.least_steps:
