@@ -27,7 +27,7 @@ from minifm.training.trainer import Trainer
 CHINCHILLA = Law(1.6934, 406.4, 0.3392, 410.7, 0.2849)
 SMALL = Law(1.2, 30.0, 0.28, 60.0, 0.33)        # as small models on little text follow it
 N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(2e4, 2e6, 6), np.geomspace(1e5, 1e7, 5)))
-TOY = StudyConfig(minutes=0.1, budgets=3, sizes=3, vocabulary=257, length=16, batch=4,
+TOY = StudyConfig(minutes=0.12, budgets=3, sizes=3, vocabulary=257, length=16, batch=4,
                   least_steps=3, evaluate_batches=2)
 NAMES = ("E", "A", "alpha", "B", "beta")
 

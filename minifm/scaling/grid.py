@@ -2,8 +2,8 @@
 
 The cells lie on IsoFLOP curves (approach 2 of Hoffmann et al. 2022): a few budgets of operations,
 each a factor above the one before, and for each a few sizes about the one that a usual number of
-tokens for each parameter would make best. What differs between cells is size and tokens, and the learning
-rate by its one rule. The curves serve approach 3, the law, as well.
+tokens for each parameter would make best. What differs between cells is size and tokens, and the
+learning rate by its one rule. The curves serve approach 3, the law, as well.
 """
 
 import math
@@ -14,7 +14,8 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models import GPTConfig
 
-WIDTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280)
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024,
+          1280)
 # For each parameter, about which the sizes of a curve lie. Large models are best with some 20
 # (Hoffmann et al. 2022); those of a study are so small that few steps limit them more.
 USUAL_TOKENS = 60
@@ -33,7 +34,8 @@ class StudyConfig:
     sizes: int = setting(5, "models on each curve", least=3)
     vocabulary: int = setting(512, "tokens of the vocabulary, which is learnt", least=257)
     length: int = setting(128, "tokens of a sequence", least=1)
-    batch: int = setting(8, "sequences in one step", least=1)
+    batch: int = setting(
+        4, "sequences in one step; small ones, for little text gives few steps", least=1)
     learning_rate: float = setting(
         3e-3, "at its peak, of a model 64 wide; of others in inverse proportion to the width",
         above=0)
@@ -100,7 +102,7 @@ def grid(config, text_tokens, seconds_of_a_step):
     Raises ConfigError where no grid can be had in that time.
     """
     ladder = _Ladder(config, seconds_of_a_step)
-    budget, found = 1e8, Grid([], {})
+    budget, found = 1e6, Grid([], {})
     while budget < 1e22:
         trial = _with_budget(budget, ladder, text_tokens)
         if trial.seconds > 60 * config.minutes:
