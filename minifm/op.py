@@ -165,6 +165,15 @@ def check_integers(cls, inputs, name):
         raise ShapeError(explain(cls, inputs, f"{name} must be integers"))
 
 
+def check_floating(cls, inputs, *names):
+    """Raise ShapeError unless the operands called so (default: all) are absent or of floating-point
+    numbers."""
+    for (name, _), x in zip(cls.inputs, inputs):
+        if (name in names or not names) and not np.issubdtype(
+                getattr(x, "dtype", np.float32), np.floating):
+            raise ShapeError(explain(cls, inputs, f"{name} must be of floating-point numbers"))
+
+
 def check_array(name, x):
     """Raise ShapeError where x is a number, a list or None."""
     if not hasattr(x, "shape"):

@@ -25,12 +25,14 @@ from minifm.backends.reference import Reference
 from minifm.backends.reference.arrays import Arrays
 from minifm.backends.reference.convolution import _columns
 from minifm.backends.reference.packed import FORMATS
-from minifm.errors import ConfigError, FallbackError
+from minifm.errors import ConfigError, FallbackError, ShapeError
 from minifm.generation.generate import tokens
 from minifm.generation.sampling import Sampling
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.op import OPS
+from minifm.tensor import apply
 from minifm.testing import laws, parity, strategies
+from minifm.testing.draw import Explorer
 from minifm.training.optim import AdamW
 
 if "c" not in AVAILABLE:
@@ -850,6 +852,56 @@ def test_nan_in_one_place_reaches_its_row_and_no_other(every_isa):
               np.concatenate([c.attention(few[None, None], k[:, :1], k[:, :1], None, None, False,
                                           0.1)[0][0, 0] for few in np.split(x, 10)])):
         assert np.isnan(y[7]).all() and np.isfinite(np.delete(y, 7, 0)).all()
+
+
+# -- operands of another dtype ---------------------------------------------------------------------
+
+
+def outcome(example, inputs):
+    """What the active backend makes of the inputs: arrays, or why it refuses them."""
+    try:
+        outputs = apply(example.op, *inputs, **example.options)
+    except (ShapeError, TypeError, OverflowError) as refused:       # all but the first are NumPy's
+        return str(refused)
+    return [y.numpy() for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_])
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_numbers_that_are_no_floats_are_read_as_what_they_are_or_refused(c, op, dtype):
+    """Each operand in turn; a kernel that took their bits for float32 would be far off."""
+    for seed in range(6):
+        example = strategies.example(op, Explorer.random(seed, dtype=F32, most=2**9))
+        for i in example.varied:
+            inputs = list(example.inputs)
+            inputs[i] = (2 * inputs[i]).astype(dtype)
+            with np.errstate(all="ignore"):
+                found = outcome(example, inputs)
+                with mf.use("numpy"):
+                    wanted = outcome(example, inputs)
+            if isinstance(wanted, str):
+                assert found == wanted
+            else:
+                for y, x in zip(found, wanted, strict=True):
+                    assert np.allclose(y, x, 1e-4, 1e-4, equal_nan=True), example
+
+
+@pytest.mark.parametrize("wrong", [np.int32, np.int64, np.bool_, np.float64, np.dtype(">f4")])
+def test_a_kernel_gets_no_pointer_to_what_it_does_not_read(c, wrong):
+    x, w, image, kernel = normal(3, 4), normal(4, 5), normal(1, 2, 3, 3), normal(2, 2, 2, 2)
+    once, packed = ((1, 1), (0, 0), 1), c.pack(w, "fp32")
+    for call in (lambda: c.linear(x, w, np.ones(5, wrong), None, None),
+                 lambda: c.linear(x, w, None, None, np.ones((3, 5), wrong)),
+                 lambda: c.linear(x, packed, np.ones(5, wrong), None, None),
+                 lambda: c.conv2d(image, kernel, np.ones(2, wrong), *once),
+                 lambda: c.conv_transpose2d(image, kernel, np.ones(2, wrong), (4, 4), *once),
+                 lambda: c.attention(*[image] * 3, np.ones((3, 3), wrong), None, False, 1.0),
+                 lambda: c.layernorm_backward(x, x, x[0], np.ones(3, wrong), x[:, 0])):
+        with pytest.raises(TypeError):
+            call()
+    for mask in (np.ones((1, 3), np.int8), np.ones((1, 3), np.int32)):
+        with pytest.raises(TypeError):
+            c.attention(*[image] * 3, None, mask, False, 1.0)
 
 
 # -- what NumPy computes is counted ----------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, check_array, check_integers, explain
+from minifm.op import Op, check_array, check_floating, check_integers, explain
 from minifm.tensor import apply
 
 
@@ -34,8 +34,7 @@ class Attention(Op):
         q, k, _, bias, key_mask, lengths, first_keys = inputs
         if key_mask is not None and key_mask.dtype != np.bool_:
             raise ShapeError(explain(cls, inputs, "key_mask must be bool (write mask != 0)"))
-        if bias is not None and not np.issubdtype(bias.dtype, np.floating):
-            raise ShapeError(explain(cls, inputs, "bias must be of floating-point numbers"))
+        check_floating(cls, inputs, "bias")
         for name, given in (("lengths", lengths), ("first_keys", first_keys)):
             if given is not None:
                 check_integers(cls, inputs, name)

@@ -7,7 +7,7 @@ The arithmetic, and what the letters mean, stands in backends/reference/convolut
 import math
 
 from minifm.errors import ShapeError
-from minifm.op import Op
+from minifm.op import Op, check_floating
 from minifm.tensor import apply
 
 
@@ -23,6 +23,11 @@ class Conv2d(Op):
 
     def backward(self, dy):                                     # -> dx, dweight, dbias
         return self.backend.conv2d_backward(dy, self.x, self.weight, *self.options, self.needs)
+
+    @classmethod
+    def check(cls, inputs):
+        super().check(inputs)
+        check_floating(cls, inputs)
 
     @classmethod
     def examples(cls, draw):
@@ -53,6 +58,11 @@ class ConvTranspose2d(Op):
     def backward(self, dy):                                     # -> dx, dweight, dbias
         return self.backend.conv_transpose2d_backward(
             dy, self.x, self.weight, *self.options, self.needs)
+
+    @classmethod
+    def check(cls, inputs):
+        super().check(inputs)
+        check_floating(cls, inputs)
 
     @classmethod
     def examples(cls, draw):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minifm.errors import ShapeError
-from minifm.op import Op, check_arithmetic, explain
+from minifm.op import Op, check_arithmetic, check_floating, explain
 from minifm.ops.activation import verb_of
 from minifm.ops.arithmetic import unbroadcast
 from minifm.ops.packed import refuse_gradient
@@ -75,6 +75,11 @@ class Linear(Op):
             dy, self.x, self.weight, self.z, self.activation, self.needs[:3],
             leaf_grad(self, 1) if self.needs[1] else None, self.precision)
         return dx, dw, db, (self.backend.copy(dy) if self.needs[3] else None)
+
+    @classmethod
+    def check(cls, inputs):
+        super().check(inputs)
+        check_floating(cls, inputs)
 
     @classmethod
     def examples(cls, draw):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, INTEGERS, Operands, from_buffer, pointer
+from minifm.backends.c.operands import F32, Operands, pointer
 from minifm.backends.native import lib
 from minifm.backends.reference import Reference
 from minifm.backends.reference.arrays import only_slices
@@ -40,7 +40,7 @@ class Arrays(Operands):
                     for a in (x, index))
         x, places = self._contiguous(x, "take_along"), self._integers(index, "take_along")
         out = np.empty(index.shape, F32)
-        if lib.minifm_take_along(pointer(out), pointer(x), from_buffer(INTEGERS, places),
+        if lib.minifm_take_along(pointer(out), pointer(x), pointer(places),
                                  *_around(index.shape, axis), x.shape[axis],
                                  math.prod(others[axis + 1:])):
             return Reference.take_along(self, x, index, axis)       # raises
@@ -56,7 +56,7 @@ class Arrays(Operands):
             return self.scatter_add(shape, tuple(places), values)
         values = self._contiguous(np.broadcast_to(values, index.shape), "add_along")
         places, out = self._integers(index, "add_along"), np.empty(shape, F32)
-        if lib.minifm_add_along(pointer(out), pointer(values), from_buffer(INTEGERS, places),
+        if lib.minifm_add_along(pointer(out), pointer(values), pointer(places),
                                 *_around(index.shape, axis), shape[axis],
                                 math.prod(shape[axis + 1:])):
             return Reference.add_along(self, shape, index, values, axis)        # raises

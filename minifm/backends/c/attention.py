@@ -3,15 +3,12 @@
 import numpy as np
 
 from minifm.backends.c.operands import (
-    BYTES,
     F32,
-    HALVES,
     INTEGERS,
     NULL,
     U16,
     Operands,
     done,
-    from_buffer,
     pointer,
     steps,
     strided_pointer,
@@ -33,11 +30,10 @@ class Attention(Operands):
         shape = _attention_shape(q, k, v, causal, scale)
         _set_strides(shape, q=q, k=k, v=v, y=y)
         bias, bias_pointer = self._bias(bias, shape, "attention")
-        mask = NULL if key_mask is None else from_buffer(
-            BYTES, self._contiguous(key_mask, "attention"))
+        mask = None if key_mask is None else self._contiguous(key_mask, "attention")
         done(lib.minifm_attention(
             strided_pointer(y), pointer(lse), strided_pointer(q), strided_pointer(k),
-            strided_pointer(v), bias_pointer, mask,
+            strided_pointer(v), bias_pointer, pointer(mask),
             self._optional(lengths, "attention"), self._optional(first_keys, "attention"), shape))
         return y, lse
 
@@ -51,7 +47,7 @@ class Attention(Operands):
         (B, K, T, D), E, capacity = k.shape, v.shape[3], keys.shape[2]
         if lib.minifm_cache_append(
                 *map(strided_pointer, (keys, values, k, v)),
-                from_buffer(INTEGERS, self._integers(starts, "cache_append")),
+                pointer(self._integers(starts, "cache_append")),
                 ffi.new(INTEGERS, steps(k)), ffi.new(INTEGERS, steps(v)), B, K, T, capacity, D, E,
                 keys.dtype == U16):
             raise ShapeError(f"cache_append: {T} tokens from slots {starts.tolist()} on do not "
@@ -61,7 +57,7 @@ class Attention(Operands):
         if x.dtype != U16:
             return x
         x, y = self._contiguous(x, "widen"), np.empty(x.shape, F32)
-        lib.minifm_widen(pointer(y), from_buffer(HALVES, x), x.size)
+        lib.minifm_widen(pointer(y), pointer(x), x.size)
         return y
 
     def attention_backward(
@@ -78,18 +74,17 @@ class Attention(Operands):
         _set_strides(shape, q=q, k=k, v=v, y=y, dy=dy, dq=dq, dk=dk, dv=dv)
         bias, bias_pointer = self._bias(bias, shape, "attention_backward")
         dbias = np.empty((*q.shape[:3], k.shape[2]), F32) if needs_bias else None
-        mask = NULL if key_mask is None else from_buffer(
-            BYTES, self._contiguous(key_mask, "attention_backward"))
+        mask = None if key_mask is None else self._contiguous(key_mask, "attention_backward")
         done(lib.minifm_attention_backward(
             *map(strided_pointer, (dq, dk, dv)), pointer(dbias),
-            *map(strided_pointer, (dy, q, k, v)), bias_pointer, mask,
+            *map(strided_pointer, (dy, q, k, v)), bias_pointer, pointer(mask),
             self._optional(lengths, "attention_backward"),
             self._optional(first_keys, "attention_backward"), strided_pointer(y), pointer(lse),
             shape))
         return dq, dk, dv, dbias
 
     def _optional(self, integers, verb):
-        return NULL if integers is None else from_buffer(INTEGERS, self._integers(integers, verb))
+        return pointer(None if integers is None else self._integers(integers, verb))
 
     def _heads(self, x, verb):
         """x [B, H, T, D] where a head's row is contiguous, else a copy, counted."""

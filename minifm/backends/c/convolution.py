@@ -7,10 +7,8 @@ import numpy as np
 from minifm.backends.c.operands import (
     F32,
     I64,
-    INTEGERS,
     Operands,
     done,
-    from_buffer,
     pointer,
 )
 from minifm.backends.native import ffi, lib
@@ -72,7 +70,7 @@ class Convolution(Operands):
         x = self._contiguous(x, "max_pool2d")
         sizes, shape = _pooling(x.shape, window, stride, padding)
         y, place = np.empty(shape, F32), np.empty(shape, I64)
-        lib.minifm_max_pool(pointer(y), from_buffer(INTEGERS, place), pointer(x), sizes)
+        lib.minifm_max_pool(pointer(y), pointer(place), pointer(x), sizes)
         return y, place
 
     def max_pool2d_backward(self, dy, place, size, window, stride, padding):
@@ -82,7 +80,7 @@ class Convolution(Operands):
         place = self._integers(place, "max_pool2d_backward")
         dx = np.empty((*dy.shape[:2], *size), F32)
         sizes, _ = _pooling(dx.shape, window, stride, padding)
-        lib.minifm_max_pool_backward(pointer(dx), pointer(dy), from_buffer(INTEGERS, place), sizes)
+        lib.minifm_max_pool_backward(pointer(dx), pointer(dy), pointer(place), sizes)
         return dx
 
     def average_pool2d(self, x, window, stride, padding):

@@ -5,12 +5,10 @@ from functools import lru_cache
 import numpy as np
 
 from minifm.backends.c.operands import (
-    BYTES,
     F32,
     FUNCTIONS,
     INTEGERS,
     Operands,
-    from_buffer,
     pointer,
     steps,
     strided_pointer,
@@ -109,8 +107,7 @@ class Elementwise(Operands):
         if out is None:
             out = np.empty(shape, dtype)
         if out.size:
-            kernel(pointer(out) if dtype is F32 else from_buffer(BYTES, out),
-                   *map(strided_pointer, operands), len(shape), plan, *operation)
+            kernel(pointer(out), *map(strided_pointer, operands), len(shape), plan, *operation)
         return out
 
     def negative(self, x):

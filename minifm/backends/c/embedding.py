@@ -6,7 +6,6 @@ from minifm.backends.c.operands import (
     F32,
     INTEGERS,
     Operands,
-    from_buffer,
     pointer,
     steps,
     strided_pointer,
@@ -26,8 +25,7 @@ class Embedding(Operands):
         w, indices = self._contiguous(w, "embedding"), self._integers(ids, "embedding")
         V, C = w.shape
         y = np.empty((*ids.shape, C), F32)
-        if lib.minifm_embedding(pointer(y), pointer(w), from_buffer(INTEGERS, indices),
-                                indices.size, V, C):
+        if lib.minifm_embedding(pointer(y), pointer(w), pointer(indices), indices.size, V, C):
             check_ids(ids, V, "embedding")
         return y
 
@@ -38,8 +36,8 @@ class Embedding(Operands):
         dy, C = self._contiguous(dy, "embedding_backward"), dy.shape[-1]
         indices = self._integers(ids, "embedding_backward")
         dw = np.zeros((rows, C), F32) if weight_grad is None else weight_grad
-        if lib.minifm_embedding_backward(pointer(dw), pointer(dy), from_buffer(INTEGERS, indices),
-                                         indices.size, rows, C):
+        if lib.minifm_embedding_backward(pointer(dw), pointer(dy), pointer(indices), indices.size,
+                                         rows, C):
             check_ids(ids, rows, "embedding")
         return dw
 

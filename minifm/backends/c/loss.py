@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, INTEGERS, Operands, from_buffer, pointer
+from minifm.backends.c.operands import F32, Operands, pointer
 from minifm.backends.native import lib
 from minifm.backends.reference.embedding import check_ids
 
@@ -16,7 +16,7 @@ class Loss(Operands):
         N, V = logits.shape
         losses, lse = np.empty(N, F32), np.empty(N, F32)
         if lib.minifm_cross_entropy(pointer(losses), pointer(lse), pointer(logits),
-                                    from_buffer(INTEGERS, indices), N, V, ignore_index, smoothing):
+                                    pointer(indices), N, V, ignore_index, smoothing):
             check_ids(targets, V, "cross_entropy targets", ignore_index)
         return losses, lse
 
@@ -29,7 +29,7 @@ class Loss(Operands):
         d = np.empty(logits.shape, F32)
         if lib.minifm_cross_entropy_backward(
                 pointer(d), pointer(dlosses), pointer(logits),
-                from_buffer(INTEGERS, self._integers(targets, "cross_entropy_backward")),
+                pointer(self._integers(targets, "cross_entropy_backward")),
                 pointer(lse), *logits.shape, ignore_index, smoothing):
             check_ids(targets, logits.shape[1], "cross_entropy targets", ignore_index)
         return d

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, WORDS, Operands, from_buffer, pointer
+from minifm.backends.c.operands import F32, Operands, pointer
 from minifm.backends.native import lib
 from minifm.backends.reference import Reference
 
@@ -10,7 +10,7 @@ from minifm.backends.reference import Reference
 class Noise(Operands):
     def random_bits(self, key, n):
         bits = np.empty(n, np.uint64)
-        lib.minifm_random_bits(from_buffer(WORDS, bits), n, *key)
+        lib.minifm_random_bits(pointer(bits), n, *key)
         return bits
 
     def uniform(self, key, shape, dtype):

@@ -15,10 +15,12 @@ from minifm.errors import FallbackError
 
 F32, U16, I64 = np.dtype(np.float32), np.dtype(np.uint16), np.dtype(np.int64)
 NULL = ffi.NULL
-FLOATS, INTEGERS, BYTES, HALVES, WORDS = (
-    ffi.typeof(t) for t in ("float[]", "int64_t[]", "uint8_t[]", "uint16_t[]", "uint64_t[]"))
-BY_SIZE = {1: (BYTES, ffi.typeof("uint8_t *")), 2: (HALVES, ffi.typeof("uint16_t *")),
-           4: (FLOATS, ffi.typeof("float *"))}
+# What arrays are to C, by their dtypes: all those that any kernel reads.
+NAMES = {F32: "float", I64: "int64_t", U16: "uint16_t", np.dtype(np.uint64): "uint64_t",
+         np.dtype(np.bool_): "uint8_t"}
+ARRAYS = {dtype: ffi.typeof(f"{name}[]") for dtype, name in NAMES.items()}
+POINTERS = {dtype: ffi.typeof(f"{name} *") for dtype, name in NAMES.items()}
+FLOATS, INTEGERS = ARRAYS[F32], ARRAYS[I64]
 FUNCTIONS = {None: lib.MINIFM_IDENTITY, "relu": lib.MINIFM_RELU, "silu": lib.MINIFM_SILU,
              "gelu": lib.MINIFM_GELU, "gelu_tanh": lib.MINIFM_GELU_TANH,
              "gelu_quick": lib.MINIFM_GELU_QUICK}
@@ -26,16 +28,32 @@ from_buffer = ffi.from_buffer
 
 
 def pointer(x):
-    """The float32 elements of a contiguous array, for a kernel. None becomes NULL."""
-    return NULL if x is None else from_buffer(FLOATS, x)
+    """The elements of a contiguous array, for a kernel. None becomes NULL.
+
+    It has the C type of the array's dtype, so that CFFI refuses, by a TypeError, what the kernel
+    does not read; a dtype that no kernel reads is refused here.
+    """
+    if x is None:
+        return NULL
+    try:
+        return from_buffer(ARRAYS[x.dtype], x)
+    except KeyError:
+        raise _unread(x) from None
 
 
 def strided_pointer(x):
-    """The first element of an array of float32, bool, or uint16, with any strides."""
-    array, first = BY_SIZE[x.itemsize]
+    """The first element of an array of any strides, likewise."""
     if x.flags.c_contiguous:
-        return from_buffer(array, x)
-    return ffi.cast(first, x.__array_interface__["data"][0])
+        return pointer(x)
+    try:
+        return ffi.cast(POINTERS[x.dtype], x.__array_interface__["data"][0])
+    except KeyError:
+        raise _unread(x) from None
+
+
+def _unread(x):
+    return TypeError(f"a kernel of the C backend was given an array of {x.dtype}; kernels read "
+                     f"{', '.join(map(str, NAMES))}")
 
 
 def steps(x):

@@ -7,9 +7,6 @@ import numpy as np
 from minifm.backends.c.operands import (
     F32,
     FUNCTIONS,
-    HALVES,
-    INTEGERS,
-    NULL,
     Operands,
     done,
     from_buffer,
@@ -44,7 +41,7 @@ class Packing(Operands):
             w = self._contiguous(w, "pack")
         rows = w if inner == 1 else w.T                                 # [N, K]
         codes, scales = _room(format, *rows.shape)
-        lib.minifm_pack(from_buffer(codes), _halves(scales), strided_pointer(rows),
+        lib.minifm_pack(from_buffer(codes), pointer(scales), strided_pointer(rows),
                         pointer(CANDIDATES), *rows.shape, *steps(rows), len(CANDIDATES),
                         FORMATS[format])
         return Packed(format, w.shape, inner, codes, scales)
@@ -90,9 +87,8 @@ class Packing(Operands):
     def _look_up(self, packed, ids):
         indices, N, K = self._integers(ids, "embedding"), packed.outputs, packed.depth
         y = np.empty((*ids.shape, K), F32)
-        if lib.minifm_packed_rows(pointer(y), from_buffer(packed.codes), _halves(packed.scales),
-                                  from_buffer(INTEGERS, indices), indices.size, N, K,
-                                  FORMATS[packed.format]):
+        if lib.minifm_packed_rows(pointer(y), from_buffer(packed.codes), pointer(packed.scales),
+                                  pointer(indices), indices.size, N, K, FORMATS[packed.format]):
             check_ids(ids, N, "embedding")
         return y
 
@@ -111,7 +107,7 @@ class Packing(Operands):
         y_pointer = pointer(y)
         done(lib.minifm_packed_linear(
             y_pointer, y_pointer if z is None else pointer(z), pointer(x),
-            from_buffer(packed.codes), _halves(packed.scales), pointer(b), pointer(residual),
+            from_buffer(packed.codes), pointer(packed.scales), pointer(b), pointer(residual),
             math.prod(x.shape[:-1]), N, K, FORMATS[packed.format], FUNCTIONS[activation]))
         return y, z
 
@@ -133,7 +129,3 @@ def _aligned(shape, dtype):
     whole = np.empty(size + CACHE_LINE, np.uint8)
     start = -whole.__array_interface__["data"][0] % CACHE_LINE
     return whole[start : start + size].view(dtype).reshape(shape)
-
-
-def _halves(scales):
-    return NULL if scales is None else from_buffer(HALVES, scales)

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minifm.backends.c.operands import F32, I64, INTEGERS, Operands, done, from_buffer, pointer
+from minifm.backends.c.operands import F32, I64, Operands, done, pointer
 from minifm.backends.native import lib
 
 
@@ -27,8 +27,8 @@ class Reduction(Operands):
         x, axis = self._contiguous(x, "argmax"), axis % x.ndim
         outer, inner = x.shape[:axis], x.shape[axis + 1:]
         places = np.empty(outer + inner, I64)
-        lib.minifm_argmax(from_buffer(INTEGERS, places), pointer(x), math.prod(outer),
-                          x.shape[axis], math.prod(inner))
+        lib.minifm_argmax(pointer(places), pointer(x), math.prod(outer), x.shape[axis],
+                          math.prod(inner))
         return places
 
     def _extreme(self, verb, operation, x, axis, keepdims):
