@@ -187,6 +187,22 @@ def test_embedding_of_width_zero_has_an_empty_gradient():
     assert weight.grad.shape == (3, 0)
 
 
+@pytest.mark.parametrize("K, N", [(0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize("lead", [(3,), (2, 0, 3)])
+def test_linear_of_nothing_has_gradients(backend, lead, K, N):
+    x, w, b = (mf.Tensor(np.ones(shape, np.float32), requires_grad=True)
+               for shape in ((*lead, K), (K, N), (N,)))
+    mf.linear(x, w, b, mf.silu).sum().backward()
+    assert [t.grad.shape for t in (x, w, b)] == [(*lead, K), (K, N), (N,)]
+    assert not x.grad.any() and not w.grad.any()
+
+
+def test_attention_without_a_width_is_the_mean_of_the_values(backend):
+    q, k = (np.ones((1, 1, n, 0), np.float32) for n in (2, 4))
+    v = np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1)
+    assert mf.attention(q, k, v).numpy() == pytest.approx(1.5)
+
+
 def test_a_frozen_operand_of_a_fused_op_stays_without_gradient():
     x = mf.Tensor(np.ones((2, 3)), requires_grad=True)
     gamma, beta = mf.Tensor(np.ones(3)), np.zeros(3)        # beta no Tensor at all

@@ -153,6 +153,6 @@ def attention(q, k, v, *, causal=False, bias=None, key_mask=None, lengths=None, 
     scale     of the scores; default 1/√D
     """
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1])
+        scale = 1 / math.sqrt(max(1, q.shape[-1]))      # without a width all scores are 0
     return apply(Attention, q, k, v, bias, key_mask, lengths, first_keys, causal=causal,
                  scale=scale)

@@ -51,13 +51,14 @@ class Product:
         K, N = w.shape
         if activation is not None:
             dy = getattr(self, activation + "_backward")(dy, z)
-        rows = self.reshape(dy, (-1, N))                                    # [M, N]
+        M = math.prod(x.shape[:-1])
+        rows = self.reshape(dy, (M, N))
         dx = dw = db = None
         if needs[0]:
             columns = self.unpacked(self.transpose(w, (1, 0)))              # [N, K]
             dx = self.reshape(self.matmul(rows, columns, precision), x.shape)
         if needs[1]:
-            columns = self.transpose(self.reshape(x, (-1, K)), (1, 0))      # [K, M]
+            columns = self.transpose(self.reshape(x, (M, K)), (1, 0))      # [K, M]
             dw = self.accumulate_product(columns, rows, weight_grad, precision)
         if needs[2]:
             db = self.sum(rows, axis=0)
