@@ -251,6 +251,20 @@ def test_use_switches_back_after_an_error():
     assert mf.backend() is before
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1)])
+def test_blocks_of_several_threads_may_end_in_any_order(order):
+    """Each thread's block hands back what was there before it, never what has ended."""
+    before, makers = mf.backend(), [Reference() for _ in range(3)]
+    blocks, running = [], [0, 1, 2]
+    for maker in makers:
+        blocks.append(mf.use(maker))
+        blocks[-1].__enter__()
+    for place in order:
+        blocks[place].__exit__(None, None, None)
+        running.remove(place)
+        assert mf.backend() is (makers[running[-1]] if running else before)
+
+
 def test_a_tensor_goes_backward_on_the_backend_that_made_it():
     """A graph keeps its backend, though another is active when it is walked."""
     with mf.use(OpaqueBackend()) as backend:

@@ -353,6 +353,55 @@ def test_a_verbs_refusal_is_its_own_when_repeated(c):
 
 
 @needs_c
+def test_a_block_of_another_thread_that_outlasts_a_recording_does_not_bring_it_back(c):
+    x, blocks = normal(4, 8), []
+
+    def elsewhere():
+        blocks.append(backends.use("numpy"))
+        blocks[0].__enter__()
+
+    def function():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return c.add(x, x)
+
+    c.capture(function)()
+    assert backends.active().name == "numpy"
+    blocks[0].__exit__(None, None, None)
+    assert backends.active() is c
+
+
+@needs_c
+@pytest.mark.parametrize("interrupted", range(3))
+def test_an_interrupt_leaves_the_kernels_as_they_were(c, monkeypatch, interrupted):
+    """Wherever it comes after the first kernel has been replaced."""
+    from minifm.backends.c import capture
+    kernels = dict(vars(capture.lib))
+
+    class Interrupting(dict):
+        def update(self, *changes):
+            super().update(*changes)
+            if interrupted == 0 and capture._owner and dict(self) != kernels:
+                raise KeyboardInterrupt
+
+    def use(backend):
+        if interrupted == 1:
+            raise KeyboardInterrupt
+        return backends.Switch(backend, c)
+
+    def function():
+        raise KeyboardInterrupt
+
+    patched = Interrupting(kernels)
+    monkeypatch.setattr(capture, "vars", lambda _: patched, raising=False)
+    monkeypatch.setattr(capture.backends, "use", use)
+    with pytest.raises(KeyboardInterrupt):
+        c.capture(function)()
+    assert dict(patched) == kernels and capture._owner is None
+
+
+@needs_c
 def test_other_threads_are_neither_recorded_nor_refused(c):
     x, failures, begun, stop = normal(4, 8), [], threading.Event(), threading.Event()
 

@@ -13,6 +13,7 @@ from minifm.errors import BackendUnavailable
 
 NAMES = ("numpy", "c", "cuda")
 _active = None
+_blocks = []        # the Switches whose `with` has begun and not ended, the latest last
 _made = {}
 
 
@@ -46,11 +47,19 @@ class Switch:
         self.backend, self.previous = backend, previous
 
     def __enter__(self):
+        _blocks.append(self)
         return self.backend
 
     def __exit__(self, *exception):
+        """Blocks of two threads may overlap: one that goes on keeps its backend, and switches back
+        to what was there before both."""
         global _active
-        _active = self.previous
+        place = _blocks.index(self)
+        del _blocks[place]
+        if place == len(_blocks):
+            _active = self.previous
+        elif _blocks[place].previous is self.backend:
+            _blocks[place].previous = self.previous
 
 
 def get(name):

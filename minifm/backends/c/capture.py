@@ -61,10 +61,11 @@ class _Recording(Relay):
         if _owner == self.thread:
             raise CaptureError("capture: a recording inside of another one")
         with _one_at_a_time:
-            _owner = self.thread
             kernels = {name: kernel for name, kernel in vars(lib).items() if callable(kernel)}
-            vars(lib).update({name: self._noting(kernel) for name, kernel in kernels.items()})
-            try:
+            noting = {name: self._noting(kernel) for name, kernel in kernels.items()}
+            try:                        # an interrupt may come between any two lines
+                _owner = self.thread
+                vars(lib).update(noting)
                 with backends.use(self):
                     return function()
             finally:
@@ -90,16 +91,17 @@ class _Recording(Relay):
         specified = getattr(Reference, verb)
         if getattr(specified, "composed", False) and getattr(type(self.inner), verb) is specified:
             return specified(self, *arguments, **options)       # its verbs come here one by one
-        kernels, on_numpy = len(self.calls), self._on_numpy()
+        kernels, besides = len(self.calls), self._count_besides()
         result = super().relay(verb, arguments, options)
-        if self._on_numpy() != on_numpy or (
+        if self._count_besides() != besides or (
                 len(self.calls) == kernels and not _are_views(result, arguments)):
             raise CaptureError(f"capture: NumPy computes (a part of) {verb!r} for operands "
                                f"{_described(arguments)}; what is recorded must be kernels alone")
         self.kept += arguments, options, result
         return result
 
-    def _on_numpy(self):
+    def _count_besides(self):
+        """What inner has done that is no kernel: verbs on NumPy, and copies of operands."""
         return self.inner.fallbacks.total() + self.inner.copies.total()
 
 
