@@ -39,6 +39,7 @@ if "c" not in AVAILABLE:
     pytest.skip(backends.why_not("c"), allow_module_level=True)
 
 from minifm.backends.c import CBackend
+from minifm.backends.c.product import MOST_KEPT, _batch_plan, _kept_plan
 from minifm.backends.native import lib
 
 F32 = np.float32
@@ -141,6 +142,17 @@ def test_a_product_does_not_depend_on_its_other_rows_columns_and_batch(every_isa
         assert same(every_isa.matmul(x, w[:, -columns:]), whole[:, -columns:])
     for i, product in enumerate(every_isa.matmul(np.stack([x, -x, x]), w)):
         assert same(product, whole if i != 1 else -whole)
+
+
+def test_places_of_a_batch_are_kept_if_they_are_few(c):
+    """Thousands of kept plans must not fill the memory."""
+    few, many = (((n,), (4,), (1,), (4,)) for n in (MOST_KEPT, MOST_KEPT + 1))
+    assert _batch_plan(*few) is _batch_plan(*few)
+    assert _batch_plan(*many) is not _batch_plan(*many)
+    kept = _kept_plan.cache_parameters()["maxsize"] * 2 * 8 * MOST_KEPT
+    assert kept <= 16 << 20
+    x, y = normal(3, MOST_KEPT, 2, 1), normal(1, 1, 3, seed=1)
+    assert same(c.matmul(x, y), np.matmul(x, y))
 
 
 @SHAPES
@@ -1130,6 +1142,20 @@ def test_strict_refuses_what_has_no_kernel(c):
 
 
 # -- settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [None, 2.9, "2.9", [], 0, 257])
+def test_a_number_of_threads_is_whole(c, threads):
+    with pytest.raises(ConfigError, match="threads: expected a whole number from 1 to 256, got "):
+        c.set_threads(threads)
+    c.set_threads(np.int64(c.threads))
+
+
+@pytest.mark.parametrize("axis", [-3, 2, 7])
+def test_an_axis_that_is_not_there_is_numpys_error(c, axis):
+    for verb in ("argmax", "sum", "max"):
+        with pytest.raises(np.exceptions.AxisError):
+            getattr(c, verb)(normal(3, 4), axis)
 
 
 @pytest.mark.parametrize("name, value, message", [

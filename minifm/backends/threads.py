@@ -4,6 +4,7 @@ Two sets of threads, each as large as the machine, would fight for its cores. Wi
 both use every core that the process may run on.
 """
 
+import operator
 import os
 
 from threadpoolctl import threadpool_limits
@@ -34,8 +35,8 @@ def usable_cores():
 def thread_count(value, name):
     """`value`, of the setting called `name`, as a number of threads; raises ConfigError."""
     try:
-        number = int(value)
-    except ValueError:
+        number = int(value) if isinstance(value, str) else operator.index(value)
+    except (ValueError, TypeError):
         number = 0
     if not 1 <= number <= MOST_THREADS:
         raise ConfigError(f"{name}: expected a whole number from 1 to {MOST_THREADS}, "

@@ -8,19 +8,19 @@ import numpy as np
 from minifm.backends.c.operands import (
     F32,
     FUNCTIONS,
-    INTEGERS,
     NULL,
     Operands,
     done,
     pointer,
     strided_pointer,
 )
-from minifm.backends.native import ffi, lib
+from minifm.backends.native import lib
 from minifm.backends.reference import Reference
 from minifm.backends.reference.packed import Packed
 
 # Whether the kernels round operands to bf16.
 PRECISIONS = {"fp32": 0, "bf16": 1}
+MOST_KEPT = 1024        # matrices of a batch whose places are kept for the next product
 
 
 class Product(Operands):
@@ -74,9 +74,20 @@ class Product(Operands):
         return self._contiguous(x, verb).reshape(math.prod(x.shape[:-1]), width)
 
 
-@lru_cache(maxsize=4096)
-def _batch_plan(x_shape, x_strides, y_shape, y_strides):
-    """The common batch shape, and where the matrices of each operand begin."""
+def _batch_plan(*layouts):
+    """The common batch shape, and where the matrices of each operand begin; see `_plan`."""
+    return _kept_plan(*layouts) or _plan(*layouts)
+
+
+@lru_cache(maxsize=1024)
+def _kept_plan(x_shape, x_strides, y_shape, y_strides):
+    """The plan; None where it is so large that thousands of them would fill the memory, and its
+    product so long that making it again does not count."""
+    small = math.prod(np.broadcast_shapes(x_shape, y_shape)) <= MOST_KEPT
+    return _plan(x_shape, x_strides, y_shape, y_strides) if small else None
+
+
+def _plan(x_shape, x_strides, y_shape, y_strides):
     shape = np.broadcast_shapes(x_shape, y_shape)
     offsets = []
     for own, strides in ((x_shape, x_strides), (y_shape, y_strides)):
@@ -86,5 +97,5 @@ def _batch_plan(x_shape, x_strides, y_shape, y_strides):
         for size, full, stride in zip(own, shape, strides):
             places = np.arange(full, dtype=np.int64) * (0 if size == 1 else stride // 4)
             total = np.add.outer(total, places)
-        offsets.append(ffi.new(INTEGERS, total.reshape(-1).tolist()))
+        offsets.append(pointer(total.reshape(-1)))
     return shape, *offsets

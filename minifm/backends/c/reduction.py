@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from minifm.backends.c.operands import F32, I64, Operands, done, pointer
 from minifm.backends.native import lib
@@ -24,7 +25,7 @@ class Reduction(Operands):
     def argmax(self, x, axis=-1):
         if x.dtype != F32 or not x.size:
             return self._on_numpy("argmax", x, axis)
-        x, axis = self._contiguous(x, "argmax"), axis % x.ndim
+        x, axis = self._contiguous(x, "argmax"), normalize_axis_index(axis, x.ndim)
         outer, inner = x.shape[:axis], x.shape[axis + 1:]
         places = np.empty(outer + inner, I64)
         lib.minifm_argmax(pointer(places), pointer(x), math.prod(outer), x.shape[axis],
@@ -63,7 +64,7 @@ def _runs(axis, ndim):
     """The reduced axes as runs of neighbours: [(begin, end), …]."""
     axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     runs = []
-    for a in sorted({a % ndim for a in axes}):
+    for a in sorted({normalize_axis_index(a, ndim) for a in axes}):
         if runs and runs[-1][1] == a:
             runs[-1] = (runs[-1][0], a + 1)
         else:
