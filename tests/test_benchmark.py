@@ -542,6 +542,30 @@ def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, capsys):
         assert "report.json" in found.err and found.err.count("\n") == 1 and not found.out
 
 
+def test_joined_reports_keep_every_size_of_an_op(quick, tmp_path, capsys):
+    sources = []
+    for m in ("64", "128"):
+        sources += "--from", str(tmp_path / m)
+        assert main(["bench", "--op", "matmul", "--size", f"M={m}", "--json", sources[-1]]) == 0
+    capsys.readouterr()
+    assert main(["bench", *sources, "--json", str(tmp_path / "both")]) == 0
+    rows = json.loads((tmp_path / "both").read_text())["rows"]
+    assert len(rows) == 2 * len({(row["phase"], row["backend"]) for row in rows})
+    assert capsys.readouterr().out.count("\nMatmul  ") == 2
+
+
+def test_a_ratio_stands_under_its_own_heading():
+    """Also where a case was compared with only some of the libraries."""
+    ratio = {"mode": "eager", "median": 2.0, "low": 1.0, "high": 3.0}
+    row = benchmark.Row("kernels", "gemm", "NN 1", "forward", "", "c", median=1e-3, fastest=1e-3,
+                        slowest=1e-3, limit="FMA", rate=1e9, fraction=0.5,
+                        versus={"llama.cpp": ratio})
+    line = verb.named_table([row], False, ["PyTorch", "llama.cpp"])[0]
+    names = [f"× {name}" for name in ("numpy", "PyTorch", "llama.cpp")]
+    heading = verb._named("", "", "median", "", "rate", "of limit", names)
+    assert line.index("eager") + len("eager") == len(heading)
+
+
 # -- the clock -------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def measured(args):
     sizes = (QUICK_SIZES if args.quick else {}) | dict(map(chosen_size, args.size))
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(peer) for peer in chosen_peers(args)]
-        bench = Bench(names, seconds, sizes, peers=peers)
+        bench, named = Bench(names, seconds, sizes, peers=peers), [p.library.name for p in peers]
         first, rows, before, start = limits(bench), [], waited(), time.perf_counter()
         show("\n".join(heading(bench.report([]), named=args.set != "ops")) + "\n")
         group = None
@@ -108,7 +108,7 @@ def measured(args):
             found = bench.rows(case)
             rows += found
             new, group = found[0].group != group, found[0].group
-            show("\n".join(lines_of(found, new)) + "\n")
+            show("\n".join(lines_of(found, new, named)) + "\n")
             save(bench.report(rows), args.json)         # whatever comes, nothing measured is lost
         share = (waited() - before) / (time.perf_counter() - start)
         for line in remarks(first, limits(bench), rows, share):
@@ -131,7 +131,7 @@ def merged(args):
     reports, rows = [load_report(path) for path in args.saved], {}
     whole = functools.reduce(joined, reports)
     for row in (Row(**row) for report in reports for row in report["rows"]):
-        key = row.set, row.title, row.phase, row.backend, row.mode
+        key = *_case(row), row.phase, row.backend, row.mode
         before = rows[key].versus if key in rows else {}
         rows[key] = replace(row, versus=before | row.versus)
     rows = [replace(row, fraction=row.rate / limit_of(row, whole["ceilings"]))
@@ -139,9 +139,10 @@ def merged(args):
     whole["rows"] = [vars(row) for row in rows]
     show("\n".join(heading(whole, named=any(row.set != "ops" for row in rows))) + "\n")
     group = None
-    for (now, _), found in itertools.groupby(rows, key=lambda row: (row.group, row.name)):
-        show("\n".join(lines_of(list(found), now != group)) + "\n")
-        group = now
+    for _, found in itertools.groupby(rows, key=_case):
+        found = list(found)
+        new, group = found[0].group != group, found[0].group
+        show("\n".join(lines_of(found, new, whole["peers"])) + "\n")
     return whole
 
 
@@ -177,10 +178,15 @@ def _place(rows):
     """A key that sorts rows by set and group, each where it came first, and so by case."""
     first = {}
     for row in rows:
-        for key in ((row.set, row.group), (row.set, row.title), (row.set, row.title, row.phase)):
+        for key in ((row.set, row.group), _case(row), (*_case(row), row.phase)):
             first.setdefault(key, len(first))
-    return lambda row: (first[row.set, row.group], first[row.set, row.title],
-                        first[row.set, row.title, row.phase])
+    return lambda row: (first[row.set, row.group], first[_case(row)],
+                        first[*_case(row), row.phase])
+
+
+def _case(row):
+    """What the rows of one case share, and no others: an op may come in several sizes."""
+    return row.set, row.title, row.inputs
 
 
 def load_report(path):
@@ -345,9 +351,10 @@ def _limit_lines(ceilings):
            f"{ceilings['copy']['how']}, bytes read and written")
 
 
-def lines_of(rows, new):
-    """What is shown of the rows of one case; `new`: its group is another than the last one's."""
-    return ["", *table(rows)] if rows[0].set == "ops" else named_table(rows, new)
+def lines_of(rows, new, peers):
+    """What is shown of the rows of one case; `new`: its group is another than the last one's.
+    `peers` are the libraries that the heading names."""
+    return ["", *table(rows)] if rows[0].set == "ops" else named_table(rows, new, peers)
 
 
 def table(rows):
@@ -374,11 +381,10 @@ def _columns(phase, who, threads, median, spread, rate, fraction, ratio, notes="
             f"{fraction:>10} {ratio:>8}  {notes}").rstrip()
 
 
-def named_table(rows, new):
+def named_table(rows, new, peers):
     """The lines of a case of a named set: one for each phase on each backend, NumPy's only where
     nothing else computes, and one for whoever could not."""
     lines, ours = ["", rows[0].group] if new else [], [row for row in rows if row.mode is None]
-    others = dict.fromkeys(["numpy", *(who for row in ours for who in row.versus)])
     alone = all(row.backend == "numpy" for row in ours)
     for row in rows:
         phase = f"{row.name} {row.phase}" if row.phase in ("forward", "backward") and any(
@@ -388,7 +394,8 @@ def named_table(rows, new):
             lines.append(f"  {phase:<28} {who}: {row.problem}")
         elif row.mode is None and (alone or row.backend != "numpy"):
             lines.append(_named(phase, _who(row), time_text(row.median), _spread(row), *_rate(row),
-                                [_versus(row.versus.get(other)) for other in others], _notes(row)))
+                                [_versus(row.versus.get(other)) for other in ("numpy", *peers)],
+                                _notes(row)))
     return lines
 
 
