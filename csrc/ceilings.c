@@ -25,9 +25,8 @@ static void multiply_add(void *context, int thread, int threads)
 
 int64_t minifm_multiply_adds(int64_t rounds, int bf16)
 {
-    static MultiplyAdds m; /* too large for a stack; the pool has one caller at a time */
+    MultiplyAdds m = {.rounds = rounds, .bf16 = bf16};
     pool_enter();
-    m = (MultiplyAdds){.rounds = rounds, .bf16 = bf16};
     pool_run(multiply_add, &m, 0);
     int64_t flops = 0;
     for (int i = 0; i < pool_threads(); i++)
@@ -58,12 +57,15 @@ static void read_piece(void *context, int thread, int threads)
     int64_t begin, n = piece(t, thread, threads, &begin);
     const uint64_t *from = t->from + begin;
     uint64_t a = 0, b = 0, c = 0, d = 0;
-    for (int64_t i = 0; i + 4 <= n; i += 4) {
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
         a += from[i];
         b += from[i + 1];
         c += from[i + 2];
         d += from[i + 3];
     }
+    for (; i < n; i++)
+        a += from[i];
     t->sums[thread] = a + b + c + d;
 }
 
@@ -76,9 +78,8 @@ static void copy_piece(void *context, int thread, int threads)
 
 uint64_t minifm_read(const uint64_t *x, int64_t n)
 {
-    static Traffic t;
+    Traffic t = {.from = x, .n = n};
     pool_enter();
-    t = (Traffic){.from = x, .n = n};
     pool_run(read_piece, &t, 0);
     uint64_t sum = 0;
     for (int i = 0; i < pool_threads(); i++)
@@ -89,9 +90,8 @@ uint64_t minifm_read(const uint64_t *x, int64_t n)
 
 void minifm_copy(uint64_t *y, const uint64_t *x, int64_t n)
 {
-    static Traffic t;
+    Traffic t = {.to = y, .from = x, .n = n};
     pool_enter();
-    t = (Traffic){.to = y, .from = x, .n = n};
     pool_run(copy_piece, &t, 0);
     pool_leave();
 }

@@ -1,8 +1,8 @@
 /* Single-precision matrix products, plain, batched, and with the epilogue of a linear layer.
  *
  * The law of summation: an element of C is the sum over blocks of KC consecutive k, in order, of
- * sums that begin at 0 and take one fused multiply-add for each k, in order. It depends on nothing
- * but K: not on M, N, the batch, the threads or where an element lies in a tile. Every path below
+ * sums that begin at 0 and take one fused multiply-add for each k (in the portable kernels, which do
+ * without that instruction, a rounded product and a sum), in order. It depends on nothing but K: not on M, N, the batch, the threads or where an element lies in a tile. Every path below
  * computes exactly that, so that one row alone, and any number of rows together, agree bitwise.
  *
  * Operands rounded to bf16 are packed into cells (isa.h), of which a block of the law has KC. Where
@@ -37,6 +37,7 @@ enum {
     STREAMED_ROWS = 16,
     STREAMED_SUMS = 4096,   /* running sums that stay in L1 */
     STREAMED_LEAST = 256,   /* columns of a ticket, at least */
+    STREAMED_MOST = 16 << 20,       /* sums of all blocks and products, to bound the scratch */
 };
 
 /* Above this many in one product, packing A pays. */
@@ -221,11 +222,10 @@ static void blocked(void *context, int thread, int threads)
 
 /* What is packed together, and what by ticket. The panel is taken from the smaller operand, so
  * that it is read again from L3; the larger one is packed once, into L2, by whoever uses it. */
-static int lay_out(Product *p)
+static int lay_out(Product *p, int threads)
 {
     p->panel_is_a = p->m < p->n;
     const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
-    const int threads = pool_threads();
     p->panel_count = smaller(ceil_div(side.count, side.width), PANEL_COUNT / side.width) * side.width;
     p->panel_depth = smaller(p->depth, PANEL / p->panel_count / KC * KC);
     p->block = smaller(BLOCK, ceil_div(other.count, 4 * threads));
@@ -249,8 +249,8 @@ static void thin_sliver(const Product *p, const float *a, const float *b, float 
         if (!in_place)
             pack(&p->cells, room, &side, j, width, k, depth);
         for (int64_t i = 0; i < p->m; i += MR)
-            one_tile(kernels->tile, c + i * p->n + j, a + i * p->a_row + k * p->a_k, sliver, p->n, depth,
-                     p->a_row, p->a_k, in_place ? p->b_k : NR, smaller(MR, p->m - i), width,
+            one_tile(p->cells.tile, c + i * p->n + j, a + i * p->a_row + k * p->a_k, sliver, p->n,
+                     depth, p->a_row, p->a_k, in_place ? p->b_k : NR, smaller(MR, p->m - i), width,
                      p->accumulate || k > 0);
     }
 }
@@ -334,10 +334,15 @@ static void streamed(void *context, int thread, int threads)
     }
 }
 
+static double streamed_sums(const Product *p)
+{
+    return (double)p->batch * (double)ceil_div(p->k, KC) * (double)p->m * (double)p->n;
+}
+
 static int run_streamed(Product *p, int threads)
 {
-    const int64_t blocks = ceil_div(p->k, KC), tickets = p->batch * blocks;
-    p->packed = scratch(SHARED, (size_t)(tickets * p->m * p->n) * sizeof(float));
+    const int64_t tickets = p->batch * ceil_div(p->k, KC);
+    p->packed = scratch(SHARED, (size_t)streamed_sums(p) * sizeof(float));
     p->group = larger(STREAMED_LEAST, ceil_div(p->n, ceil_div(threads, tickets)));
     p->group = ceil_div(p->group, 64) * 64;
     if (!p->packed)
@@ -356,16 +361,16 @@ static int64_t columns_per_ticket(const Product *p, int64_t unit, int64_t most, 
     return smaller(columns, most);
 }
 
-static int run_blocked(Product *p)
+static int run_blocked(Product *p, int threads)
 {
-    if (lay_out(p))
+    if (lay_out(p, threads))
         return -1;
     Product item = *p;
     for (int64_t i = 0; i < p->batch; i++) {
         item.a = a_of(p, i);
         item.b = b_of(p, i);
         item.c = p->c + i * p->m * p->n;
-        pool_run(blocked, &item, 0);
+        pool_run(blocked, &item, threads);
     }
     return 0;
 }
@@ -389,11 +394,11 @@ static int run(Product *p, int bf16)
     const int threads = threads_for(work * (double)p->batch);
     int status = 0;
     if (bf16) { /* operands are rounded where they are packed */
-        status = run_blocked(p);
-    } else if (p->m <= STREAMED_ROWS && p->b_col == 1) {
+        status = run_blocked(p, threads);
+    } else if (p->m <= STREAMED_ROWS && p->b_col == 1 && streamed_sums(p) <= STREAMED_MOST) {
         status = run_streamed(p, threads);
     } else if (p->m > 3 * MR && work > WORTH_PACKING) {
-        status = run_blocked(p);
+        status = run_blocked(p, threads);
     } else {
         p->group = columns_per_ticket(p, NR, THIN_COLS * NR, threads);
         status = scratch_for_threads(threads, KC * (size_t)NR * sizeof(float));
@@ -418,6 +423,7 @@ int minifm_linear(float *y, float *z, const float *x, const float *w, const floa
                   const float *residual, int64_t m, int64_t n, int64_t k, int64_t x_row,
                   int64_t x_k, int64_t w_k, int64_t w_col, int function, int bf16)
 {
+    /* x w goes to z and the epilogue from there to y; with the identity they are one array */
     Product p = {.c = z, .a = x, .b = w, .batch = 1, .m = m, .n = n, .k = k, .a_row = x_row,
                  .a_k = x_k, .b_k = w_k, .b_col = w_col, .y = y, .bias = bias,
                  .residual = residual, .function = function};

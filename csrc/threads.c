@@ -196,7 +196,7 @@ int threads_for(double multiply_adds) { return multiply_adds < 4e5 ? 1 : pool.th
 
 void pool_run(Task task, void *context, int threads)
 {
-    if (pool.started + 1 < pool.threads)
+    if (threads != 1 && pool.started + 1 < pool.threads)
         start_workers();
     pool.active = threads > 0 && threads < pool.threads ? threads : pool.threads;
     atomic_store(&pool.ticket, 0);

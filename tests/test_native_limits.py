@@ -240,6 +240,31 @@ print(c.threads, hashlib.sha256(c.matmul(x, x.T).tobytes() + c.softmax(x).tobyte
     assert digest == python(program, MINIFM_BACKEND="c", MINIFM_THREADS="1").split()[1]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_small_product_starts_no_threads():
+    assert python("""
+import os, numpy as np, minifm
+c = minifm.backend()
+c.set_threads(4)
+x = np.ones((8, 8), np.float32)
+before = len(os.listdir("/proc/self/task"))
+c.matmul(x, x)
+alone = len(os.listdir("/proc/self/task"))
+large = np.ones((300, 300), np.float32)
+c.matmul(large, large)
+print(alone - before, len(os.listdir("/proc/self/task")) - before)""",
+                  MINIFM_BACKEND="c") == "0 3"
+
+
+def test_a_product_of_many_matrices_has_a_bound_for_its_scratch(c):
+    """Few rows each, whose sums would otherwise all be kept apart at once."""
+    x, y = np.ones((20_000, 16, 64), F32), np.ones((64, 64), F32)
+    c.release_memory()
+    assert (c.matmul(x, y) == 64).all()
+    idle = c.memory().idle
+    assert c.release_memory() - idle < 64 << 20
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
                     reason="needs Linux and two cores")
 def test_workers_keep_off_the_callers_core_where_there_are_cores_for_all():
@@ -420,7 +445,7 @@ def test_parameters_of_more_than_2_to_the_31_elements_in_all(c):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_ceiling_reads_and_copies_all_that_it_says(every_isa, threads):
     lib.minifm_set_threads(threads)
-    x = np.random.default_rng(0).integers(0, 2**63, 1200, np.uint64)
+    x = np.random.default_rng(0).integers(0, 2**63, 1207, np.uint64)
     room = np.full(x.size + 2, 7, np.uint64)
     given, to = (ffi.from_buffer("uint64_t[]", array) for array in (x, room[1:-1]))
     assert lib.minifm_read(given, x.size) == int(x.sum())

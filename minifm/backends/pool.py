@@ -21,7 +21,7 @@ class PoolState:
 
     hits, misses   blocks that came from memory which was there, and from fresh memory
     used, idle     in use, and kept for later; `idle` stays below peak / 4 + 64 MB, plus what has
-                   been freed since the peak
+                   been freed since the peak; the kernels' own scratch is not counted
     peak           the most in use at once since the start or the last `release_memory`
     """
 
