@@ -16,6 +16,7 @@
  * read once, where they lie, for all the queries that look at them. The work is then as large as
  * the keys and values are, and memory the limit.
  */
+#include "gemm.h"
 #include "isa.h"
 #include "minifm.h"
 #include "sizes.h"
@@ -25,7 +26,7 @@
 #include <string.h>
 
 enum {
-    KEYS = 96,              /* of a block: part of every result. A multiple of every tile_rows */
+    KEYS = ATTENTION_KEYS,  /* of a block. A multiple of every tile_rows: see isa_tile.h */
     QUERIES = 48,           /* of a block, at least */
     FEW = 12,               /* queries, of all heads that share a key head: read k and v in place */
 };

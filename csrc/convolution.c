@@ -25,9 +25,8 @@ enum {
     SLIVERS = 8,            /* of a ticket */
     PARTIALS = 1 << 20,     /* numbers in the chunks' sums, part of results */
     MOST_CHUNKS = 64,
-    MOST_COLS = 32,         /* of a tile */
     GATHERED = 48,          /* elements of windows at a time */
-    SLIVER_ROOM = KC * MOST_COLS + CACHE_LINE,
+    SLIVER_ROOM = KC * MAX_TILE_COLS + CACHE_LINE,
 };
 
 /* -- windows ------------------------------------------------------------------------------------ */
@@ -164,7 +163,7 @@ typedef struct {
 /* Positions of one image, one for each column of a tile. */
 typedef struct {
     int64_t image, first, width;
-    int64_t runs[MOST_COLS][2], count;
+    int64_t runs[MAX_TILE_COLS][2], count;
 } Sliver;
 
 static int64_t padded_outputs(const Convolution *c)
@@ -575,7 +574,7 @@ static int run_weights(WeightAdjoint *c)
     const int threads = threads_for(work);
     choose_chunks(c, threads);
     size_t partials = (size_t)(c->chunks * c->groups * c->K * c->outputs) * sizeof(float);
-    size_t room = (size_t)(KC * (ceil_div(c->cols, NR) * NR + MR) + MOST_COLS) * sizeof(float);
+    size_t room = (size_t)(KC * (ceil_div(c->cols, NR) * NR + MR) + MAX_TILE_COLS) * sizeof(float);
     c->partials = (float *)reserve(&c->in, partials, c->inputs);
     int status = c->partials ? scratch_for_threads(threads, room) : -1;
     if (!status)

@@ -8,7 +8,10 @@
 
 enum {
     KC = 384,               /* the law's block of cells: part of every result, not to be tuned */
-    MAX_TILE = 12 * 32,
+    MAX_TILE_ROWS = 12,
+    MAX_TILE_COLS = 32,
+    MAX_TILE = MAX_TILE_ROWS * MAX_TILE_COLS,
+    ATTENTION_KEYS = 96,    /* of a block in attention.c: part of every result, too */
 };
 
 /* c[rows, width] = a b, or += : rows <= MR, width <= NR (more is taken as NR), and b has NR

@@ -27,6 +27,9 @@ INLINE vf vdot_cells(vf x, vf y, vf z) { return vfma(x, y, z); }
 
 _Static_assert(NR % VL == 0 && (MR % VL == 0 || MR < VL), "rows of slivers overlap only in order");
 _Static_assert((int)MR * (int)NR <= (int)MAX_TILE, "one_tile has room for a whole tile");
+_Static_assert((int)MR <= (int)MAX_TILE_ROWS, "WITH_TILE_ROWS has a case for every number of rows");
+_Static_assert((int)NR <= (int)MAX_TILE_COLS, "a sliver of a convolution has room for its runs");
+_Static_assert((int)ATTENTION_KEYS % (int)MR == 0, "tiles do not cross a block of keys");
 
 /* R rows of the tile, R and bf16 constants once inlined: R * NR / VL accumulators in registers. */
 INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
@@ -64,7 +67,7 @@ INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int
             vstore(c + j * VL, accumulate ? vadd(vload(c + j * VL), sum[r][j]) : sum[r][j]);
 }
 
-/* CALL with the number of rows as a constant, R. */
+/* CALL with the number of rows as a constant, R, so that all of sum[r][j] are registers. */
 #define TILE_CASE(N, CALL)                             \
     case N:                                            \
         if (N <= MR) {                                 \
