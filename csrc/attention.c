@@ -129,7 +129,7 @@ static int64_t first_key(const Attention *a, int64_t b, int64_t i, int64_t count
 /* -- packing ------------------------------------------------------------------------------------- */
 
 /* Slivers [width, NR] of rows 0 ... rows - 1 of x[., width], transposed and scaled. */
-static void pack_transposed(float *out, const float *x, int64_t stride, int64_t rows,
+static void transpose_rows(float *out, const float *x, int64_t stride, int64_t rows,
                             int64_t width, float scale)
 {
     const int64_t NR = kernels->tile_cols;
@@ -302,7 +302,7 @@ static void forward_block(const Attention *a, Room *room, const Part *part, int6
 {
     const Shape *s = a->s;
     const int64_t n = visible(a, part->b, i0 + rows - 1);
-    pack_transposed(room->queries_t, at(a->q, s->q_strides, part->b, h, i0), s->q_strides[2], rows,
+    transpose_rows(room->queries_t, at(a->q, s->q_strides, part->b, h, i0), s->q_strides[2], rows,
                     s->width, s->scale);
     memset(room->sums, 0, (size_t)(rows * a->e_padded) * sizeof *room->sums);
     fill(room->top, a->rows, -INFINITY);
@@ -418,7 +418,7 @@ static void row_statistics(const Attention *a, Room *room, int64_t b, int64_t h,
 }
 
 /* Scores and dp to weights p = e^(score - lse) and score gradients ds = p (dp - delta). */
-static void weigh_again(const Attention *a, Room *room, int64_t b, int64_t h, int64_t i0,
+static void weigh_block_again(const Attention *a, Room *room, int64_t b, int64_t h, int64_t i0,
                               int64_t rows, int64_t j0, int64_t n)
 {
     const int64_t NR = kernels->tile_cols;
@@ -453,8 +453,8 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
     const int64_t end = smaller(part->j1, visible(a, b, i0 + rows - 1));
     const int64_t begin = larger(part->j0, first_key(a, b, i0, rows) / KEYS * KEYS);
     const float *q = at(a->q, s->q_strides, b, h, i0), *dy = at(a->dy, s->dy_strides, b, h, i0);
-    pack_transposed(room->queries_t, q, s->q_strides[2], rows, D, s->scale);
-    pack_transposed(room->dys_t, dy, s->dy_strides[2], rows, E, 1);
+    transpose_rows(room->queries_t, q, s->q_strides[2], rows, D, s->scale);
+    transpose_rows(room->dys_t, dy, s->dy_strides[2], rows, E, 1);
     pack_rows(room->queries, a->rows, q, s->q_strides[2], rows, D);
     kernels->scale(room->queries, room->queries, a->rows * a->d_padded, s->scale);
     pack_rows(room->dys, a->rows, dy, s->dy_strides[2], rows, E);
@@ -464,7 +464,7 @@ static void backward_block(const Attention *a, Room *room, const Part *part, int
         const int64_t n = smaller(KEYS, end - j), at_j = j - part->j0;
         multiply_scores(room->p, a, b, room->keys + at_j * D, D, room->queries_t, i0, rows, j, n);
         multiply_scores(room->ds, a, b, room->values + at_j * E, E, room->dys_t, i0, rows, j, n);
-        weigh_again(a, room, b, h, i0, rows, j, n);
+        weigh_block_again(a, room, b, h, i0, rows, j, n);
         if (part->want_kv) {
             multiply_keys(room->dv + at_j * a->e_padded, a, b, room->p, room->dys, a->e_padded, i0,
                           rows, j, n);
@@ -673,7 +673,7 @@ static int run_few(Attention *a)
     return status;
 }
 
-static int run(Attention *a, Task task, int is_backward)
+static int run_blocks(Attention *a, Task task, int is_backward)
 {
     const Shape *s = a->s;
     const int64_t NR = kernels->tile_cols, heads = s->batch * s->key_heads;
@@ -709,7 +709,7 @@ int minifm_attention(float *y, float *lse, const float *q, const void *k, const 
     a.rows = shape->queries * (shape->heads / larger(1, shape->key_heads));
     if (a.rows == 0)
         return 0;
-    return a.rows <= FEW ? run_few(&a) : run(&a, forward, 0);
+    return a.rows <= FEW ? run_few(&a) : run_blocks(&a, forward, 0);
 }
 
 int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, const float *dy,
@@ -721,5 +721,5 @@ int minifm_attention_backward(float *dq, float *dk, float *dv, float *dbias, con
     Attention a = {.s = shape, .dq = dq, .dk = dk, .dv = dv, .dbias = dbias, .dy = dy, .q = q,
                    .k = k, .v = v, .bias = bias, .key_mask = key_mask, .lengths = lengths,
                    .first_keys = first_keys, .y_in = y, .lse = lse};
-    return run(&a, backward, 1);
+    return run_blocks(&a, backward, 1);
 }

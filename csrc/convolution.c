@@ -303,7 +303,7 @@ static void convolve_block(const Convolution *c, int64_t b, int64_t group, int64
     add_bias(c, b, group, o, o_end, at, count);
 }
 
-static void multiply(const Convolution *c, int64_t b, int64_t images, float *room)
+static void convolve_slivers(const Convolution *c, int64_t b, int64_t images, float *room)
 {
     const int64_t NR = kernels->tile_cols, positions = c->in.P * c->in.Q;
     const int64_t of_image = ceil_div(positions, NR), slivers = images * of_image;
@@ -331,7 +331,7 @@ static void convolve_images(void *context, int thread, int threads)
         int64_t images = smaller(c->in.images, c->batch - b);
         prepare(c, b, images);
         pool_barrier(threads);
-        multiply(c, b, images, scratch(PRIVATE + thread, 0));
+        convolve_slivers(c, b, images, scratch(PRIVATE + thread, 0));
         pool_barrier(threads);
     }
 }
@@ -349,7 +349,7 @@ static void choose_tickets(Convolution *c, int threads)
         c->rows = ceil_div(c->rows, 2 * MR) * MR;
 }
 
-static int run(Convolution *c)
+static int run_convolution(Convolution *c)
 {
     const int64_t K = elements(&c->in, c->inputs);
     const double outputs = (double)c->batch * c->groups * c->outputs * c->in.P * c->in.Q;
@@ -389,7 +389,7 @@ int minifm_convolve(float *y, const float *x, const float *w, const float *bias,
         .w = w, .bias = bias, .w_group = s->outputs * s->inputs * R * S,
         .w_output = s->inputs * R * S, .w_input = R * S, .w_row = S, .w_col = 1,
         .batch = s->batch, .groups = s->groups, .inputs = s->inputs, .outputs = s->outputs};
-    return run(&c);
+    return run_convolution(&c);
 }
 
 /* -- the adjoint by the image: convolutions with the window turned around -------------------------- */
@@ -431,7 +431,7 @@ int minifm_convolve_image_adjoint(float *dx, const float *dy, const float *w, co
             .w = w + turned, .bias = bias, .w_group = s->outputs * s->inputs * R * S,
             .w_output = R * S, .w_input = s->inputs * R * S, .w_row = -down * S, .w_col = -right,
             .batch = s->batch, .groups = s->groups, .inputs = s->outputs, .outputs = s->inputs};
-        status = run(&c);
+        status = run_convolution(&c);
     }
     return status;
 }

@@ -1,8 +1,9 @@
 /* Single-precision matrix products, plain, batched, and with the epilogue of a linear layer.
  *
  * The law of summation: an element of C is the sum over blocks of KC consecutive k, in order, of
- * sums that begin at 0 and take one fused multiply-add for each k (in the portable kernels, which do
- * without that instruction, a rounded product and a sum), in order. It depends on nothing but K: not on M, N, the batch, the threads or where an element lies in a tile. Every path below
+ * sums that begin at 0 and take one fused multiply-add for each k, in order. (The portable kernels
+ * do without that instruction: a rounded product and a sum.) It depends on nothing but K: not on M,
+ * N, the batch, the threads or where an element lies in a tile. Every path below
  * computes exactly that, so that one row alone, and any number of rows together, agree bitwise.
  *
  * Operands rounded to bf16 are packed into cells (isa.h), of which a block of the law has KC. Where
@@ -161,7 +162,7 @@ static void prefetch(const float *next, int64_t length, int64_t number, int64_t 
 
 /* Slivers i ... i_end - 1 of the panel times the ticket's block of the other operand. The sliver
  * stays in L1 while those of the block, which fill a part of L2, pass by. */
-static void multiply(const Product *p, const Panel *panel, int64_t i, int64_t i_end, int64_t k,
+static void multiply_slivers(const Product *p, const Panel *panel, int64_t i, int64_t i_end, int64_t k,
                      const float *block, int64_t j, int64_t j_end)
 {
     const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
@@ -199,7 +200,7 @@ static void multiply_panel(const Product *p, const Panel *panel, float *block)
             pack(&p->cells, block, &other, j, j_end - j, panel->k0 + k,
                  smaller(KC, panel->depth - k));
             for (int64_t i = 0; i < panel->count; i += group)
-                multiply(p, panel, i, smaller(i + group, panel->count), k, block, j, j_end);
+                multiply_slivers(p, panel, i, smaller(i + group, panel->count), k, block, j, j_end);
         }
     }
 }
@@ -222,7 +223,7 @@ static void blocked(void *context, int thread, int threads)
 
 /* What is packed together, and what by ticket. The panel is taken from the smaller operand, so
  * that it is read again from L3; the larger one is packed once, into L2, by whoever uses it. */
-static int lay_out(Product *p, int threads)
+static int lay_out_panel(Product *p, int threads)
 {
     p->panel_is_a = p->m < p->n;
     const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
@@ -363,7 +364,7 @@ static int64_t columns_per_ticket(const Product *p, int64_t unit, int64_t most, 
 
 static int run_blocked(Product *p, int threads)
 {
-    if (lay_out(p, threads))
+    if (lay_out_panel(p, threads))
         return -1;
     Product item = *p;
     for (int64_t i = 0; i < p->batch; i++) {
@@ -375,7 +376,7 @@ static int run_blocked(Product *p, int threads)
     return 0;
 }
 
-static int run(Product *p, int bf16)
+static int run_product(Product *p, int bf16)
 {
     const int64_t MR = kernels->tile_rows, NR = kernels->tile_cols;
     const double work = (double)p->m * (double)p->n * (double)p->k;
@@ -416,7 +417,7 @@ int minifm_matmul(float *c, const float *a, const float *b, int64_t batch, int64
     Product p = {.c = c, .a = a, .b = b, .batch = batch, .m = m, .n = n, .k = k,
                  .a_offsets = a_offsets, .b_offsets = b_offsets, .a_row = a_row, .a_k = a_k,
                  .b_k = b_k, .b_col = b_col, .accumulate = accumulate};
-    return run(&p, bf16);
+    return run_product(&p, bf16);
 }
 
 int minifm_linear(float *y, float *z, const float *x, const float *w, const float *bias,
@@ -429,5 +430,5 @@ int minifm_linear(float *y, float *z, const float *x, const float *w, const floa
                  .residual = residual, .function = function};
     if (!bias && !residual && function == MINIFM_IDENTITY)
         p.y = NULL;
-    return run(&p, bf16);
+    return run_product(&p, bf16);
 }

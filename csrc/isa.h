@@ -88,7 +88,7 @@ typedef struct {
     /* The largest or smallest of n > 0 numbers by its number in minifm.h; NaN where there is one. */
     float (*extreme)(const float *x, int64_t n, int operation);
     /* Where x[n] is larger than top[n], x becomes top and `here` its place[n]. */
-    void (*larger)(float *top, float *place, const float *x, int64_t n, float here);
+    void (*keep_larger)(float *top, float *place, const float *x, int64_t n, float here);
     /* y[d] = x[d] cos[d] - x[d + half] sin[d] sign;  y[d + half] = x[d + half] cos[d] + x[d] ... */
     void (*rotate)(float *y, const float *x, const float *cos, const float *sin, int64_t half,
                    float sign);

@@ -198,7 +198,7 @@ static TARGET float row_exp_sum(float *y, const float *x, int64_t n, float shift
 }
 
 /* The first of equals stays; so does a NaN, which is larger than any number. */
-static TARGET void row_larger(float *top, float *place, const float *x, int64_t n, float here)
+static TARGET void row_keep_larger(float *top, float *place, const float *x, int64_t n, float here)
 {
     EACH_VECTOR
     {
@@ -438,7 +438,7 @@ static TARGET void row_ema(float *average, const float *param, int64_t n, float 
 }
 
 #define ROW_KERNELS                                                                         \
-    .extreme = row_extreme, .larger = row_larger, .rotate = row_rotate, .map = row_map,     \
+    .extreme = row_extreme, .keep_larger = row_keep_larger, .rotate = row_rotate, .map = row_map,     \
     .map_backward = row_map_backward, .epilogue = row_epilogue, .softmax = row_softmax,     \
     .softmax_backward = row_softmax_backward, .log_softmax = row_log_softmax,               \
     .log_softmax_backward = row_log_softmax_backward, .logsumexp = row_logsumexp,           \

@@ -32,7 +32,7 @@ _Static_assert((int)NR <= (int)MAX_TILE_COLS, "a sliver of a convolution has roo
 _Static_assert((int)ATTENTION_KEYS % (int)MR == 0, "tiles do not cross a block of keys");
 
 /* R rows of the tile, R and bf16 constants once inlined: R * NR / VL accumulators in registers. */
-INLINE void tile_rows(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
+INLINE void multiply_tile(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
                       int64_t a_row, int64_t a_k, int64_t b_k, const int R, int accumulate,
                       const int bf16)
 {
@@ -87,15 +87,16 @@ static TARGET void tile(float *c, const float *a, const float *b, int64_t ldc, i
                         int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
 {
     if (a_row == 1 && a_k == MR)
-        WITH_TILE_ROWS(tile_rows(c, a, b, ldc, k, 1, MR, b_k, R, accumulate, 0))
+        WITH_TILE_ROWS(multiply_tile(c, a, b, ldc, k, 1, MR, b_k, R, accumulate, 0))
     else
-        WITH_TILE_ROWS(tile_rows(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate, 0))
+        WITH_TILE_ROWS(multiply_tile(c, a, b, ldc, k, a_row, a_k, b_k, R, accumulate, 0))
 }
 
+/* Both operands are slivers, so a_row, a_k and b_k are what their widths say. */
 static TARGET void tile_bf16(float *c, const float *a, const float *b, int64_t ldc, int64_t k,
                              int64_t a_row, int64_t a_k, int64_t b_k, int rows, int accumulate)
 {
-    WITH_TILE_ROWS(tile_rows(c, a, b, ldc, k, 1, MR, NR, R, accumulate, 1))
+    WITH_TILE_ROWS(multiply_tile(c, a, b, ldc, k, 1, MR, NR, R, accumulate, 1))
 }
 
 /* -- packing ----------------------------------------------------------------------------------- */

@@ -243,10 +243,10 @@ typedef struct {
     int format, function;
     Rounded rounded;        /* x, for the int formats */
     int64_t most;           /* panels of a ticket */
-} Product;
+} PackedProduct;
 
 /* y[rows, 16] = rows i ... of x times panel t. */
-static void one_panel(const Product *p, float *y, int64_t ldy, int64_t i, int rows, int64_t t)
+static void one_panel(const PackedProduct *p, float *y, int64_t ldy, int64_t i, int rows, int64_t t)
 {
     const uint8_t *codes = p->codes + t * panel_bytes(p->k, p->format);
     const uint16_t *scales = scales_of(p->scales, p->k, t);
@@ -260,7 +260,7 @@ static void one_panel(const Product *p, float *y, int64_t ldy, int64_t i, int ro
 }
 
 /* All rows times panel t: it comes from memory once, then from the cache. */
-static void all_rows(const Product *p, int64_t t)
+static void all_rows(const PackedProduct *p, int64_t t)
 {
     const int64_t j = t * COLS, width = smaller(COLS, p->n - j);
     for (int64_t i = 0; i < p->m; i += kernels->panel_rows) {
@@ -280,7 +280,7 @@ typedef struct { int64_t ticket, first, last; } Panels;
 
 /* Draws a ticket and finds its panels. Memory is slow to begin a run of addresses, and threads should
  * end together: so the first tickets are long, and each takes a part of what is left. */
-static int draw_panels(const Product *p, int threads, Panels *drawn)
+static int draw_panels(const PackedProduct *p, int threads, Panels *drawn)
 {
     const int64_t all = ceil_div(p->n, COLS);
     for (const int64_t ticket = pool_ticket(); drawn->ticket <= ticket; drawn->ticket++) {
@@ -291,9 +291,9 @@ static int draw_panels(const Product *p, int threads, Panels *drawn)
     return drawn->first < all;
 }
 
-static void multiply(void *context, int thread, int threads)
+static void multiply_panels(void *context, int thread, int threads)
 {
-    const Product *p = context;
+    const PackedProduct *p = context;
     const int plain = !p->bias && !p->residual && p->function == MINIFM_IDENTITY;
     for (Panels drawn = {0}; draw_panels(p, threads, &drawn);) {
         const int64_t first = drawn.first, last = drawn.last;
@@ -310,7 +310,7 @@ static void multiply(void *context, int thread, int threads)
 
 static void round_rows(void *context, int64_t begin, int64_t end)
 {
-    const Product *p = context;
+    const PackedProduct *p = context;
     for (int64_t item = begin; item < end; item++) {
         const int64_t i = item / p->rounded.groups, g = item % p->rounded.groups;
         const int64_t left = p->k - g * GROUP;
@@ -328,7 +328,7 @@ static void round_rows(void *context, int64_t begin, int64_t end)
 }
 
 /* Rounds x into scratch memory; -1 if there is none. */
-static int round_x(Product *p)
+static int round_x(PackedProduct *p)
 {
     const int64_t groups = ceil_div(p->k, GROUP), items = p->m * groups;
     float *room = scratch(SHARED, (size_t)items * (sizeof(float) + sizeof(int32_t) + GROUP));
@@ -343,7 +343,7 @@ int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
                          const uint16_t *scales, const float *bias, const float *residual,
                          int64_t m, int64_t n, int64_t k, int format, int function)
 {
-    Product p = {.y = y, .z = z, .x = x, .bias = bias, .residual = residual, .codes = codes,
+    PackedProduct p = {.y = y, .z = z, .x = x, .bias = bias, .residual = residual, .codes = codes,
                  .scales = scales, .m = m, .n = n, .k = k, .format = format,
                  .function = function};
     if (m == 0 || n == 0)
@@ -353,7 +353,7 @@ int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
     if (!status) {
         const int threads = threads_for((double)m * (double)n * (double)k);
         p.most = larger(8, ceil_div(RESULTS, m * COLS));
-        pool_run(multiply, &p, threads);
+        pool_run(multiply_panels, &p, threads);
     }
     pool_leave();
     return status;

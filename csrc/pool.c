@@ -11,8 +11,8 @@
  * merges with free neighbours, so that gradients can lie where activations lay; free blocks hang
  * in lists by size, eight classes for each power of two, found through a bitmap.
  *
- * How much: `held`, what is in use and what was touched and is idle, stays below 5/4 of the most
- * that was ever in use at once, plus 64 MB. Where a request would pass that, or finds no memory,
+ * How much: what is in use and what was touched and is idle, together, stay below 5/4 of the most
+ * that was in use at once (since memory was last released), plus 64 MB. Where a request would pass that, or finds no memory,
  * idle blocks are given back first. minifm_release_memory gives back all of them.
  */
 #include "minifm.h"

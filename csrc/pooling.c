@@ -133,7 +133,7 @@ static void largest_of_windows(const minifm_convolution *s, const float *x, Over
             const Columns q = columns_of(s, t, begin, end);
             const int64_t at = (row.at + r) * s->image[1] + q.begin * s->stride[1] + t;
             if (q.begin < q.end)
-                kernels->larger(
+                kernels->keep_larger(
                     y + q.begin, places + q.begin - begin,
                     side_by_side(x + at - s->padding[1], s->stride[1], q.end - q.begin, room),
                     q.end - q.begin, (float)(r * s->window[1] + t));

@@ -14,7 +14,8 @@ typedef void (*Task)(void *context, int thread, int threads);
 typedef void (*RangeTask)(void *context, int64_t begin, int64_t end);
 
 /* Only one caller has the pool at a time; Python threads that call at once wait here. (What is too
- * small for it, see parallel_for, runs in its caller meanwhile.) Everything below, and the scratch memory, belongs to whoever is between enter and leave. */
+ * small for it, see parallel_for, runs in its caller meanwhile.) Everything below,
+ * and the scratch memory, belongs to whoever is between enter and leave. */
 void pool_enter(void);
 void pool_leave(void);
 

@@ -345,8 +345,8 @@ static void check_sums(int64_t n)
         expect(0, 0, 0, EXACT);
     }
     clear(0);
-    BOTH("larger", for (int64_t i = 0; i < n; i++) OUT(0)[i] = i % 5 ? y[i] : i % 3 ? x[i] : NAN;
-         k->larger(OUT(0), OUT(1), x, n, 7))
+    BOTH("keep_larger", for (int64_t i = 0; i < n; i++) OUT(0)[i] = i % 5 ? y[i] : i % 3 ? x[i] : NAN;
+         k->keep_larger(OUT(0), OUT(1), x, n, 7))
     expect(0, 0, n, EXACT);
     expect(1, 0, n, EXACT);
     clear(0);
