@@ -150,9 +150,9 @@ PRESETS = {
                          width=2048),
     "gpt-neo-2.7b": dict(layout="gpt_neo", context=2048, window=256, layers=32, heads=20,
                          width=2560),
-    # Brown et al. 2020, table 2.1. (In the original every other layer looks back only so far; it does
-    # not say how far. The layout gpt_neo with a `window` does so.) The table gives XL 24 heads of 128
-    # and 13B a width of 5140, which their own widths contradict.
+    # Brown et al. 2020, table 2.1. (In the original every other layer looks back only so far; how
+    # far, it does not say. The layout gpt_neo with a `window` does so.) The table gives XL 24 heads
+    # of 128 and 13B a width of 5140, which their own widths contradict.
     "gpt3-small": dict(context=2048, layers=12, heads=12, width=768),
     "gpt3-medium": dict(context=2048, layers=24, heads=16, width=1024),
     "gpt3-large": dict(context=2048, layers=24, heads=16, width=1536),

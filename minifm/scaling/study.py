@@ -32,8 +32,8 @@ from minifm.text.corpus import Corpus
 from minifm.text.packing import HeldOutBatches, TrainingBatches
 from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
-from minifm.training.optim import AdamW
 from minifm.training.objectives import CausalLanguageModel
+from minifm.training.optim import AdamW
 from minifm.training.pretrain import TextConfig, choose_tokenizer
 from minifm.training.report import Metrics
 from minifm.training.trainer import Trainer
