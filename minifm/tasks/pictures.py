@@ -18,7 +18,8 @@ WRITTEN = 24            # classes up to which each cell has its count written in
 def draw_confusion(scores, path, title="Confusion matrix"):
     """`scores` is a ClassScores. Colours are fractions of a row, so that a rare class is seen as
     well as a frequent one; numbers are counts."""
-    figure = _figure(side := max(4.2, 0.46 * len(scores.labels) + 2.2), side)
+    side = max(3.2, 0.46 * len(scores.labels) + 1.4)
+    figure = _figure(side + 1.8, side)
     if figure is None:
         return False
     axes, K = figure.subplots(), len(scores.labels)
@@ -29,7 +30,7 @@ def draw_confusion(scores, path, title="Confusion matrix"):
                                in zip(scores.labels, scores.gold)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("labelled (examples)")
-    axes.set_title(f"{title}: accuracy {scores.accuracy:.1%}", loc="left", fontsize=11)
+    figure.suptitle(f"{title}: accuracy {scores.accuracy:.1%}", fontsize=11)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(K + 1) - 0.5, minor=True)
@@ -41,7 +42,7 @@ def draw_confusion(scores, path, title="Confusion matrix"):
             if scores.matrix[i, j]:
                 axes.text(j, i, f"{scores.matrix[i, j]:,}", ha="center", va="center", fontsize=8,
                           color="white" if fractions[i, j] > 0.55 else INK)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.7, format=lambda x, _: f"{x:.0%}")
+    bar = figure.colorbar(shown, ax=axes, format=lambda x, _: f"{x:.0%}")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)
     bar.set_label("of the row", fontsize=9)
