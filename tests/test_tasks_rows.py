@@ -238,6 +238,9 @@ def test_a_word_within_the_token_of_another_goes_on_with_it():
     rows = TaggedRows([example], merged, ("X",), length=9)
     assert rows.facts["merged"] == 5 - len(ids)
     assert rows.predictions(perfect(rows, 3)) == [(Span(0, 5, "X"),)]
+    assert merged.decode(ids[:1]).startswith(b"((")
+    second = TaggedRows([Tagged("((x", (Span(1, 2, "X"),))], merged, ("X",), length=9)
+    assert second.targets[0][0] == 0            # the first word of a token has its tag: O
 
 
 # -- questions -------------------------------------------------------------------------------------
@@ -351,6 +354,11 @@ def test_each_epoch_visits_every_row_once(count, batch, seed):
             TaskBatches(rows, batch=batch, seed=seed).batch(step)
     for epoch in range(3 * batch):
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_another_epoch_has_another_order():
+    batches = TaskBatches(rows_of(11), batch=11, seed=0)
+    assert batches.batch(0)[0].tolist() != batches.batch(1)[0].tolist()
 
 
 def test_a_batch_is_a_function_of_seed_and_step():

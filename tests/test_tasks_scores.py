@@ -91,7 +91,7 @@ def test_perfect_and_empty_entities(gold):
 
 @pytest.mark.parametrize("text, expected", [
     ("The  Cat, sat!", "cat sat"), ("an A-1 theatre", "a1 theatre"), ("a", ""), ("\tx\n", "x"),
-    ("the-cat", "thecat"), ("L'été", "lété"),
+    ("the-cat", "thecat"), ("L'été", "lété"), ("x—the—y", "x— —y"),
 ])
 def test_answers_are_normalised_as_squad_does(text, expected):
     assert normalise_answer(text) == expected

@@ -25,7 +25,9 @@ def draw_confusion(scores, path, title="Confusion matrix"):
     axes, K = figure.subplots(), len(scores.labels)
     fractions = scores.matrix / np.maximum(scores.matrix.sum(1, keepdims=True), 1)
     shown = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(K), scores.labels, rotation=45, ha="right", rotation_mode="anchor")
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(K), scores.labels,
+                    **(slanted if max(map(len, scores.labels)) > 3 else {}))
     axes.set_yticks(range(K), [f"{label} ({gold:,})" for label, gold
                                in zip(scores.labels, scores.gold)])
     axes.set_xlabel("predicted")
@@ -87,5 +89,5 @@ def _figure(width, height):
 
 def _saved(figure, path):
     with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
     return True
