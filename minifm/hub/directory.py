@@ -47,8 +47,9 @@ from minifm.hub.locate import ADAPTER
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out
 from minifm.models import MODELS, packed_format
 from minifm.models.causal import CausalModel
-from minifm.models.heads import described
+from minifm.models.heads import Headed, described, with_head
 from minifm.nn import adapter_config
+from minifm.rng import Rng
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
@@ -76,11 +77,14 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
         raise UserError(f"{directory}: expected a directory that exists")
     if shard_bytes < 1:
         raise ConfigError(f"shard_bytes: expected a positive number, got {shard_bytes}")
-    if adapter_config(model) is not None:
-        save_adapter(model, directory)
+    end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    if adapter_config(model) is None:
+        _save_whole(model, directory, end_of_text, shard_bytes)
     else:
-        _save_whole(model, directory, None if tokenizer is None else tokenizer.end_of_text,
-                    shard_bytes)
+        save_adapter(model, directory)
+        if isinstance(model, Headed):       # of which files of adapters do not name the labels
+            write_json(model.config_to_hub(model.config, end_of_text=end_of_text),
+                       directory / CONFIG)
     if tokenizer is not None:
         tokenizer.save(directory)
 
@@ -170,7 +174,7 @@ def load_model(directory):
     """
     directory = Path(directory)
     if is_adapter(directory):
-        model = load_model(base_of(directory))
+        model = _headed_as(directory, load_model(base_of(directory)))
         load_adapter(model, directory)
         return model
     stored = _read_config(directory / CONFIG)
@@ -200,6 +204,21 @@ def load_model(directory):
                 parameter.data = backends.active().pack(parameter.data, format, inner)
         parameter.requires_grad = inner is None
     return model
+
+
+def _headed_as(directory, model):
+    """The model that an adapter is of, with the head that a config.json beside it describes."""
+    file = directory / CONFIG
+    if not file.exists():
+        return model
+    kind, config, _ = _understand(_read_config(file), file, ())
+    if not issubclass(kind, Headed) or isinstance(model, kind) and model.config == config:
+        return model
+    try:
+        settings = {name: getattr(config, name) for name in ("problem", "dropout", "padding")}
+        return with_head(model, kind, config.labels, rng=Rng(0), **settings)    # to be replaced
+    except ConfigError as problem:
+        raise FormatError(file, None, str(problem)) from problem
 
 
 def load_causal(directory):

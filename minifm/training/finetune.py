@@ -134,8 +134,7 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
     if method.scratch:
         begun = type(begun)(begun.config, rng.child("model"))
-    learner = kind.model(begun, [*training, *held_out] if kind.head is None else training,
-                         rng.child("head"))
+    learner = kind.model(begun, training, tokenizer, rng.child("head"))
     new = new_parameters(learner, begun)
     choose_weights(learner, method, replace(adapter, base=str(model)), rng.child("adapters"),
                    head_parts(learner, new))

@@ -26,7 +26,6 @@ from minifm.tasks import (
     labels_of,
 )
 from minifm.tasks.batches import HeldOutTaskBatches
-from minifm.tasks.scores import answer_scores, class_scores, entity_scores, summary_scores, table
 from minifm.tasks.spans import tag_names
 from minifm.tasks.summarize import PairRows, SummaryRows
 from minifm.tensor import no_grad
@@ -45,14 +44,13 @@ class Labelled(TokenObjective):
                           denominator=denominator, rng=rng, recompute=self.recompute)
 
 
-
 class Task:
     """What tasks do alike whose model is a body and a head."""
 
     example = None          # the kind of example
     head = None             # the kind of head
 
-    def model(self, model, examples, rng):
+    def model(self, model, examples, tokenizer, rng):
         """`model`, with a head for the labels of the examples. Raises ConfigError where it has
         such a head already, for other labels."""
         labels = self.labels(examples)
@@ -67,7 +65,10 @@ class Task:
         if isinstance(model, Seq2SeqModel):
             raise ConfigError(f"a {type(model).__name__} has no head for labels; only summarize "
                               "is for encoder-decoders")
-        return with_head(model, self.head, labels, rng=rng)
+        fills = tokenizer.end_of_text if tokenizer.padding is None else tokenizer.padding
+        body = getattr(model, "body", model).config
+        return with_head(model, self.head, labels, rng=rng,
+                         padding=None if hasattr(body, "padding") else fills)
 
     def labels(self, examples):
         """What the logits of the head stand for."""
@@ -93,17 +94,7 @@ class Task:
 
     def scores(self, examples, answers):
         """Scores: `figures` {name: fraction}, the first of which counts most, and `table()`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is scored")
-
-
-class Means:
-    """Scores that are but a few figures, {name: fraction}."""
-
-    def __init__(self, figures):
-        self.figures = figures
-
-    def table(self):
-        return table(("", "mean"), list(self.figures.items()))
+        return self.example.scores(examples, answers)
 
 
 class Classify(Task):
@@ -113,9 +104,6 @@ class Classify(Task):
 
     def rows(self, model, examples, tokenizer, length):
         return ClassifiedRows(examples, tokenizer, model.config.labels, length=length)
-
-    def scores(self, examples, answers):
-        return class_scores([e.label for e in examples], answers)
 
 
 class Tag(Task):
@@ -133,9 +121,6 @@ class Tag(Task):
                               f"the model has {', '.join(model.config.labels):.200}")
         return TaggedRows(examples, tokenizer, types, length=length, overlap=length // 4)
 
-    def scores(self, examples, answers):
-        return entity_scores([e.entities for e in examples], answers)
-
 
 class Answer(Task):
     """Where in a text the answer to a question stands."""
@@ -152,9 +137,6 @@ class Answer(Task):
         some_have_none = any(not example.answers for example in rows.examples)
         return rows.predictions(outputs, may_be_none=some_have_none)
 
-    def scores(self, examples, answers):
-        return Means(answer_scores([[a.text for a in e.answers] for e in examples], answers))
-
 
 class Summarize(Task):
     """A text made of a text. A decoder goes on behind it; an encoder-decoder reads it, and writes.
@@ -162,7 +144,7 @@ class Summarize(Task):
 
     example = Summary
 
-    def model(self, model, examples, rng):
+    def model(self, model, examples, tokenizer, rng):
         if isinstance(model, (CausalModel, Seq2SeqModel)):
             return model
         raise ConfigError(f"summarize: expected a model that writes, got a "
@@ -188,9 +170,6 @@ class Summarize(Task):
                             max_tokens=rows.longest)
             found += [completion.text.strip() for completion in done]
         return found
-
-    def scores(self, examples, answers):
-        return Means(summary_scores([e.summary for e in examples], answers))
 
 
 TASKS = {"classify": Classify(), "ner": Tag(), "qa": Answer(), "summarize": Summarize()}

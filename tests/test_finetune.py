@@ -1,0 +1,187 @@
+"""Fine-tuning from the command line: each task, each way to learn, every mistake one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_cli import minifm, refused  # noqa: F401
+
+import minifm as mf
+from minifm.hub import load_model, save_model
+from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config
+from minifm.nn import adapter_config
+from minifm.text import Tokenizer
+from minifm.text.tokenizer import FIRST, MASK, PADDING
+
+SHAPE = {"layers": 2, "heads": 2, "width": 32}
+ANIMALS, PLANTS = ("cat", "dog", "cow", "hen"), ("oak", "elm", "fir", "ivy")
+
+
+def saved(directory, kind):
+    """A small model with random weights, and its tokenizer."""
+    specials = {"bert": (FIRST, PADDING, MASK), "t5": (PADDING,), "gpt": ()}[kind]
+    tokenizer = Tokenizer.bytes(specials)
+    V, pad, end = tokenizer.vocabulary, tokenizer.padding, tokenizer.end_of_text
+    model = {
+        "bert": lambda: Bert(BertConfig(vocabulary=V, context=64, padding=pad, layout="roberta",
+                                        dropout=0.0, **SHAPE), mf.Rng(0)),
+        "gpt": lambda: GPT(GPTConfig(vocabulary=V, context=64, **SHAPE), mf.Rng(0)),
+        "t5": lambda: T5(T5Config(vocabulary=V, head_width=16, padding=pad, start=pad, end=end,
+                                  **SHAPE), mf.Rng(0))}[kind]()
+    directory.mkdir()
+    save_model(model, directory, tokenizer)
+    return directory
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """{task: a file of examples that a small model can learn}."""
+    words = [(word, kind) for words, kind in ((ANIMALS, "animal"), (PLANTS, "plant"))
+             for word in words]
+    pairs = [(a, b) for a in words for b in words]
+    return {
+        "classify": write(tmp_path / "classify.jsonl", [
+            {"text": f"the {word} {n}", "label": kind} for word, kind in words for n in range(12)]),
+        "ner": write(tmp_path / "ner.jsonl", [
+            {"text": f"a {a} or {b}", "entities": [
+                {"start": 2, "end": 5, "label": k}, {"start": 9, "end": 12, "label": l}]}
+            for (a, k), (b, l) in pairs]),
+        "qa": write(tmp_path / "qa.jsonl", [
+            {"question": "who?", "context": f"it is {n} {a}", "answers": [
+                {"text": a, "start": 7 + len(str(n)) }]} for a, _ in words for n in range(9)]),
+        "summarize": write(tmp_path / "summarize.jsonl", [
+            {"text": f"{n} {word} {n}", "summary": word} for word, _ in words for n in range(9)])}
+
+
+RUN = ["--epochs", 30, "--batch", 8, "--learning-rate", 3e-3]
+
+
+@pytest.mark.parametrize("task, kind, method, architecture, reached", [
+    ("classify", "bert", "full", "RobertaForSequenceClassification", 0.95),
+    ("classify", "gpt", "lora", None, 0.9),
+    ("ner", "bert", "full", "RobertaForTokenClassification", 0.9),
+    ("qa", "bert", "full", "RobertaForQuestionAnswering", 0.9),
+    ("summarize", "gpt", "full", "GPT2LMHeadModel", 0.5),
+    ("summarize", "t5", "full", "T5ForConditionalGeneration", 0.5),
+])
+def test_a_task_is_learnt(minifm, data, tmp_path, task, kind, method, architecture,  # noqa: F811
+                          reached):
+    model, run = saved(tmp_path / "model", kind), tmp_path / "run"
+    status, out, err = minifm("finetune", model, "--task", task, "--data", data[task], "--method",
+                              method, *RUN, "--out", run)
+    assert status == 0, err
+    scores = json.loads((run / "scores.json").read_text())
+    assert next(iter(scores["scores"].values())) >= reached, out
+    for part in ("training ", "held out ", "rows ", "model ", "steps "):
+        assert f"\n{part}" in f"\n{err}"
+    assert f"saved as   {run}/best" in out
+    assert (run / "learning.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "confusion.png").exists() == (task == "classify")
+    loaded = load_model(run / "best")
+    if architecture:
+        config = json.loads((run / "best/config.json").read_text())
+        assert config["architectures"] == [architecture]
+    else:
+        assert adapter_config(loaded) is not None
+        assert loaded.config.labels == ("animal", "plant")
+    ids = np.array([[10, 20, 30]])
+    assert np.isfinite(loaded(ids, ids).numpy() if kind == "t5" else loaded(ids).numpy()).all()
+
+
+@pytest.mark.parametrize("words", [
+    [], ["--method", "head"], ["--method", "lora", "--format", "int8", "--rank", 2],
+    ["--freeze", 1], ["--scratch"]])
+def test_each_way_to_learn_resumes_bitwise(minifm, data, tmp_path, words):  # noqa: F811
+    model, whole, run = saved(tmp_path / "model", "bert"), tmp_path / "whole", tmp_path / "run"
+    status, _, err = minifm(
+        "finetune", model, "--task", "classify", "--data", data["classify"], *words, "--steps", 4,
+        "--batch", 4, "--evaluate-every", 2, "--save-every", 2, "--keep", 9, "--out", whole)
+    assert status == 0, err
+    shutil.copytree(whole, run, symlinks=True)
+    shutil.rmtree(run / "step-00000004")
+    assert minifm("finetune", "--resume", "--out", run)[0] == 0
+    weights = "adapter_model.safetensors" if "lora" in words else "model.safetensors"
+    for file in (f"last/{weights}", "last/trainer_state/optimizer.safetensors", "scores.json"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def parameters_of(directory):
+    return {name: p.numpy() for name, p in load_model(directory).parameters().items()}
+
+
+@pytest.mark.parametrize("words, changes", [
+    (["--method", "head"], lambda name: not name.startswith("body.")),
+    (["--freeze", 1], lambda name: name.startswith(("body.blocks.1", "output", "dense"))),
+    (["--freeze", 0], lambda name: True)])
+def test_only_those_weights_change_that_should(minifm, data, tmp_path, words,  # noqa: F811
+                                               changes):
+    model, found = saved(tmp_path / "model", "bert"), {}
+    for steps in (1, 4):
+        run = tmp_path / str(steps)
+        assert minifm("finetune", model, "--task", "classify", "--data", data["classify"], *words,
+                      "--steps", steps, "--seed", 0, "--batch", 4, "--out", run)[0] == 0
+        found[steps] = parameters_of(run / "last")
+    for name, array in found[1].items():
+        if not changes(name):
+            np.testing.assert_array_equal(array, found[4][name], name)
+        else:
+            assert not np.array_equal(array, found[4][name]), name
+
+
+def test_a_run_ends_when_patience_does(minifm, data, tmp_path):  # noqa: F811
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    status, _, err = minifm(
+        "finetune", model, "--task", "classify", "--data", data["classify"], "--steps", 40,
+        "--learning-rate", 0, "--evaluate-every", 2, "--patience", 3, "--out", run)
+    assert status == 0 and "step 8: no evaluation was better than that of step 2" in err
+    assert (run / "last").resolve().name == "step-00000008"
+    assert json.loads((run / "scores.json").read_text())["step"] == 2
+
+
+def test_a_head_goes_on_learning_and_refuses_other_labels(minifm, data, tmp_path):  # noqa: F811
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    common = ["--task", "classify", "--steps", 2, "--batch", 4]
+    assert minifm("finetune", model, *common, "--data", data["classify"], "--out", run)[0] == 0
+    status, _, err = minifm("finetune", run, *common, "--data", data["classify"], "--out",
+                            tmp_path / "on")
+    assert status == 0 and "; new: " not in err
+    other = write(tmp_path / "other.jsonl", [{"text": str(n), "label": "mineral"}
+                                             for n in range(9)])
+    refused(minifm("finetune", run, *common, "--data", other, "--out", tmp_path / "no"),
+            "labels: the model knows animal, plant, and the examples have mineral")
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--data", "CLASSIFY"], "task: expected one of classify, ner, qa, summarize"),
+    (["--task", "ner", "--data", "stdlib-kind"], "task: stdlib-kind is for classify, not for ner"),
+    (["--task", "ner", "--data", "CLASSIFY"], 'classify.jsonl: line 1: expected a field'),
+    (["--task", "classify"], "data: expected files of examples, or one of stdlib-"),
+    (["--task", "classify", "--data", "CLASSIFY", "--length", "65"], "length: expected at most"),
+    (["--task", "classify", "--data", "CLASSIFY", "--rank", "4"], "rank: only for --method lora"),
+    (["--task", "classify", "--data", "CLASSIFY", "--format", "int8"], "format: only for method"),
+    (["--task", "classify", "--data", "CLASSIFY", "--freeze", "3"], "expected 0 … 2, got 3"),
+    (["--task", "summarize", "--data", "SUMMARIZE"], "summarize: expected a model that writes"),
+    (["--task", "classify", "--data", "CLASSIFY", "--held-out-data", "OTHER"],
+     "other.jsonl: line 1: label 'mineral' is unknown; expected one of animal, plant"),
+    (["--task", "classify", "--data", "CLASSIFY", "--method", "lora", "--targets", "nowhere"],
+     "targets: no linear layer is called 'nowhere'"),
+])
+def test_mistakes_are_one_line_and_leave_nothing(minifm, data, tmp_path, words,  # noqa: F811
+                                                 said):
+    other = write(tmp_path / "other.jsonl", [{"text": "x", "label": "mineral"}])
+    places = {"CLASSIFY": data["classify"], "SUMMARIZE": data["summarize"], "OTHER": other}
+    run = tmp_path / "run"
+    refused(minifm("finetune", saved(tmp_path / "model", "bert"), "--out", run,
+                   *(places.get(word, word) for word in words)), said)
+    assert not run.exists()
+
+
+def test_a_model_is_needed(minifm, tmp_path):  # noqa: F811
+    refused(minifm("finetune", "--out", tmp_path / "run"), "model: expected a model to start from")
+    refused(minifm("finetune", "--resume", "--out", tmp_path), "there is no run to resume")
