@@ -1,6 +1,7 @@
 """Constraints: the automaton against Python's `re` and JSON, masks against brute force, and what
 models write under them."""
 
+import itertools
 import json
 import random
 import re
@@ -79,6 +80,17 @@ def test_an_automaton_accepts_what_re_matches_as_a_whole(pattern, texts):
     expected = re.compile(pattern, re.ASCII)
     for text in texts + ["", "a", "b", "ab", "aab", "é", "1"]:
         assert automaton.matches(text.encode()) == bool(expected.fullmatch(text)), (pattern, text)
+
+
+@pytest.mark.parametrize("pattern", ["(a*|b)", "(a*|b)c", "a*(b|c*)*a", "(a?b*)*c", "((a|b)*c)?",
+                                     "(a{2,}|b+)c*", "(|a)(b|)c{0,2}", "(a*b)*|c", "([ab]*c|a)+"])
+def test_loops_and_branches_do_not_leak_into_each_other(pattern):
+    """Every text of up to five letters."""
+    automaton = Regex(pattern).automaton()
+    for length in range(6):
+        for letters in itertools.product("abc", repeat=length):
+            text = "".join(letters)
+            assert automaton.matches(text.encode()) == bool(re.fullmatch(pattern, text)), text
 
 
 @given(patterns(), st.integers(0, 9999))
