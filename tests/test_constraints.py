@@ -25,6 +25,7 @@ from minifm.generation import (
     generate,
 )
 from minifm.generation.constraints import Guide
+from minifm.generation.constraints import automaton as automata
 from minifm.generation.constraints.automaton import DEAD, START
 from minifm.generation.constraints.expression import LAST, in_json, utf8
 from minifm.models import GPT, GPTConfig
@@ -141,7 +142,6 @@ def test_a_character_is_spelt_in_json_as_json_spells_it():
     ("a{3,2}", "from 3 to 2 times"), (r"\x1", "without its 2 hexadecimal digits"),
     ("a\\", "the end, where"), (r"[\d-z]", "a range between"), ("(" * 200, "100 groups"),
     ("\ud800", "a surrogate"), (r"\U00110000", "beyond the last character"),
-    ("(a{1000}){1000}", "the constraint is too"),
     (r"[^\x00-\U0010ffff]", "nothing matches"), (3, "expected a string, got 3"),
 ])
 def test_a_pattern_that_is_not_supported_is_refused_in_one_line(pattern, said):
@@ -316,13 +316,30 @@ def test_references_within_a_schema_are_followed():
     ({"const": float("nan")}, "cannot be written as JSON"), ({"const": "\ud800"}, "cannot be"),
     ({"anyOf": [], "type": "null"}, "'type' is not supported here"), ({"anyOf": []}, "anyOf: exp"),
     ({"oneOf": [{"type": "null"}]}, "expected `type`"),
-    ({"type": "array", "items": {"type": "string", "maxLength": 9999}, "maxItems": 99},
-     "the constraint is too large"),
 ])
 def test_a_schema_that_is_not_supported_is_refused_in_one_line(schema, said):
     with pytest.raises(ConfigError, match=said) as refusal:
         JsonSchema(schema).automaton()
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("constraint", [
+    Regex("(a{1000}){1000}"), Regex("(a|b)*a(a|b){9}"),         # as an Nfa, and only without it
+    JsonSchema({"type": "array", "items": {"type": "string", "maxLength": 99}, "maxItems": 99})])
+def test_a_constraint_that_is_too_large_is_refused(monkeypatch, constraint):
+    monkeypatch.setattr(automata, "LARGEST", 500)
+    with pytest.raises(ConfigError, match="the constraint is too large: it needs more than 500"):
+        constraint.automaton()
+
+
+@pytest.mark.parametrize("schema", [{"type": "string", "pattern": "b", "maxLength": 3},
+                                    {"type": "string", "pattern": "^(ab)+$", "minLength": 3,
+                                     "maxLength": 5}])
+def test_no_byte_leads_into_a_dead_end(schema):
+    """Where a length and a pattern meet, most beginnings cannot be ended."""
+    automaton = JsonSchema(schema).automaton()
+    behind = automaton.table[automaton.table != DEAD]
+    assert len(behind) and (automaton.remaining[behind] < len(automaton.table)).all()
 
 
 def test_schemas_deep_within_each_other_are_refused():
