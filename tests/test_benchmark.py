@@ -362,7 +362,7 @@ def test_a_case_that_a_backend_cannot_do_says_so(tiny):
     case = cases.Case("kernels", "gemm", "new", ("forward",), subject)
     rows = tiny.rows(case)
     assert {row.problem for row in rows} == {"has no such verb yet"}
-    assert f"{AVAILABLE[0]}: has no such verb yet" in "".join(verb.named_table(rows, True))
+    assert f"{AVAILABLE[0]}: has no such verb yet" in "".join(verb.named_table(rows, True, []))
 
 
 def test_a_verb_that_must_not_be_left_to_numpy_is_a_problem(monkeypatch, tiny, without_log):
