@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import minifm as mf
 from minifm import cli
+from minifm.cli.scaling import told
 from minifm.errors import ConfigError, FormatError
 from minifm.scaling import law as laws
 from minifm.scaling.grid import REPEATS, WIDTHS, StudyConfig, grid, learning_rate, shape
@@ -236,8 +237,10 @@ def test_a_grid_keeps_its_time_and_its_rules(minutes, budgets, spread, sizes, te
     try:
         found = grid(config, text, known_step)
     except ConfigError as error:
-        assert "minutes: " in str(error) and minutes < 2
+        assert "minutes: " in str(error) and "A fit needs 8" in str(error)
+        assert minutes < 2 or budgets * sizes < 8 or text < 10**6
         return
+    assert len(found.cells) >= 8
     assert found.seconds <= 60 * minutes
     assert len(found.cells) + sum(found.left_out.values()) == budgets * sizes
     assert len({cell.name for cell in found.cells}) == len(found.cells)
@@ -275,8 +278,18 @@ def test_every_width_is_a_model(width):
 
 
 def test_too_little_time_is_refused():
-    with pytest.raises(ConfigError, match="minutes: 0.001 are too few"):
+    with pytest.raises(ConfigError, match="minutes: 0.001 give 0 cells here.* A fit needs 8"):
         grid(StudyConfig(minutes=0.001), 10**9, known_step)
+    with pytest.raises(ConfigError, match="minutes: 10 give 6 cells here"):
+        grid(StudyConfig(minutes=10, budgets=2, sizes=3), 10**9, known_step)
+
+
+def test_cells_that_tell_nothing_are_called_a_guess():
+    rows = results(SMALL, grid(TOY, 10**9, known_step).cells)
+    assert "a guess" not in "\n".join(told(Findings.of(rows, mf.Rng(0)), [1e12], []))
+    for row in rows:
+        row["loss"] = 3 + row["steps"] % 2
+    assert "do not tell" in "\n".join(told(Findings.of(rows, mf.Rng(0)), [1e12], []))
 
 
 # -- a study -------------------------------------------------------------------------------------
@@ -439,7 +452,7 @@ def test_a_study_from_the_command_line(tmp_path, book):
              "--length", "16", "--batch", "2", "--least-steps", "2", "--evaluate-batches", "1"]
     done = subprocess.run([str(word) for word in words], text=True, capture_output=True,
                           timeout=120, check=False)
-    if "too few here" in done.stderr or "at least 8 finished cells" in done.stderr:
+    if "A fit needs 8" in done.stderr:
         assert done.returncode == 2         # a machine that is slow or busy: said, not hidden
         return
     assert done.returncode == 0, done.stderr

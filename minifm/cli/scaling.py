@@ -129,8 +129,8 @@ def told(findings, flops, seconds):
     yield f"  error   {sum(errors) / len(errors):.2%} in the mean, {max(errors):.2%} at most"
     open_still = [name for name in ("alpha", "beta") if wide(findings.between(name))]
     if open_still:
-        yield (f"  these cells do not tell {' and '.join(open_still)}, and so no best size: give "
-               "more --minutes")
+        yield (f"  these cells do not tell {' and '.join(open_still)}: what follows is a guess; "
+               "give more --minutes")
     yield "\nthe best size for C operations grows as C^a"
     yield f"  a = {law.exponent:.3f} {bracket(findings.between('exponent'))} by the law"
     power, known = power_law(found), sum(curve.best is not None for curve in found)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models import GPTConfig
+from minifm.scaling.law import LEAST_CELLS
 
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024,
           1280)
@@ -107,13 +108,19 @@ def grid(config, text_tokens, seconds_of_a_step):
         trial = _with_budget(budget, ladder, text_tokens)
         if trial.seconds > 60 * config.minutes:
             break
-        if trial.seconds >= found.seconds:
+        if (_enough(trial), trial.seconds) >= (_enough(found), found.seconds):
             found = trial
         budget *= GROWTH
-    if not found.cells:
-        raise ConfigError(f"minutes: {config.minutes:g} are too few here for cells of at least "
-                          f"{config.least_steps} steps")
+    if not _enough(found):
+        left_out = "".join(f"; {n} left out: {what}" for what, n in found.left_out.items())
+        raise ConfigError(
+            f"minutes: {config.minutes:g} give {len(found.cells)} cells here{left_out}. A fit "
+            f"needs {LEAST_CELLS}: more minutes, text, budgets or sizes, or fewer least_steps")
     return found
+
+
+def _enough(found):
+    return len(found.cells) >= LEAST_CELLS
 
 
 class _Ladder:
