@@ -16,7 +16,7 @@ from minifm.models import ARCHITECTURES, GPTConfig, LlamaConfig
 from minifm.scaling import memory as room
 from minifm.scaling.devices import DEVICES
 from minifm.scaling.memory import Layout, block_bytes, memory, state_bytes
-from minifm.scaling.plan import PlanConfig, plan, preset
+from minifm.scaling.plan import PlanConfig, divisions, plan, preset
 
 GPT3 = preset("gpt3-175b")
 
@@ -230,6 +230,12 @@ def test_time_is_megatrons(shape, tokens, count, teraflops, days):
 # -- layouts -------------------------------------------------------------------------------------
 
 
+def test_divisions_come_least_first_and_among_equals_within_a_server():
+    found = divisions(GPT3, PlanConfig(), DEVICES["h100"])
+    assert found[0] == (1, 1) and found.index((4, 3)) < found.index((8, 2))
+    assert found.index((8, 1)) < found.index((4, 2)) < found.index((1, 8)) < found.index((3, 3))
+
+
 @given(count=st.integers(1, 12).map(lambda n: 2**n), zero=st.integers(0, 3),
        name=st.sampled_from(["gpt3-13b", "gpt3-175b", "llama-33b", "llama3-70b", "mixtral-8x7b"]),
        device=st.sampled_from(["a100-40gb", "a100", "h200"]))
@@ -314,8 +320,9 @@ def test_json_says_the_same_as_the_plan(minifm):
     assert found["by_zero"]["1"] == found["memory"]
 
 
-@pytest.mark.parametrize("name", [name for kind in ARCHITECTURES.values() for name in kind.presets])
-def test_every_preset_has_a_plan(minifm, name):
+@pytest.mark.parametrize("name", [name for arch in ("gpt", "llama")
+                                  for name in ARCHITECTURES[arch].presets])
+def test_every_decoder_has_a_plan(minifm, name):
     status, out, _ = minifm("plan", "--arch", name, "--tokens", "1e9", "--device", "b200")
     assert status == 0 and "fewest devices" in out or "no number of devices" in out
 
@@ -329,6 +336,7 @@ def test_numbers_as_people_write_them(text, value):
 @pytest.mark.parametrize("words, parts", [
     (("--device", "h1000"), ("device: expected one of", "'h1000'", "did you mean h100?")),
     (("--arch", "gpt3-175"), ("arch: expected one of", "did you mean gpt3-175b?")),
+    (("--arch", "bert-base"), ("arch: expected one of tiny, mini, gpt2", "'bert-base'")),
     (("--arch", "chinchilla-70b"), ("arch: expected one of", "'chinchilla-70b'")),
     (("--tokens", "many"), ("tokens: expected a number", "'many'")),
     (("--tokens", "B"), ("tokens: expected a number", "'B'")),

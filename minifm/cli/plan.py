@@ -20,7 +20,7 @@ def arguments(parser, argv):
     from minifm.scaling.devices import DEVICES
     from minifm.scaling.plan import PlanConfig
     parser.add_argument("--arch", required=True, metavar="NAME",
-                        help="a model by the name of its preset, such as gpt3-175b or llama3-8b "
+                        help="a decoder by the name of its preset, such as gpt3-175b or llama3-8b "
                              "(those of `minifm pretrain --preset`)")
     parser.add_argument("--tokens", required=True, metavar="NUMBER",
                         help="to train on, as 300e9 or 300B or 1.4T")

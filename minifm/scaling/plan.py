@@ -17,6 +17,7 @@ from typing import NamedTuple
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models import ARCHITECTURES
+from minifm.models.causal import CausalModel
 from minifm.scaling.devices import DEVICES
 from minifm.scaling.memory import (
     GRADIENT,
@@ -137,9 +138,10 @@ def plan(arch, tokens, device, config):
 
 
 def preset(name):
-    """The configuration of the published model, or of minifm's own, that is called `name`."""
+    """The configuration of the published model, or of minifm's own, that is called `name`: of a
+    decoder, since what a block of others keeps memory.py does not know."""
     presets = {key: (kind.config, shape) for kind in ARCHITECTURES.values()
-               for key, shape in kind.presets.items()}
+               if issubclass(kind.model, CausalModel) for key, shape in kind.presets.items()}
     make, shape = known("arch", name, presets)
     return make(**shape)
 
