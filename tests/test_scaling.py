@@ -64,7 +64,7 @@ def test_the_law_lies_in_its_intervals(true):
     hits = []
     for seed in range(8):
         loss = true(N, D) * noise(len(N), 5e-3, seed)
-        drawn = bootstrap(N, D, loss, rng=mf.Rng(seed), samples=40)
+        drawn = bootstrap(N, D, loss, rng=mf.Rng(seed), samples=30)
         for name in ("E", "alpha", "beta", "exponent"):
             low, high = interval([getattr(law, name) for law in drawn])
             hits.append(low <= getattr(true, name) <= high)
@@ -172,7 +172,7 @@ def results(law, cells, scale=0.0, fixed=1e-7, each=2e-12):
 
 def test_findings_spend_operations_and_seconds():
     rows = results(SMALL, grid(TOY, 10**9, known_step).cells)
-    found = Findings.of(rows, mf.Rng(0))
+    found = Findings.of(rows, mf.Rng(0), samples=20)
     assert found.costs.fixed == pytest.approx(1e-7) and found.costs.each == pytest.approx(2e-12)
     assert found.costs.per == pytest.approx(np.exp(np.mean([
         math.log(row["flops"] / row["parameters"] / row["tokens"]) for row in rows])))
@@ -286,10 +286,10 @@ def test_too_little_time_is_refused():
 
 def test_cells_that_tell_nothing_are_called_a_guess():
     rows = results(SMALL, grid(TOY, 10**9, known_step).cells)
-    assert "a guess" not in "\n".join(told(Findings.of(rows, mf.Rng(0)), [1e12], []))
+    assert "a guess" not in "\n".join(told(Findings.of(rows, mf.Rng(0), samples=20), [1e12], []))
     for row in rows:
         row["loss"] = 3 + row["steps"] % 2
-    assert "do not tell" in "\n".join(told(Findings.of(rows, mf.Rng(0)), [1e12], []))
+    assert "do not tell" in "\n".join(told(Findings.of(rows, mf.Rng(0), samples=20), [1e12], []))
 
 
 # -- a study -------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ def told(findings, flops, seconds):
     """The law with its intervals, the curves' exponent, and the table of budgets."""
     from minifm.scaling.isoflop import curves, power_law
     law, found = findings.law, curves(findings.rows)
-    yield "\nL(N, D) = E + A / N^alpha + B / D^beta, in nats a token (in brackets, 90 % of 200 fits"
+    yield ("\nL(N, D) = E + A / N^alpha + B / D^beta, in nats a token (in brackets, 90 % of "
+           f"{len(findings.laws)} fits")
     yield "to cells drawn again)"
     for name in ("E", "A", "alpha", "B", "beta"):
         yield f"  {name:<8}{getattr(law, name):<12.4g}{bracket(findings.between(name))}"

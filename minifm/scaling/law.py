@@ -15,7 +15,7 @@ from minifm.errors import ConfigError
 
 DELTA = 1e-3                # beyond such an error in log L the loss grows in a line
 LEAST_CELLS, LEAST_KINDS = 8, 3
-SPARSE = 36                 # of 243 starts a drawn set takes every so-manieth
+SPARSE = 81                 # of 243 starts a drawn set takes every so-manieth
 # Logs of the three parts at the middle of the runs, and of α and β between them: what no run says
 # anything about would else go on for ever.
 LOWEST = np.array([-20, -20, math.log(1e-3), -20, math.log(1e-3)])
@@ -182,7 +182,7 @@ def _minimise(data, theta, counts):
         slopes = np.where(better[:, None, None], slopes_there, slopes)
         cost = np.where(better, cost_there, cost)
         damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-12, 1e12)
-        idle = 0 if gain > 1e-9 else idle + 1
+        idle = 0 if gain > 1e-7 else idle + 1
         if idle == PATIENCE:
             break
     return theta, cost

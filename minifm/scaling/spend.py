@@ -72,11 +72,12 @@ class Findings(NamedTuple):
     costs: Costs
 
     @classmethod
-    def of(cls, rows, rng):
-        """From results (study.py); raises ConfigError for too few of them."""
+    def of(cls, rows, rng, samples=200):
+        """From results (study.py), with so many laws of the bootstrap; raises ConfigError for too
+        few results."""
         N, D, loss = ([row[key] for row in rows] for key in ("parameters", "tokens", "loss"))
         law = fit(N, D, loss)
-        return cls(rows, law, bootstrap(N, D, loss, rng=rng), Costs.of(rows))
+        return cls(rows, law, bootstrap(N, D, loss, rng=rng, samples=samples), Costs.of(rows))
 
     def between(self, name):
         """The interval of a number of the law, by its name."""
