@@ -141,7 +141,8 @@ def check_dtypes(cls, inputs):
     for other in floats - {"float32", "float64"}:
         raise ShapeError(explain(cls, inputs, f"operands are float32 or float64, not {other}"))
     if len(floats) > 1:
-        raise ShapeError(explain(cls, inputs, f"operands mix {' and '.join(sorted(floats))}"))
+        raise ShapeError(explain(cls, inputs, f"operands mix {' and '.join(sorted(floats))}; give "
+                                 "all in one, such as x.astype(np.float32) of an array"))
 
 
 def check_arithmetic(cls, inputs):

@@ -61,8 +61,7 @@ class Tensor:
         if isinstance(data, Tensor):
             data = data.data
         elif not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            data = data.astype(np.float32) if data.dtype == np.float64 else data
+            data = _array_of(data)
         if isinstance(data, (np.ndarray, np.generic)):
             data = backends.active().from_numpy(data)
         if data.dtype not in (np.float32, np.float64) and np.dtype(data.dtype).kind not in "iub":
@@ -94,12 +93,24 @@ class Tensor:
     def __bool__(self):
         return bool(self.item())        # raises unless there is exactly one element
 
+    def __float__(self):
+        return float(self.item())
+
+    def __int__(self):
+        return int(self.item())
+
+    def __array__(self, dtype=None, copy=None):
+        """What np.asarray(tensor) gives: the values, without their graph."""
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
     def numpy(self):
         """The values as a NumPy array, which may share memory with the tensor."""
         return backends.active().to_numpy(self.data)
 
     def item(self):
-        """The one value of a one-element tensor, as a Python number."""
+        """The one value of a one-element tensor, as a Python number; else raises ShapeError."""
+        if any(size != 1 for size in self.shape):
+            raise ShapeError(f"expected a tensor of one element, this one has shape {self.shape}")
         return self.numpy().item()
 
     def detach(self):
@@ -115,6 +126,15 @@ class Tensor:
         wants = ", requires_grad=True" if self.requires_grad and self.op is None else ""
         values = np.array2string(self.numpy(), precision=4, threshold=64, prefix="Tensor(")
         return f"Tensor({values}, {self.dtype}{made}{wants})"
+
+
+def _array_of(data):
+    """Numbers, in lists or alone, as an array; floats as float32."""
+    try:
+        data = np.asarray(data)
+    except ValueError as problem:       # rows of different lengths
+        raise ShapeError(f"a tensor is made of numbers in rows of one length: {problem}") from None
+    return data.astype(np.float32) if data.dtype == np.float64 else data
 
 
 def apply(op_class, *inputs, **options):

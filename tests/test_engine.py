@@ -30,6 +30,41 @@ def no_collector():
     gc.enable()
 
 
+# -- values ------------------------------------------------------------------------------------
+
+
+def test_numpy_reads_a_tensor_as_the_array_that_it_holds():
+    x = leaf([[1, 2], [3, 4]], np.float32)
+    values = np.asarray(x * 2)
+    assert values.dtype == np.float32 and values.tolist() == [[2, 4], [6, 8]]
+    assert np.asarray(x, np.int64).dtype == np.int64
+    np.array(x)[:] = 0                  # a copy
+    assert x.numpy().tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError):
+        np.asarray(x, np.int64, copy=False)
+
+
+def test_a_model_takes_ids_as_a_tensor_as_well():
+    from minifm.models import GPT, GPTConfig
+    model = GPT(GPTConfig(vocabulary=7, layers=1, heads=1, width=4, context=8), mf.Rng(0))
+    ids = np.arange(6).reshape(2, 3)
+    assert (model(mf.Tensor(ids)).numpy() == model(ids).numpy()).all()
+
+
+def test_one_element_is_a_number_and_several_are_not():
+    assert float(leaf([1.5])) == 1.5 and int(leaf([[2.5]])) == 2 and leaf(3).item() == 3
+    for ask in (float, int, bool, mf.Tensor.item):
+        with pytest.raises(ShapeError, match=r"one element, this one has shape \(2,\)"):
+            ask(leaf([1, 2]))
+
+
+def test_rows_of_different_lengths_are_refused():
+    with pytest.raises(ShapeError, match="rows of one length"):
+        mf.Tensor([[1, 2], [3]])
+    with pytest.raises(ShapeError, match="operands mix float32 and float64; give all in one"):
+        np.array([1.0, 2.0]) + mf.Tensor([1.0, 2.0])
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 
