@@ -96,7 +96,7 @@ def test_help_and_import_leave_heavy_libraries_alone():
 
 def test_both_names_start_the_command_line():
     assert process("--version").stdout.startswith("minifm ")
-    assert "VERB" in process().stderr and process().returncode == 2
+    assert "expected a VERB" in process().stderr and process().returncode == 2
 
 
 def test_debug_shows_the_traceback(monkeypatch):
@@ -276,6 +276,7 @@ def test_pretraining_goes_on_from_a_given_model(minifm, book, tmp_path):
     flags = ["--init", first, "--data", book, "--batch", 2, "--out", second]
     refused(minifm("pretrain", *flags, "--layers", 3), "layers: the model to start from")
     refused(minifm("pretrain", *flags, "--tokenizer", "bytes"), "tokenizer: ")
+    refused(minifm("pretrain", *flags, "--preset", "tiny"), "preset: the model to start from")
     assert minifm("pretrain", *flags, "--steps", 1, "--learning-rate", 0)[0] == 0
     weights = [(run / "last/model.safetensors").read_bytes() for run in (first, second)]
     assert weights[0] == weights[1]
@@ -366,9 +367,26 @@ def test_a_context_that_the_text_cannot_fill_is_refused(minifm, tmp_path):
     refused(result, "windows of 4096 tokens", "lower the context")
 
 
-def test_an_argument_that_is_no_number_is_refused_with_usage(minifm, tmp_path):
-    status, out, err = minifm("pretrain", "--out", tmp_path, "--steps", "many")
-    assert status == 2 and "invalid int value: 'many'" in err and "Traceback" not in err
+@pytest.mark.parametrize("words, said", [
+    (["pretrain", "--steps", "many"], "--steps: expected an integer, got 'many'; see minifm"),
+    (["pretrain", "--clip", "x"], "--clip: expected a number, got 'x'"),
+    (["pretrain", "--layer", 3], "--layer is unknown (did you mean --layers?)"),
+    (["pretrain", "--layer=3"], "--layer is unknown (did you mean --layers?)"),
+    (["pretrain", "--zzz"], "--zzz is unknown; see minifm pretrain --help"),
+    (["pretrain", "--key-heads", 1], "--key-heads: gpt has no such setting (llama has: --arch"),
+    (["pretrain", "--no-tied"], "--no-tied: gpt has no such setting (llama"),
+    (["pretrain", "--arch", "lama"], "--arch: invalid choice: 'lama'"),
+    (["generate", "x", "--temperatur", 1], "did you mean --temperature?)"),
+    (["env", "more"], "'more' is one argument too many; see minifm env --help"),
+    (["pretrian"], "got 'pretrian'; did you mean pretrain?"), (["x"], "there are pretrain, "),
+    ([], "expected a VERB"), (["--nothing"], "--nothing is unknown"),
+])
+def test_words_that_are_not_known_are_refused_in_one_line(minifm, tmp_path, words, said):
+    refused(minifm(*words), said)
+
+
+def test_a_required_flag_that_is_missing_is_named(minifm):
+    refused(minifm("pretrain"), "--out", "see minifm pretrain --help")
 
 
 @pytest.mark.parametrize("words, said", [

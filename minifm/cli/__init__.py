@@ -1,6 +1,5 @@
 """The command line: `minifm VERB …`, one file a verb; a user's mistake is one line and status 2."""
 
-import argparse
 import importlib
 import os
 import shutil
@@ -66,23 +65,30 @@ def _prepare_streams():
 
 
 def parse(argv):
-    """The parsed arguments; `args.run` is the verb's function. Only that verb is imported."""
-    parser = argparse.ArgumentParser(
-        prog="minifm", description="A foundation-model stack to read, step through, and use.",
-        epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The parsed arguments; `args.run` is the verb's function. Only that verb is imported.
+
+    Raises ConfigError for what is not on the menu.
+    """
+    from minifm.cli.arguments import Parser, meant
+    from minifm.errors import ConfigError
+    verb = argv[0] if argv else ""
+    if verb in VERBS:
+        module, summary = importlib.import_module(f"minifm.cli.{verb}"), VERBS[verb]
+        parser = Parser(prog=f"minifm {verb}", description=summary[0].upper() + summary[1:] + ".",
+                        epilog=module.EXAMPLE)
+        module.arguments(parser, argv)
+        parser.set_defaults(run=module.run)
+        return parser.parse_args(argv[1:])
+    if not verb.startswith("-"):
+        raise ConfigError(f"expected a VERB, got {verb!r}; {meant(verb, VERBS)}; "
+                          "see minifm --help")
+    parser = Parser(
+        prog="minifm", usage="minifm [-h] [--version] VERB ...", epilog=EXAMPLE,
+        description="A foundation-model stack to read, step through, and use.")
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    for verb, summary in VERBS.items():
-        if verb != chosen:
-            verbs.add_parser(verb, help=summary)
-            continue
-        module = importlib.import_module(f"minifm.cli.{verb}")
-        verb_parser = verbs.add_parser(
-            verb, help=summary, description=summary[0].upper() + summary[1:] + ".",
-            epilog=module.EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.arguments(verb_parser, argv)
-        verb_parser.set_defaults(run=module.run)
+    for name, summary in VERBS.items():
+        verbs.add_parser(name, help=summary)
     return parser.parse_args(argv)
 
 

@@ -8,6 +8,8 @@ the `--config` file, the file beats the default.
 import argparse
 import dataclasses
 import difflib
+import functools
+import itertools
 import json
 import tomllib
 import typing
@@ -15,6 +17,57 @@ from pathlib import Path
 
 from minifm.config import fits, plain_type, type_name
 from minifm.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of one verb, whose mistakes raise ConfigError: one line, with what was meant. A flag
+    has one name and no abbreviations: what is short for one flag today is two flags' tomorrow.
+
+    elsewhere  {flag: why it is not one here}
+    """
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.elsewhere = {}
+        for kind in (int, float):
+            self.register("type", kind, functools.partial(_number, kind))
+
+    def parse_args(self, argv):
+        """The arguments in a namespace. Flags that are none are told before what is missing: a
+        required flag may be what the user meant."""
+        for word in itertools.takewhile(lambda word: word != "--", argv):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and " " not in flag:
+                self._require_known(flag)
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            self.error(f"{unknown[0]!r} is one argument too many")
+        return args
+
+    def error(self, message):
+        raise ConfigError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+    def _require_known(self, flag):
+        known = self._option_string_actions
+        if flag in self.elsewhere:
+            self.error(f"{flag}: {self.elsewhere[flag]}")
+        if flag not in known:
+            self.error(f"{flag} is unknown" + "".join(
+                f" (did you mean {near}?)" for near in difflib.get_close_matches(flag, known, 1)))
+
+
+def meant(wanted, known):
+    """"did you mean …?", with what of `known` is nearest to `wanted`; else all of `known`."""
+    near = difflib.get_close_matches(wanted, list(known), 3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+
+
+def _number(kind, text):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {type_name(kind)}, got {text!r}") from None
 
 
 def add_fields(parser, cls, title, skip=(), defaults=True):
@@ -32,7 +85,7 @@ def add_fields(parser, cls, title, skip=(), defaults=True):
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
-            options |= {"nargs": "+", "metavar": "STR"}
+            options |= {"nargs": "+", "metavar": field.name.upper()}
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         group.add_argument("--" + field.name.replace("_", "-"), **options)

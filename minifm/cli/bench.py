@@ -1,7 +1,6 @@
 """`minifm bench`: what each kernel and model takes, beside other libraries and the limits."""
 
 import contextlib
-import difflib
 import functools
 import importlib.util
 import itertools
@@ -13,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from minifm.cli.arguments import meant
 from minifm.cli.generate import show
 from minifm.errors import ConfigError
 
@@ -312,9 +312,7 @@ def _near(flag, wanted, known, given):
     """`wanted`, if it is among `known`; else a ConfigError that names what is nearest."""
     if wanted in known:
         return wanted
-    near = difflib.get_close_matches(wanted, list(known), 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    raise ConfigError(f"{flag}: {given!r} is unknown; {hint}")
+    raise ConfigError(f"{flag}: {given!r} is unknown; {meant(wanted, known)}")
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ PRESETS = {name: arch for arch, kind in ARCHITECTURES.items() for name in kind.p
 def arguments(parser, argv):
     from minifm.training.objectives import LearningConfig
     from minifm.training.pretrain import NOT_CHOSEN, TextConfig
-    parser.usage = "minifm pretrain --out DIRECTORY [--data SOURCE ...] [options]"
+    parser.usage = "minifm pretrain --out DIRECTORY [--data DATA ...] [options]"
     parser.add_argument("--out", metavar="DIRECTORY", required=True,
                         help="the directory of the run: checkpoints, log, loss curve")
     parser.add_argument("--resume", action="store_true",
@@ -37,7 +37,9 @@ def arguments(parser, argv):
     parser.add_argument("--init", metavar="MODEL", default=argparse.SUPPRESS,
                         help="start from this model, a directory or a name on the hub, in place "
                              "of random weights")
-    arch, defaults = shown_arch(argv), [kind.default for kind in ARCHITECTURES.values()]
+    arch = shown_arch(argv)
+    parser.elsewhere = foreign_flags(arch)
+    defaults = [kind.default for kind in ARCHITECTURES.values()]
     parser.add_argument("--arch", choices=ARCHITECTURES, default=argparse.SUPPRESS,
                         help="what the model is made of; with --help, its settings are shown "
                              "(default: gpt, or what the preset is of)")
@@ -85,6 +87,18 @@ def shown_arch(argv):
     return arch if arch in ARCHITECTURES else "gpt"
 
 
+def foreign_flags(arch):
+    """{flag: why it is none} of the settings that other architectures have."""
+    from minifm.training.pretrain import settings_of
+    owners, own = {}, settings_of(arch)
+    for other in ARCHITECTURES:
+        for name in settings_of(other) - own:
+            owners.setdefault(name, []).append(other)
+    return {f"--{no}{name.replace('_', '-')}":
+            f"{arch} has no such setting ({', '.join(others)} has: --arch {others[0]})"
+            for name, others in owners.items() for no in ("", "no-")}
+
+
 def shape_of(arch):
     """The settings of a model's shape (None: of any) that the user chooses."""
     from minifm.training.pretrain import settings_of
@@ -107,6 +121,8 @@ def said_in_all(args, *configs):
         if said.get(name) not in (None, *known):
             raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {said[name]!r}")
     arch = said.get("arch", PRESETS.get(chosen) or below.get("arch"))
+    if "init" in said and chosen:
+        raise ConfigError(f"preset: the model to start from has its own shape; leave out {chosen}")
     if "init" not in said:
         arch = arch or "gpt"
         chosen = chosen if args.resume else chosen or ARCHITECTURES[arch].default
