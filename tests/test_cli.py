@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from minifm import cli
+from minifm import backends, cli
+from minifm.errors import ConfigError
 from minifm.models import GPT, packed_format
 from minifm.text import Tokenizer
 from minifm.training import checkpoint
@@ -265,9 +266,48 @@ def test_resuming_with_other_settings_lists_the_differences(minifm, book, tmp_pa
     other = tmp_path / "other.txt"
     other.write_text(TEXT.upper())
     refused(minifm("pretrain", "--resume", "--out", run, "--data", other),
-            "data.training.corpus: ", "data.held_out.corpus: ")
+            "(--force goes on anyway): the text is another one than in the checkpoint\n")
+    refused(minifm("pretrain", *resume, "--steps", 5), "the run was planned for 3 steps, not 5; "
+            "--force changes that")
     assert minifm("pretrain", "--resume", "--out", run, "--steps", 5, "--force")[0] == 0
     assert checkpoint.steps_in(run)[-1] == 5
+
+
+def test_of_many_differences_the_first_are_told():
+    found = [f"config.{name}: 1 in the checkpoint, 2 now" for name in "abcdefghijkl"]
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.refuse_differences("here", found)
+    assert str(caught.value).endswith("config.h: 1 in the checkpoint, 2 now; and 4 more")
+
+
+def test_a_run_that_was_better_before_names_its_best(minifm, book, tmp_path):
+    run = tmp_path / "run"
+    status, out, _ = minifm("pretrain", "--data", book, *TINY, "--steps", 4, "--evaluate-every", 2,
+                            "--out", run)
+    assert status == 0 and "best " not in out
+    status, out, _ = minifm("pretrain", "--data", book, "--init", run, "--batch", 2, "--steps", 40,
+                            "--evaluate-every", 1, "--evaluate-batches", 1, "--warmup", 0,
+                            "--learning-rate", 3, "--clip", 0, "--out", tmp_path / "worse")
+    found = re.search(r"best       (\d+\.\d{4}) after step (\d+): (.*)", out)
+    assert status == 0 and found[3] == f"{tmp_path / 'worse'}/best"
+    best = checkpoint.read_state((tmp_path / "worse/best").resolve())
+    assert best["step"] == int(found[2]) < 40 and f"{best['best']['loss']:.4f}" == found[1]
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--heads", 7], "heads: 7 heads do not divide the width 16"),
+    (["--activation", "foo"], "activation: "), (["--length", 17], "at most the model's context"),
+    (["--out", "/proc/x"], "out: /proc/x: nothing can be written in /proc ("),
+    (["--out", "BOOK/run"], "nothing can be written in "),
+])
+def test_what_cannot_be_is_refused_before_the_text_is_read(minifm, book, tmp_path, flags, said):
+    if flags[-1] == "/proc/x" and not os.path.isdir("/proc"):
+        pytest.skip("there is no /proc")
+    flags = [str(flag).replace("BOOK", book) for flag in flags]
+    result = minifm("pretrain", "--data", book, "--out", tmp_path / "run", *TINY, *flags)
+    refused(result, said)
+    assert "reading" not in result[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["book.txt"]
 
 
 def test_pretraining_goes_on_from_a_given_model(minifm, book, tmp_path):
@@ -302,6 +342,12 @@ def test_standard_input_is_a_corpus(book, tmp_path):
     done = process("pretrain", "--data", "-", *TINY, "--steps", 2, "--out", tmp_path / "run",
                    input=TEXT)
     assert done.returncode == 0 and "standard input" not in done.stdout
+    assert "reading standard input …" in done.stderr
+    assert "text       standard input: 6 documents, 0.09 MB" in done.stderr
+    assert "model      GPT, " in done.stderr and ": 1 layer, 16 wide, 2 heads" in done.stderr
+    again = process("pretrain", "--resume", "--out", tmp_path / "run", input="")
+    assert again.returncode == 2 and "pipe the same text in again" in again.stderr
+    assert "standard input: the corpus is empty" in again.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["corpus"]["bytes"] == len(TEXT)
 
 
@@ -328,7 +374,8 @@ def written(path, data):
     (lambda d: written(d / "zero.bin", b"a\x00b" * 999), "zero byte"),
     (lambda d: written(d / "short.txt", b"a few words\n\nand more\n"), "give more text"),
     (lambda d: written(d / "bad.jsonl", b'{"text": 1}\n'), "line 1: expected `text`"),
-    (lambda d: d, "bad.jsonl"),
+    (lambda d: d, "bad.jsonl: line 1: not JSON: Expecting value at column 1"),
+    (lambda d: written(d / "program", b"\x7fELF" + bytes(99)), "an ELF file, not text"),
 ])
 def test_a_corpus_that_cannot_be_read_is_refused(minifm, tmp_path, make, said):
     source = make(tmp_path)
@@ -486,6 +533,23 @@ def test_env_says_what_is_there_and_why_something_is_not(minifm):
     found = json.loads(out)
     assert found["backends"]["cuda"].startswith("no: ")
     assert found["packages"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("setting, active, of_c", [
+    ("MINIFM_ISA=foo", "MINIFM_ISA: this machine offers", "no: MINIFM_ISA: this machine offers"),
+    ("MINIFM_THREADS=0", "MINIFM_THREADS: expected", "no: MINIFM_THREADS: expected"),
+    ("MINIFM_BACKEND=torch", "MINIFM_BACKEND: expected numpy or c, got 'torch'", "c ("),
+])
+def test_env_says_which_setting_is_in_the_way(setting, active, of_c):
+    name, _, value = setting.partition("=")
+    if backends.why_not("c"):
+        of_c = "no: backend 'c'"
+        active = active if name != "MINIFM_ISA" else ""
+    unset = {key: val for key, val in os.environ.items() if not key.startswith("MINIFM_")}
+    done = process("env", "--json", env=unset | {name: value})
+    found = json.loads(done.stdout)["backends"]
+    assert done.returncode == 0 and found["c"].startswith(of_c)
+    assert not active or found["active"].startswith(f"none: {active}")
 
 
 def test_the_model_that_was_saved_is_the_one_that_was_trained(minifm, book, tmp_path):

@@ -850,7 +850,8 @@ def test_a_hub_that_never_answers_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("name, offline, said", [
-    ("gpt2", "0", "refused: gpt2: neither a directory here nor to be had from the hub ("),
+    ("gpt2", "0", "refused: gpt2: neither a directory here nor to be had from the hub (it cannot"),
+    ("nope.json", "0", "refused: nope.json: no such file"),
     ("org/name", "1", "offline mode is enabled"),
     ("a--b", "0", "Cannot have -- or .. in repo_id"),
 ])

@@ -653,5 +653,5 @@ def test_a_run_resumed_within_an_epoch_reads_on_where_it_stopped(tmp_path):
     for name, parameter in whole.model.parameters().items():
         assert parameter.numpy().tobytes() == resumed.model.parameters()[name].numpy().tobytes()
     other = shards.store(Listed(*text, b"more"), BYTES, tmp_path / "tokens")
-    with pytest.raises(ConfigError, match="data.training.corpus: .*data.training.tokens: "):
+    with pytest.raises(ConfigError, match="the text is another one"):
         trainer_in(tmp_path / "parts", other, tokens).resume()

@@ -12,6 +12,7 @@ from minifm.backends.reference import Reference
 from minifm.errors import BackendUnavailable
 
 NAMES = ("numpy", "c", "cuda")
+OFFERED = "numpy or c"      # of them, those that this version has
 _active = None
 _blocks = []        # the Switches whose `with` has begun and not ended, the latest last
 _made = {}
@@ -19,7 +20,7 @@ _made = {}
 
 def active():
     """The backend that new ops run on."""
-    return _active or use(os.environ.get("MINIFM_BACKEND") or _best()).backend
+    return _active or use(_chosen() or _best()).backend
 
 
 def use(backend):
@@ -33,8 +34,7 @@ def use(backend):
     global _active
     previous = _active
     if not isinstance(backend, (str, Reference)):
-        raise BackendUnavailable(f"use: expected a backend or one of {', '.join(NAMES)}, got "
-                                 f"{backend!r}")
+        raise BackendUnavailable(f"use: expected a backend, {OFFERED}, got {backend!r}")
     _active = get(backend) if isinstance(backend, str) else backend
     _active.enter_thread()
     return Switch(_active, previous)
@@ -60,6 +60,14 @@ class Switch:
             _active = self.previous
         elif _blocks[place].previous is self.backend:
             _blocks[place].previous = self.previous
+
+
+def _chosen():
+    """The name in MINIFM_BACKEND, or None; raises BackendUnavailable for one that is none."""
+    name = os.environ.get("MINIFM_BACKEND")
+    if name and name not in NAMES:
+        raise BackendUnavailable(f"MINIFM_BACKEND: expected {OFFERED}, got {name!r}")
+    return name
 
 
 def get(name):
@@ -88,7 +96,7 @@ def _make(name):
         return CBackend()
     if name == "cuda":
         raise BackendUnavailable("backend 'cuda': this version of minifm has no CUDA kernels yet")
-    raise BackendUnavailable(f"backend {name!r} is not one of {', '.join(NAMES)}")
+    raise BackendUnavailable(f"backend {name!r} is unknown; expected {OFFERED}")
 
 
 def _best():

@@ -7,7 +7,7 @@ import platform
 import sys
 
 from minifm.backends.threads import usable_cores
-from minifm.errors import BackendUnavailable
+from minifm.errors import BackendUnavailable, ConfigError
 
 EXAMPLE = """\
 example:
@@ -63,11 +63,13 @@ def _backends():
     from minifm import backends
     try:
         lines = {"active": backends.active().name}
-    except BackendUnavailable as error:     # MINIFM_BACKEND asks for what is not here
+    except (BackendUnavailable, ConfigError) as error:      # a setting asks for what is not here
         lines = {"active": f"none: {error}"}
     for name in backends.NAMES:
-        reason = backends.why_not(name)
-        lines[name] = f"no: {reason}" if reason else backends.get(name).describe()
+        try:
+            lines[name] = backends.get(name).describe()
+        except (BackendUnavailable, ConfigError) as reason:
+            lines[name] = f"no: {reason}"
     return lines
 
 

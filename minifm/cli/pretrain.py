@@ -168,6 +168,9 @@ def tell(trainer):
         bits = f", {found['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in found else ""
         print(f"held out   {found['held_out_loss']:.4f} nats a {trainer.objective.unit}{bits} "
               f"(step {found['step']})")
+    best = trainer.best
+    if best and best["step"] < trainer.step:
+        print(f"best       {best['loss']:.4f} after step {best['step']}: {trainer.directory}/best")
     writes = isinstance(trainer.model, CausalModel)
     print(f"saved as   {trainer.directory}/last" + (
         f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""))
@@ -187,17 +190,22 @@ def summary(prepared):
     context = f", context {shape.context}" if shape.context else ""
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
     return [f"{name:<11}{text}" for name, text in {
-        "text": f"{corpus.description}: {corpus.count:,} documents, {corpus.size / 1e6:.2f} MB; "
-                f"{held_out.documents:,} of them held out{skipped}",
+        "text": f"{corpus.description}: {plural(corpus.count, 'document')}, "
+                f"{corpus.size / 1e6:.2f} MB; {held_out.documents:,} of them held out{skipped}",
         "tokens": f"{trainer.tokenizer.vocabulary:,} in the vocabulary; {training.count:,} to "
                   f"train on, {training.size / max(1, words):.2f} bytes each",
         "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters: "
-                 f"{shape.layers} layers, {shape.width} "
-                 f"wide, {shape.heads} heads{context}; {flops / 1e6:,.0f} MFLOP to train on a "
+                 f"{plural(shape.layers, 'layer')}, {shape.width} wide, "
+                 f"{plural(shape.heads, 'head')}{context}; {flops / 1e6:,.0f} MFLOP to train on a "
                  "token",
         "learning": f"{objective.name}: its loss is in nats a {objective.unit}",
-        "training": f"{config.steps:,} steps of {config.batch} × {prepared.length} tokens, "
+        "training": f"{plural(config.steps, 'step')} of {config.batch} × {prepared.length} tokens, "
                     f"{rounds:.2f} times through the text",
         "backend": backends.active().describe(),
         "run": f"{trainer.directory}{after}",
     }.items()]
+
+
+def plural(count, thing):
+    """"1 layer", "2,000 layers"."""
+    return f"{count:,} {thing}" + "s" * (count != 1)

@@ -31,6 +31,8 @@ def resolve(name):
         return (path / LAST).resolve() if run else path
     if os.path.isfile(path):
         raise UserError(f"{name}: expected a directory, this is a file")
+    if path.suffix in (".json", ".safetensors"):
+        raise UserError(f"{name}: no such file")
     if not _HUB_NAME.fullmatch(str(name)):
         raise UserError(f"{str(name)!r}: no such directory")
     return _download(str(name))
@@ -55,5 +57,7 @@ def _download(name):
         reason = str(asked).strip().split("\n")[0] or type(asked).__name__
         if isinstance(asked, RepositoryNotFoundError):
             reason = "there is no such model, or not for everyone"
+        if reason.startswith("[Errno"):     # such as a name server's: not what a typing error needs
+            reason = "it cannot be reached"
         raise UserError(f"{name}: neither a directory here nor to be had from the hub "
                         f"({reason:.300})") from asked

@@ -81,7 +81,8 @@ class Corpus(Documents):
             raise ConfigError("separator: expected a string, got an empty one")
         self.pattern = pattern
         self.separator = _as_bytes(separator)
-        self.description = ", ".join(map(str, sources)) or \
+        self.description = ", ".join(
+            "standard input" if source == "-" else str(source) for source in sources) or \
             f"the source of Python {platform.python_version()}'s standard library"
         self._skipped = {"empty documents": 0, "hidden files": 0}
         found = [file for source in sources for file in self._find(source)] if sources \

@@ -66,6 +66,9 @@ def json_lines(file, name):
             continue
         try:
             text = json.loads(line)["text"]
+        except json.JSONDecodeError as error:       # which counts this one line as its line 1
+            raise FormatError(name, f"line {number}",
+                              f"not JSON: {error.msg} at column {error.colno}") from error
         except (ValueError, RecursionError) as error:
             raise FormatError(name, f"line {number}", f"not JSON: {error}") from error
         except (KeyError, TypeError, IndexError) as error:
@@ -123,7 +126,8 @@ def _blocks(file, name):
 def _sniff(start, name):
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
-            raise FormatError(name, "offset 0", f"a {kind} file, not text")
+            article = "an" if kind in ("ELF", "xz") else "a"
+            raise FormatError(name, "offset 0", f"{article} {kind} file, not text")
     control = np.flatnonzero(_CONTROL[np.frombuffer(start, np.uint8)])
     if len(control) > max(1, TOLERATED * len(start)):
         raise FormatError(name, f"offset {control[0]}",

@@ -28,6 +28,9 @@ from minifm.errors import ConfigError, FormatError
 from minifm.nn import adapter_config, trainable
 
 FORMAT = 1
+LISTED = 8              # differences, or arrays that do not fit, that one message tells
+PLANNED = re.compile(r"config\.steps: (\d+) in the checkpoint, (\d+) now")
+OTHER_TEXT = re.compile(r"data\.\w+\.(corpus|tokens): ")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 STATE, OPTIMIZER = "trainer_state/state.json", "trainer_state/optimizer.safetensors"
 
@@ -141,7 +144,8 @@ def read_weights(path, model, optimizer, updates):
              f"{list(p.shape)}" for name, p in needed.items()
              if name not in stored or stored[name].shape != p.shape]
     if wrong:
-        raise FormatError(path, None, "; ".join(wrong))
+        more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise FormatError(path, None, "; ".join(wrong[:LISTED]) + more)
     optimizer.load(hub.load_arrays(path / OPTIMIZER), updates, path / OPTIMIZER)
     trained = optimizer.parameters if optimizer.averages else {}    # those are in its own file
     for name, parameter in needed.items():
@@ -168,10 +172,23 @@ def differences(stored, own, free=()):
 
 
 def refuse_differences(path, lines):
-    """Raise ConfigError that lists how the run and the checkpoint differ, if they do."""
+    """Raise ConfigError that tells how the run and the checkpoint differ, if they do."""
+    lines = _of_texts(lines)
+    if len(lines) == 1 and (steps := PLANNED.fullmatch(lines[0])):
+        raise ConfigError(f"{path}: the run was planned for {steps[1]} steps, not {steps[2]}; "
+                          "--force changes that, and the learning rate's way to its end with it")
     if lines:
+        more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         raise ConfigError(f"{path} was made by another run than this one (--force goes on anyway): "
-                          + "; ".join(lines))
+                          + "; ".join(lines[:LISTED]) + more)
+
+
+def _of_texts(lines):
+    """`lines` of differences, in which another text, whatever its digests and lengths, is one."""
+    if not any(OTHER_TEXT.match(line) for line in lines):
+        return lines
+    others = [line for line in lines if not OTHER_TEXT.match(line)]
+    return ["the text is another one than in the checkpoint", *others]
 
 
 def _digest(file):

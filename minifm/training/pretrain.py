@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -48,13 +49,14 @@ class TextConfig:
         None, "which files of a directory are read, such as *.py (default: all but hidden ones)")
     separator: str | None = setting(
         None, "a string that ends a document within a file (default: a file of a directory is a "
-        "document, a file named by itself is cut at blank lines)")
+        "document; a file named by itself is cut at blank lines into documents of about 16 kB)")
     tokenizer: str | None = setting(
         None, "a tokenizer.json, a directory or hub name that has one, or 'bytes' for raw bytes "
         "(default: learn one from the training text)")
     vocabulary: int = setting(4096, "tokens of the vocabulary, where it is learnt", least=257)
     held_out: float = setting(
-        0.05, "fraction of the documents that training never sees", above=0, below=1)
+        0.05, "fraction of the documents that training never sees; at least one of them",
+        above=0, below=1)
     apart: bool = setting(
         False, "documents that share a sequence do not see each other (default: they do, as in "
         "GPT-2; only the mark between them tells); other models than gpt and llama then read of "
@@ -101,12 +103,18 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     model = _started_model(directory, arch, shape, initial, resume)
     objective = objective_of(ARCHITECTURES[arch or "gpt"].model if model is None else type(model),
                              config.recompute, learning)
+    if model is None:
+        _check_shape(arch or "gpt", shape | objective.shape, objective, text.length, config)
+    require_writable(directory)
+    if resume and "-" in text.data:
+        say("this run has read standard input: pipe the same text in again")
     corpus = Corpus(text.data, pattern=text.pattern, separator=text.separator)
     parts = corpus.split(text.held_out, config.seed)
     say(f"reading {corpus.description}")
     tokenizer = own or choose_tokenizer(text, parts[0], initial, objective, say)
     _require_specials(tokenizer, objective)
     if model is None:
+        say("making the weights")
         model = _new_model(arch or "gpt", shape | objective.shape, tokenizer, config)
     elif model.config.vocabulary < tokenizer.vocabulary:
         raise ConfigError(f"{initial or directory}: the tokenizer has {tokenizer.vocabulary} "
@@ -150,6 +158,18 @@ def run_directory(out, sources):
         if os.path.isdir(folder) and directory.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"out: {directory} lies within the text {source}; choose another")
     return directory
+
+
+def require_writable(directory):
+    """Raise ConfigError unless files can be made in `directory`, or it can be made itself."""
+    place = next(path for path in (directory, *directory.absolute().parents)
+                 if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".minifm-", dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out: {directory}: nothing can be written in {place} "
+                          f"({error.strerror})") from error
 
 
 def settings_of(arch):
@@ -227,10 +247,25 @@ def of_tokenizer(config, tokenizer):
 
 
 def _new_model(arch, shape, tokenizer, config):
+    return ARCHITECTURES[arch].model(_whole_shape(arch, shape, tokenizer, config),
+                                     Rng(config.seed).child("model"))
+
+
+def _whole_shape(arch, shape, tokenizer, config):
+    """The configuration of a new model; raises ConfigError where it makes no sense, or its
+    weights do not fit the memory."""
     kind = ARCHITECTURES[arch]
     shape = kind.config(**shape | kind.fixed | of_tokenizer(kind.config, tokenizer))
     memory.require_parameters(shape.parameters, config)
-    return kind.model(shape, Rng(config.seed).child("model"))
+    return shape
+
+
+def _check_shape(arch, shape, objective, length, config):
+    """Raise ConfigError, before a long text is read, for what no vocabulary would make right: the
+    smallest one stands in for it."""
+    smallest = Tokenizer.bytes(objective.special_tokens)
+    length = _length(length, _whole_shape(arch, shape, smallest, config))
+    memory.require_tokens(config.batch, length)
 
 
 def _started_model(directory, arch, shape, initial, resume):
