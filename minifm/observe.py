@@ -42,6 +42,10 @@ class OpTimer(Observer):
         self.seconds[key] += time.perf_counter() - self._started.pop()
         self.calls[key] += 1
 
+    def __repr__(self):
+        return (f"OpTimer({sum(self.calls.values()):,} calls, {1e3 * self.total:.2f} ms; "
+                "see table())")
+
     @property
     def total(self):
         return math.fsum(self.seconds.values())
@@ -72,6 +76,9 @@ class FlopCounter(Observer):
         elif getattr(op, "forward_flops", None):
             self.flops[type(op).__name__, phase] += op.forward_flops * op.backward_products()
 
+    def __repr__(self):
+        return f"FlopCounter({self.total:,} FLOPs; see flops)"
+
     @property
     def total(self):
         return sum(self.flops.values())
@@ -82,6 +89,10 @@ class MemoryMeter(Observer):
 
     def __init__(self):
         self.bytes, self.largest = 0, (0, "")
+
+    def __repr__(self):
+        return (f"MemoryMeter({self.bytes:,} bytes, the largest array {self.largest[0]:,} of "
+                f"{self.largest[1] or 'no op'})")
 
     def after(self, op, phase, arrays):
         for x in arrays:

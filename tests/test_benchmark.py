@@ -511,6 +511,31 @@ def test_what_was_measured_before_an_interruption_is_not_lost(monkeypatch, quick
     assert {row["group"] for row in json.loads(path.read_text())["rows"]} == {"Softmax"}
 
 
+def test_groups_of_a_roofline_differ_in_colour():
+    groups = [f"group {i}" for i in range(len(figure.COLOURS))]
+    colours = figure.colours_of([{"group": group} for group in groups + groups])
+    assert len(set(colours.values())) == len(groups) == len(colours)
+
+
+@pytest.mark.parametrize("low, high, labels", [(0.5, 4, {"2", "5"}), (0.01, 900, set())])
+def test_only_decades_of_a_long_axis_have_labels(low, high, labels):
+    pyplot = figure.load_pyplot()
+    rows = [{"versus": {"numpy": {"median": ratio, "low": ratio, "high": ratio}}}
+            for ratio in (low, high)]
+    axes = pyplot.figure().subplots()
+    figure.draw_ratios(axes, {"a kind": rows})
+    shown = {axes.xaxis.get_minor_formatter()(x) for x in (2, 5, 3, 10, 20)}
+    pyplot.close()
+    assert shown - {"20"} == labels | {""}
+
+
+def test_a_row_above_its_limit_is_marked():
+    row = SimpleNamespace(limit="FMA", set="ops", rate=2e9, fraction=1.2, cached=False)
+    assert verb._rate(row)[1] == "!120% FMA"
+    assert verb._rate(SimpleNamespace(**vars(row) | {"fraction": 1.0}))[1] == "100% FMA"
+    assert "1 row is above the limit (marked !)" in "".join(verb.remarks({}, {}, [row], 0.0, 1.0))
+
+
 def test_no_two_labels_of_a_roofline_overlap():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     axes = pyplot.figure(figsize=(6, 4)).subplots()
@@ -679,9 +704,11 @@ def test_times_are_shown_in_three_digits(seconds, text):
 
 
 def test_a_limit_that_was_measured_too_low_is_not_hidden():
-    assert not list(verb.remarks({"copy": 10.0}, {"copy": 10.1}, [], 0.0))
-    assert "copy" in "".join(verb.remarks({"copy": 10.0}, {"copy": 15.0}, [], 0.0))
-    assert "31% of the time" in "".join(verb.remarks({}, {}, [], 0.31))
+    assert not list(verb.remarks({"copy": 10.0}, {"copy": 10.1}, [], 0.0, 10.0))
+    assert "copy" in "".join(verb.remarks({"copy": 10.0}, {"copy": 15.0}, [], 0.0, 10.0))
+    assert "In 10 s, threads waited 10.8 s (all of them together)" in "".join(
+        verb.remarks({}, {}, [], 10.8, 10.0))
+    assert not list(verb.remarks({}, {}, [], 0.1, 10.0))
 
 
 def test_waiting_for_a_core_is_counted_where_the_system_tells(monkeypatch, tmp_path):

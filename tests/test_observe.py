@@ -31,6 +31,15 @@ def test_the_timer_counts_each_op_forward_and_backward(backend, step):
         "op", "phase", "calls", "ms", "share"]
 
 
+def test_observers_say_in_the_interpreter_what_they_have_seen(step):
+    with mf.OpTimer() as timer, mf.FlopCounter() as counter, mf.MemoryMeter() as meter:
+        step()
+    assert repr(timer).startswith(f"OpTimer({sum(timer.calls.values())} calls, ")
+    assert repr(counter) == f"FlopCounter({counter.total:,} FLOPs; see flops)"
+    assert repr(meter).startswith(f"MemoryMeter({meter.bytes:,} bytes, the largest array ")
+    assert repr(mf.MemoryMeter()).endswith("0 of no op)")
+
+
 def test_flops_equal_those_of_the_configuration(backend, step):
     """What the ops declare adds up to what the model's configuration says without running.
 

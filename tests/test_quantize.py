@@ -12,6 +12,7 @@ from test_hub import files_of
 
 import minifm as mf
 from minifm.backends.reference.packed import FORMATS, Packed
+from minifm.cli.quantize import FEW
 from minifm.errors import ConfigError, FormatError, ShapeError
 from minifm.generation.generate import generate
 from minifm.generation.sampling import Sampling
@@ -244,6 +245,16 @@ def test_quantize_measures_on_what_the_models_run_has_held_out(minifm, book, tmp
     assert status == 0 and re.search(r"over [\d,]+ tokens of held out part of", said)
     refused(minifm("pretrain", "--data", book, "--out", tmp_path / "next", "--init",
                    tmp_path / "int8", "--batch", 2), "packed as int8", "not trained")
+
+
+def test_a_text_too_short_to_judge_by_is_called_so(minifm, directory, tmp_path):  # noqa: F811
+    for name, tokens, few in (("a", FEW - 1, True), ("b", FEW, False)):
+        (tmp_path / "text").write_text("words " * tokens)
+        status, said, complaint = minifm("quantize", directory, "--format", "int8", "--out",
+                                         tmp_path / name, "--text", tmp_path / "text", "--tokens",
+                                         tokens)
+        assert status == 0 and f"over {tokens:,} tokens" in said
+        assert ("too few to judge by" in complaint) == few
 
 
 def test_without_text_quantize_says_that_it_has_not_measured(minifm, directory, tmp_path):  # noqa: F811

@@ -19,7 +19,7 @@ from minifm.training.config import TrainConfig
 from minifm.training.lr import WarmupCosine, WarmupStableDecay
 from minifm.training.objectives import CausalLanguageModel
 from minifm.training.optim import AdamW
-from minifm.training.report import Metrics, Speed
+from minifm.training.report import Metrics, Progress, Speed
 
 # -- AdamW -----------------------------------------------------------------------------------
 
@@ -174,6 +174,19 @@ def test_metrics_rewind_drops_later_and_half_written_lines(tmp_path):
     metrics.path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(FormatError, match="line 2"):
         metrics.read()
+
+
+def test_progress_in_a_file_is_a_few_lines(capsys):
+    with Progress(10, 1000, True) as progress:
+        for _ in range(990):
+            progress.advance(loss="1.0")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == Progress.LINES and lines[0] == "step 50 of 1,000: loss 1.0"
+    assert lines[-1] == "step 1,000 of 1,000: loss 1.0"
+    with Progress(0, 3, False) as progress:
+        progress.advance(loss="1.0")
+        progress.say("a word")
+    assert capsys.readouterr().err == "a word\n"
 
 
 def test_speed_is_work_over_the_time_spent_in_steps():

@@ -110,8 +110,8 @@ def measured(args):
             new, group = found[0].group != group, found[0].group
             show("\n".join(lines_of(found, new, named)) + "\n")
             save(bench.report(rows), args.json)         # whatever comes, nothing measured is lost
-        share = (waited() - before) / (time.perf_counter() - start)
-        for line in remarks(first, limits(bench), rows, share):
+        stolen = waited() - before, time.perf_counter() - start
+        for line in remarks(first, limits(bench), rows, *stolen):
             show(f"\n{line}\n")
         return bench.report(rows)
 
@@ -427,7 +427,7 @@ def _rate(row):
         rate = f"{_three_digits(row.tokens / row.median)} tokens/s"
     else:
         rate = rate_text(row.rate, "FLOP/s" if row.limit == "FMA" else "B/s")
-    return rate, f"{row.fraction:.0%} {row.limit}"
+    return rate, f"{'!' if beyond_limit(row) else ''}{row.fraction:.0%} {row.limit}"
 
 
 def _notes(row):
@@ -437,22 +437,29 @@ def _notes(row):
     return "; ".join(notes)
 
 
-def remarks(first, last, rows, share):
-    """What a reader must know before believing the table. `share` of the time, a thread of ours
-    waited for a core that another program had."""
-    if share > DISTURBED:
-        yield (f"For {share:.0%} of the time a thread waited for a core that another program had: "
-               "these figures are too slow, and those of several threads most of all.")
+def remarks(first, last, rows, waiting, seconds):
+    """What a reader must know before believing the table. For `waiting` seconds, those of all
+    threads added up, a thread of ours waited in these `seconds` for a core that another program
+    had."""
+    if waiting > DISTURBED * seconds:
+        yield (f"In {seconds:.0f} s, threads waited {waiting:.1f} s (all of them together) for a "
+               "core that another program had: these figures are too slow, and those of several "
+               "threads most of all.")
     risen = [name for name in first if last[name] > RISEN * first[name]]
     if risen:
         yield (f"The limits ({', '.join(risen)}) rose during the run: the machine was busy when "
                "they were first measured, and the first rows look better than they are. (The rows "
                "of --json are held against the limits as last known.)")
-    beyond = sum(row.fraction is not None and row.fraction > RISEN and not row.cached
-                 for row in rows)
+    beyond = sum(map(beyond_limit, rows))
     if beyond:
-        yield (f"{beyond} rows are above their limit, which cannot be: the machine was busy while "
-               "it was measured. Run again on a quiet machine.")
+        rows = "1 row is" if beyond == 1 else f"{beyond} rows are"
+        yield (f"{rows} above the limit (marked !), which cannot be: the machine was "
+               "busy while it was measured. Run again on a quiet machine.")
+
+
+def beyond_limit(row):
+    """Whether a row is faster than what was measured as its limit."""
+    return row.fraction is not None and row.fraction > RISEN and not row.cached
 
 
 def limits(bench):

@@ -42,7 +42,8 @@ HEADERS = (
 
 def arguments(parser, argv):
     parser.add_argument("--out", metavar="DIRECTORY", default="runs/demo",
-                        help="where the run goes (default: runs/demo)")
+                        help="where the run goes (default: runs/demo, or where one is already, "
+                             "runs/demo-2 and so on)")
     parser.add_argument("--minutes", type=float, default=3.0, metavar="FLOAT",
                         help="how long to train, about (default: 3)")
     parser.add_argument("--seed", type=int, default=0, metavar="INT",
@@ -71,7 +72,7 @@ def train_and_tell(prepared, out, seed):
     """Train, measure, write, report; the exit status."""
     from minifm.cli.pretrain import trained
     trainer, started = prepared.trainer, time.perf_counter()
-    status = trained(trainer)
+    status = trained(trainer, after=" (which trains to the end, and makes no report)")
     if status:
         return status
     seconds = time.perf_counter() - started

@@ -31,7 +31,8 @@ def arguments(parser, argv):
     parser.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT",
                         help=r"stop before this string; may be repeated; \n is a line feed")
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, metavar="INT",
-                        help="the same seed writes the same text (default: 0)")
+                        help="the same seed writes the same text; of several prompts each has "
+                             "noise of its own, by its place (default: 0)")
     parser.add_argument("--format", choices=FORMATS, default=argparse.SUPPRESS,
                         help="how the weights are packed when they are loaded; int8 and int4 "
                              "change the text a little and are faster (default: fp32, which is "

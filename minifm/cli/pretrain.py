@@ -20,6 +20,10 @@ example:
   minifm pretrain --arch roberta --whole-words --data notes/ --out runs/roberta
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --resume --out runs/book
+
+while it trains:
+  FLOPs      the part of this machine's multiply-adds, as measured at the start, that the model's
+             products make up; what else a step does, and what waits for memory, is the rest
 """
 PRESETS = {name: arch for arch, kind in ARCHITECTURES.items() for name in kind.presets}
 
@@ -150,13 +154,14 @@ def refuse_foreign(said, arch):
                 raise ConfigError(f"{name}: {arch} has no such setting ({other} has)")
 
 
-def trained(trainer, verb="pretrain"):
-    """Train to the end; the exit status: 0, or 128 + the number of the signal that stopped it."""
+def trained(trainer, verb="pretrain", after=""):
+    """Train to the end; the exit status: 0, or 128 + the number of the signal that stopped it.
+    `verb` is what goes on with it, and `after` says what that leaves out."""
     try:
         trainer.train()
     except Interrupted as stop:
         print(f"minifm: {stop}; go on with: {program()} {verb} --resume --out "
-              f"{trainer.directory}", file=sys.stderr)
+              f"{trainer.directory}{after}", file=sys.stderr)
         return stop.exit_code
     return 0
 

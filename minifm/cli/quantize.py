@@ -56,6 +56,9 @@ def run(args):
     print(f"  size        {_megabytes(directory)} -> {_megabytes(args.out)}")
     if windows:
         _report(before, after, windows)
+        if windows.tokens < FEW:
+            print(f"minifm: {windows.tokens:,} tokens are too few to judge by: take a text of some "
+                  "thousands", file=sys.stderr)
     else:
         print("minifm: the error is not measured: there is no text to measure on; give some by "
               "--text", file=sys.stderr)
@@ -85,6 +88,7 @@ class Windows:
     description: str
 
 
+FEW = 1000                  # tokens below which a perplexity says little
 COMPARED = 1 << 24          # logits that are kept to compare, at most: 64 MB
 
 

@@ -13,12 +13,14 @@ from minifm.atomic import atomic_file
 from minifm.errors import ConfigError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#A5AA99",
-           "#994F00", "#117733", "#332288")        # tell apart without red against green
+           "#994F00", "#117733", "#332288", "#882255", "#44AA99", "#999933", "#661100",
+           "#6699CC")                              # tell apart without red against green
 OTHERS = {"numpy": ("#8C8C8C", "o", "NumPy"), "PyTorch": ("#D55E00", "D", "PyTorch"),
           "llama.cpp": ("#7F3C8D", "^", "llama.cpp")}
 INK, FAINT = "#222222", "#C8C8C8"
 FIRST_WORDS = ("gemm", "decode", "prefill")     # whose cases' first words are kinds: NN, int8
 BAR = 0.30              # inches that a bar takes
+MANY_DECADES = 100      # ratio of the ends of an axis on which decades alone have labels
 LABELS = 44             # that a roofline has room for
 
 
@@ -40,8 +42,8 @@ def draw(pyplot, report, path):
     if not rows:
         raise ConfigError("--plot: there is no figure to draw: no case was timed against a limit")
     kinds = by_kind(rows)
-    colours = dict(zip(dict.fromkeys(row["group"] for row in rows), _cycle(COLOURS)))
     dots = [row for row in rows if row["flops"] and row["bytes"] and row["limit"] != "copy"]
+    colours = colours_of(dots + rows)           # the roofline's groups first: there colours tell
     roof, bars = 6.4 if dots else 0, 1.3 + BAR * len(kinds)
     style = {"font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
              "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
@@ -59,6 +61,11 @@ def draw(pyplot, report, path):
         with atomic_file(path) as file:
             figure.savefig(file, dpi=110, format=str(path).rpartition(".")[2])
         pyplot.close(figure)
+
+
+def colours_of(rows):
+    """{group: colour}, in the order of the rows; no two alike while COLOURS last."""
+    return dict(zip(dict.fromkeys(row["group"] for row in rows), itertools.cycle(COLOURS)))
 
 
 def shown(rows):
@@ -135,7 +142,7 @@ def draw_roofline(axes, rows, ceilings, colours):
         axes.scatter([], [], s=40, color=colours[group], label=group)
     axes.plot([], [], color=INK, lw=1.6, label=f"memory: {read / 1e9:.1f} GB/s read")
     axes.plot([], [], color=INK, lw=1, ls=(0, (4, 3)), label=f"{copy / 1e9:.1f} GB/s copied")
-    axes.legend(loc="lower right", frameon=False, ncols=2, fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.05, 1), frameon=False, fontsize=9)
     axes.figure.get_figure(root=True).canvas.draw()     # places must be known to place labels
     place_labels(axes, [(x, y, row["name"], colours[row["group"]])
                         for x, y, row in zip(xs, ys, rows)], [roof, copied])
@@ -230,6 +237,7 @@ def draw_ratios(axes, kinds):
     found = [name for name in OTHERS
              if any(name in row["versus"] for rows in kinds.values() for row in rows)]
     axes.tick_params(axis="y", length=0)
+    every = []
     for place, rows in enumerate(kinds.values()):
         for i, name in enumerate(found):
             colour, marker, _ = OTHERS[name]
@@ -237,6 +245,7 @@ def draw_ratios(axes, kinds):
             ratios = [row["versus"][name]["median"] for row in rows if name in row["versus"]]
             if not ratios:
                 continue
+            every += ratios
             axes.scatter(ratios, [y] * len(ratios), s=9, color=colour, alpha=0.6, lw=0, zorder=2)
             axes.scatter(statistics.median(ratios), y, s=42, color=colour, marker=marker, zorder=3,
                          lw=0.5, edgecolor="white")
@@ -251,7 +260,8 @@ def draw_ratios(axes, kinds):
         return
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g} ×")
-    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}".strip("0.")[:1] in "25"
+    between = "25" if max(every) / min(every) <= MANY_DECADES else ""
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}".strip("0.")[:1] in [*between]
                                    else "")
     axes.tick_params(axis="x", which="minor", labelsize=8)
     axes.grid(True, axis="x", which="both", color="#F2F2F2", zorder=0)
@@ -259,8 +269,3 @@ def draw_ratios(axes, kinds):
         colour, marker, label = OTHERS[name]
         axes.scatter([], [], s=42, color=colour, marker=marker, label=label)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
-
-
-def _cycle(items):
-    while True:
-        yield from items

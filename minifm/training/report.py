@@ -57,11 +57,16 @@ class Metrics:
 
 
 class Progress:
-    """A tqdm bar over the steps (`shown`), and a way to say something above it."""
+    """How far a run is (`shown`): a bar on a terminal; in a file or a pipe, LINES lines in all.
+    And a way to say something above it."""
+
+    LINES = 20
 
     def __init__(self, start, steps, shown):
         from tqdm import tqdm
-        self.bar = tqdm(total=steps, initial=start, disable=not shown, unit="step",
+        terminal = sys.stderr.isatty()
+        self.step, self.steps, self.in_lines = start, steps, shown and not terminal
+        self.bar = tqdm(total=steps, initial=start, disable=not (shown and terminal), unit="step",
                         dynamic_ncols=True)
 
     def __enter__(self):
@@ -71,8 +76,13 @@ class Progress:
         self.bar.close()
 
     def advance(self, **figures):
+        before, self.step = self.step, self.step + 1
         self.bar.set_postfix(figures, refresh=False)
         self.bar.update()
+        parts = [step * self.LINES // self.steps for step in (before, self.step)]
+        if self.in_lines and parts[0] < parts[1]:
+            told = ", ".join(f"{name} {value}" for name, value in figures.items())
+            self.say(f"step {self.step:,} of {self.steps:,}: {told}")
 
     def say(self, message):
         """One line on standard error, shown or not: it is said because it matters."""
