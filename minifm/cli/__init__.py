@@ -11,6 +11,7 @@ from pathlib import Path
 VERBS = {
     "pretrain": "train a language model on unlabelled text",
     "finetune": "teach a trained model a task by labelled examples",
+    "labels": "show what pretraining is worth when labels are few",
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "evaluate": "measure a model on text: perplexity and bits per byte",

@@ -84,13 +84,15 @@ def summary(prepared):
     from minifm.tasks import describe
     trainer, config = prepared.trainer, prepared.trainer.config
     model, rows = trainer.model, trainer.batches.rows
+    test, validation = prepared.test, prepared.validation
+    held_out = test if test is validation else test + validation
     learning = sum(math.prod(p.shape) for p in trainable(model).values())
     facts = ", ".join(f"{what}: {count:,}" for what, count in prepared.facts.items() if count)
     new = f"; new: {', '.join(prepared.new)}" if prepared.new else ""
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
     return [f"{name:<11}{text}" for name, text in {
         "training": describe(prepared.training),
-        "held out": describe(prepared.held_out),
+        "held out": describe(held_out),
         "rows": f"{len(rows):,} of at most {rows.length} tokens{f'; {facts}' if facts else ''}",
         "model": f"{type(model).__name__}, {model.config.parameters:,} parameters, "
                  f"{learning:,} of them learn{new}",
@@ -105,7 +107,10 @@ def summary(prepared):
 def tell(prepared, scores, step):
     """Print the scores, and what to do with the model."""
     directory = prepared.trainer.directory
-    print(f"held out: {len(prepared.held_out):,} examples, by the model of step {step}, the best")
+    chosen = "these" if prepared.test is prepared.validation else \
+        f"{len(prepared.validation):,} others"
+    print(f"held out: {len(prepared.test):,} examples; the best model, of step {step}, was chosen "
+          f"by {chosen}")
     print(scores.table())
     pictures = [name for name in ("learning.png", "confusion.png") if (directory / name).exists()]
     print(f"\nsaved as   {directory}/best; figures in {', '.join(['scores.json', *pictures])}")

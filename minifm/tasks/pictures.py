@@ -51,9 +51,10 @@ def draw_confusion(scores, path, title="Confusion matrix"):
     return _saved(figure, path)
 
 
-def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", levels=None):
+def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", levels=None,
+                  logarithmic=False):
     """`curves` {name: [(x, score), …]}, and `levels` {name: score}, such as those of baselines,
-    as lines across. Scores are fractions."""
+    as lines across. Scores are fractions. `logarithmic`: x, marked where there are points."""
     figure = _figure(8, 4.6)
     if figure is None:
         return False
@@ -66,6 +67,11 @@ def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", level
                                     itertools.cycle(["--", ":", "-.", (0, (1, 3))])):
         axes.axhline(level, color="#666666", linewidth=1, linestyle=style, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+    if logarithmic:
+        axes.set_xscale("log")
+        marks = sorted({x for points in curves.values() for x, _ in points})
+        axes.set_xticks(marks, [f"{x:,}" for x in marks])
+        axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

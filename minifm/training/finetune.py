@@ -34,6 +34,7 @@ from minifm.training.trainer import Trainer
 METHODS = ("full", "lora", "head")
 LONGEST = 512           # tokens of a row, where the model sets no limit
 EVALUATIONS = 20        # at most so many in a run, where the user does not say
+FEWEST_STEPS = 300      # of a run, where the user does not say
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class TaskConfig:
     scheme: str = setting("iob2", "how CoNLL files mark where an entity begins: iob2 or iob1",
                           choices=("iob2", "iob1"))
     examples: int = setting(0, "train on so many examples, chosen by the seed; 0: on all", least=0)
-    measured: int = setting(400, "held-out examples that are looked at while training; at the end "
-                            "all of them are", least=1)
+    validation: int = setting(400, "held-out examples by which the best of a run's models is "
+                              "chosen; it is scored on the others, if there are any", least=1)
     length: int | None = setting(None, "tokens of a row (default: the model's context, 512 for a "
                                  "model without one)", least=1)
-    epochs: float = setting(3.0, "times through the examples", above=0)
+    epochs: float | None = setting(
+        None, f"times through the examples (default: 3, or as many as make {FEWEST_STEPS} steps)",
+        above=0)
 
     __post_init__ = check
 
@@ -87,31 +90,29 @@ class MethodConfig:
 class Prepared:
     """A run that is ready to train, and what it is made of.
 
-    task                one of labelled.TASKS
-    training, held_out  examples
-    facts               what had to be done to make rows of those to train on
-    new                 the names of the parameters that the model to start from does not have
+    task        one of labelled.TASKS
+    training    examples
+    validation  held-out examples by which the best model is chosen
+    test        those on which it is scored; the same ones where there are no others
+    facts       what had to be done to make rows of those to train on
+    new         the names of the parameters that the model to start from does not have
     """
 
     trainer: Trainer
     task: object
     training: list
-    held_out: list
+    validation: list
+    test: list
     facts: dict
     new: list
 
-    def answers(self, examples=None):
-        """(the examples, what the model says of each): of all that are held out, or of some."""
-        examples = self.held_out if examples is None else examples
+    def scores(self, examples):
+        """How well what the model says of the examples agrees with their labels."""
         trainer = self.trainer
         rows = self.task.rows(trainer.model, examples, trainer.tokenizer,
                               trainer.batches.rows.length)
-        return examples, self.task.answers(trainer.model, rows, trainer.tokenizer,
-                                           trainer.config.batch)
-
-    def scores(self, examples=None):
-        """How well those agree with the labels."""
-        return self.task.scores(*self.answers(examples))
+        return self.task.scores(examples, self.task.answers(
+            trainer.model, rows, trainer.tokenizer, trainer.config.batch))
 
 
 def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=AdapterConfig(), *,
@@ -136,11 +137,13 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         begun = type(begun)(begun.config, rng.child("model"))
     learner = kind.model(begun, training, tokenizer, rng.child("head"))
     new = new_parameters(learner, begun)
+    training = training[: task.examples or None]
     choose_weights(learner, method, replace(adapter, base=str(model)), rng.child("adapters"),
                    head_parts(learner, new))
     length = _length(task.length, learner.config)
     rows = kind.rows(learner, training, tokenizer, length)
-    seen = held_out[: task.measured]
+    seen = held_out[: task.validation]
+    test = held_out[task.validation :] or seen
     measured = kind.rows(learner, seen, tokenizer, length)
     config = tuned(dict(config), task, method, learner, len(rows))
 
@@ -155,20 +158,20 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         measure=measure, shown=shown, ceiling=ceiling)
     if resume:
         trainer.resume(force=force)
-    _write_json(directory / "run.json", {"settings": {"model": str(model)} | asdict(task)
+    write_json(directory / "run.json", {"settings": {"model": str(model)} | asdict(task)
                                          | asdict(method) | _own(adapter) | asdict(config)})
-    return Prepared(trainer, kind, training, held_out, rows.facts, new)
+    return Prepared(trainer, kind, training, seen, test, rows.facts, new)
 
 
 def finish(prepared):
-    """Score the best of the run's models on all held-out examples, and write scores.json and the
+    """Score the best of the run's models on the test examples, and write scores.json and the
     pictures. Returns the scores, and the step at which that model was."""
     trainer, directory = prepared.trainer, prepared.trainer.directory
     step = trainer.take_best()
-    scores = prepared.scores()
-    _write_json(directory / "scores.json", {
-        "step": step, "held_out": len(prepared.held_out), "training": len(prepared.training),
-        "scores": scores.figures})
+    scores = prepared.scores(prepared.test)
+    write_json(directory / "scores.json", {
+        "step": step, "training": len(prepared.training), "validation": len(prepared.validation),
+        "test": len(prepared.test), "scores": scores.figures})
     curves = {name: [(line["step"], line["scores"][name]) for line in trainer.metrics.read()
                      if "scores" in line] for name in scores.figures}
     if any(curves.values()):
@@ -178,7 +181,8 @@ def finish(prepared):
     return scores, step
 
 
-def _write_json(file, contents):
+def write_json(file, contents):
+    """Write a file of JSON, as a whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as stream:
         stream.write((json.dumps(contents, indent=2) + "\n").encode())
@@ -211,7 +215,7 @@ def examples_of(task, seed):
         examples, held_out = split(examples, task.held_out, seed)
     shuffled = [[part[i] for i in Rng(seed).child("examples").permutation(len(part)).tolist()]
                 for part in (examples, held_out)]
-    return TASKS[name], shuffled[0][: task.examples or None], shuffled[1]
+    return TASKS[name], *shuffled
 
 
 def _read_all(files, example, task):
@@ -263,7 +267,8 @@ def tuned(said, task, method, model, rows):
     held-out evaluation after each epoch but at most EVALUATIONS, and a learning rate that is 5e-4
     for a model 128 wide, and less the wider it is; 1e-3 where the pretrained weights stay."""
     batch = said.get("batch", 16)
-    steps = said.get("steps", math.ceil(task.epochs * rows / batch))
+    steps = math.ceil((task.epochs or 3) * rows / batch)
+    steps = said.get("steps", steps if task.epochs else max(steps, FEWEST_STEPS))
     width = getattr(model.config, "body", model.config).width
     chosen = {
         "batch": batch, "steps": steps, "weight_decay": 0.01, "save_every": 0,
