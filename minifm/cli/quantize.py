@@ -88,7 +88,7 @@ class Windows:
     description: str
 
 
-FEW = 1000                  # tokens below which a perplexity says little
+FEW = 256                   # tokens below which a perplexity says little
 COMPARED = 1 << 24          # logits that are kept to compare, at most: 64 MB
 
 
