@@ -76,7 +76,8 @@ def test_examples_in_the_help_parse(minifm):
     import shlex
     for verb in cli.VERBS:
         module = importlib.import_module(f"minifm.cli.{verb}")
-        commands = re.findall(r"^  (?:.*\| |[A-Z_]+=\w+ )*(minifm .*)$", module.EXAMPLE, re.M)
+        commands = re.findall(r"^  (?:.*\| |[A-Z_]+=\w+ )*(minifm .*)$",
+                              module.EXAMPLE.replace("\\\n", " "), re.M)
         assert commands
         for command in commands:
             assert cli.parse(shlex.split(command)[1:]).run is module.run, command
