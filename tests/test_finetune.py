@@ -83,6 +83,9 @@ def test_a_task_is_learnt(minifm, data, tmp_path, task, kind, method, architectu
     assert f"saved as   {run}/best" in out
     assert (run / "learning.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "confusion.png").exists() == (task == "classify")
+    found = json.loads(minifm("evaluate", run / "best", "--task", task, "--data", data[task],
+                              "--json")[1])["scores"]     # learnt from, most of them
+    assert next(iter(found.values())) >= reached - 0.05
     loaded = load_model(run / "best")
     if architecture:
         config = json.loads((run / "best/config.json").read_text())
@@ -180,6 +183,37 @@ def test_mistakes_are_one_line_and_leave_nothing(minifm, data, tmp_path, words, 
     refused(minifm("finetune", saved(tmp_path / "model", "bert"), "--out", run,
                    *(places.get(word, word) for word in words)), said)
     assert not run.exists()
+
+
+def test_labels_are_few_or_many(minifm, data, tmp_path):  # noqa: F811
+    pytest.importorskip("sklearn")
+    model, out = saved(tmp_path / "model", "bert"), tmp_path / "labels"
+    words = ["labels", model, "--task", "classify", "--data", data["classify"], "--counts", 8, 40,
+             "--steps", 4, "--batch", 4, "--validation", 8, "--out", out]
+    status, text, err = minifm(*words)
+    assert status == 0, err
+    found = json.loads((out / "labels.json").read_text())
+    names = ["majority", "TF-IDF + logistic regression", "pretrained", "scratch"]
+    assert list(found["scores"]) == names and (out / "labels.png").exists()
+    for name in names:
+        assert list(found["scores"][name]) == ["8", "40"]
+        assert f"{found['scores'][name]['40']['accuracy']:.3f}" in text
+    assert found["test"] == json.loads((out / "scratch-8/scores.json").read_text())["test"]
+    begun = {name: load_model(out / f"{name}-8/last") for name in ("pretrained", "scratch")}
+    ids = np.array([[5, 6, 7]])
+    assert (begun["pretrained"](ids).numpy() != begun["scratch"](ids).numpy()).any()
+    before = (out / "labels.json").read_bytes()
+    status, _, err = minifm(*words)         # what is finished is kept
+    assert status == 0 and "step" not in err and (out / "labels.json").read_bytes() == before
+    refused(minifm("labels", model, "--task", "classify", "--data", data["classify"], "--counts",
+                   1000, "--out", tmp_path / "no"), "counts: expected from 2 to the")
+
+
+def test_evaluate_refuses_a_model_without_the_task(minifm, data, tmp_path):  # noqa: F811
+    model = saved(tmp_path / "model", "bert")
+    words = ["evaluate", model, "--task", "classify", "--data", data["classify"]]
+    refused(minifm(*words), "expected a SequenceClassifier, got a Bert: fine-tune it first")
+    refused(minifm(*words, "--stride", 4), "stride: is for text without labels")
 
 
 def test_a_model_is_needed(minifm, tmp_path):  # noqa: F811

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 import minifm as mf
 from minifm.errors import ConfigError
-from minifm.generation import Sampling, generate, tokens
+from minifm.generation import Beams, Contrastive, Sampling, generate, tokens
 from minifm.generation import sampling as s
 from minifm.models import GPT, GPTConfig
 from minifm.text import Tokenizer
@@ -174,3 +174,13 @@ def test_one_string_in_place_of_a_list_is_refused(wrong):
 def test_prompts_that_cannot_be_continued_are_refused(prompts, message):
     with pytest.raises(ConfigError, match=message):
         generate(small_model(), BYTES, prompts)
+
+
+def test_tokens_without_a_text_do_not_come(backend):
+    """Some models fill their tables beyond the vocabulary, to a rounder number."""
+    model = GPT(GPTConfig(vocabulary=300, context=32, layers=1, heads=2, width=8), mf.Rng(0))
+    table = model.token_embedding.weight
+    table.data = table.numpy() + 10 * (np.arange(300) >= 257)[:, None].astype(np.float32)
+    for strategy in (Sampling(temperature=0), Sampling(), Beams(2), Contrastive(0.5, 4)):
+        done = generate(model, Tokenizer.bytes(), ["once", "a"], strategy=strategy, max_tokens=9)
+        assert all(token < 257 for completion in done for token in completion.tokens)

@@ -482,7 +482,7 @@ def test_more_tokens_than_the_context_are_refused(backend):
 
 
 @pytest.mark.parametrize("words", [
-    ["generate", "MODEL", "once"], ["quantize", "MODEL", "--text", "TEXT", "--format",
+    ["evaluate", "MODEL", "--data", "TEXT"], ["quantize", "MODEL", "--text", "TEXT", "--format",
                                              "int8", "--out", "OUT"]])
 def test_commands_for_texts_refuse_it_in_one_line(words, tmp_path, capsys):
     directory, book = tmp_path / "model", tmp_path / "book.txt"

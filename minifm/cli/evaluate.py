@@ -1,16 +1,22 @@
-"""`minifm evaluate`: perplexity and bits per byte of a model on text."""
+"""`minifm evaluate`: perplexity and bits per byte of a model on text, or how well a fine-tuned one
+does its task on labelled examples."""
 
 import json
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_fields, build
+from minifm.errors import ConfigError
 from minifm.evaluation.perplexity import WindowConfig
 
 EXAMPLE = """\
 example:
   minifm evaluate runs/demo/last --data book.txt
   minifm evaluate openai-community/gpt2 --data notes/ --pattern '*.md' --stride 256 --json
+  minifm evaluate runs/reviews --task classify --data more.jsonl
 """
+
+
+LABELLED = ("classify", "ner", "qa", "summarize")
 
 
 def arguments(parser, argv):
@@ -18,7 +24,10 @@ def arguments(parser, argv):
                                       "name on the Hugging Face hub")
     parser.add_argument("--data", nargs="+", required=True, metavar="SOURCE",
                         help="text that the model was not trained on: files, directories, globs, "
-                             "- for standard input; .jsonl: the `text` of each line")
+                             "- for standard input; .jsonl: the `text` of each line. With --task, "
+                             "files of labelled examples, as finetune reads them")
+    parser.add_argument("--task", choices=LABELLED,
+                        help="the data are labelled examples of this task")
     parser.add_argument("--pattern", metavar="GLOB",
                         help="which files of a directory are read (default: all but hidden ones)")
     parser.add_argument("--separator", metavar="TEXT",
@@ -35,6 +44,8 @@ def run(args):
     from minifm.models import pack_model, packed_format
     from minifm.text import Corpus, Tokenizer
     config = build(WindowConfig, vars(args))
+    if args.task:
+        return run_labelled(args, config)
     corpus = Corpus(args.data, pattern=args.pattern, separator=args.separator)
     directory = resolve(args.model)
     tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_causal(directory)
@@ -46,6 +57,34 @@ def run(args):
                          ensure_ascii=False))
     else:
         print("\n".join(table(found, corpus.description)))
+
+
+def run_labelled(args, config):
+    """How well the model does its task on labelled examples."""
+    from minifm.hub import load_model, resolve, tokenizer_of
+    from minifm.tasks import describe, read
+    from minifm.text import Tokenizer
+    from minifm.training.finetune import length_of
+    from minifm.training.labelled import TASKS
+    for name, value in (("pattern", args.pattern), ("separator", args.separator),
+                        ("format", args.format), ("stride", config.stride),
+                        ("tokens", config.tokens)):
+        if value is not None:
+            raise ConfigError(f"{name}: is for text without labels; leave it out with --task")
+    task, directory = TASKS[args.task], resolve(args.model)
+    examples = [found for file in args.data for found in read(file, task.example)]
+    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_model(directory)
+    task.require(model)
+    rows = task.rows(model, examples, tokenizer, length_of(config.context, model.config))
+    scores = task.scores(examples, task.answers(model, rows, tokenizer, config.batch))
+    if args.json:
+        print(json.dumps({"model": args.model, "task": args.task, "data": args.data,
+                          "examples": len(examples), "scores": scores.figures}, indent=2,
+                         ensure_ascii=False))
+        return
+    facts = ", ".join(f"{what}: {count:,}" for what, count in rows.facts.items() if count)
+    print(f"{describe(examples)}\n{len(rows):,} rows{f'; {facts}' if facts else ''}\n")
+    print(scores.table())
 
 
 def described(found, model, data):

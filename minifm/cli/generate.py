@@ -73,6 +73,7 @@ ALSO = {"max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str, 
 def run(args):
     from minifm.generation import generate
     from minifm.hub import resolve, tokenizer_of
+    from minifm.models.causal import CausalModel
     from minifm.text import Tokenizer
     said = settings(args, Sampling, also=ALSO)
     check_format(said.get("cache"))
@@ -81,16 +82,18 @@ def run(args):
     directory = resolve(args.model)
     tokenizer, model = Tokenizer.load(tokenizer_of(directory)), loaded(directory, said)
     if "draft" in said:
-        strategy = with_draft(said, tokenizer, strategy)
+        strategy = with_draft(said, model, tokenizer, strategy)
     # The words of the command line, byte for byte, even where they are not UTF-8.
     prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]
     stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
-    show_piece = shower(prompts[0]) if len(prompts) == 1 else None
+    goes_on = isinstance(model, CausalModel)        # else it reads the prompts, and answers
+    shown = prompts if goes_on else [b""] * len(prompts)
+    show_piece = shower(shown[0]) if len(prompts) == 1 else None
     done = generate(model, tokenizer, prompts, strategy=strategy, stop=stop,
                     max_tokens=said.get("max_tokens", 200), seed=said.get("seed", 0),
                     cache=said.get("cache"), constraint=constraint, on_text=show_piece)
-    tell(prompts, done, model, constraint)
+    tell(shown, done, model, constraint)
     if "draft" in said and strategy.proposed:
         print(f"minifm: {strategy.accepted} of {strategy.proposed} proposed tokens were accepted "
               f"({strategy.accepted / strategy.proposed:.0%})", file=sys.stderr)
@@ -126,11 +129,15 @@ def strategy_of(said):
     return build(Sampling, said)
 
 
-def with_draft(said, tokenizer, sampling):
+def with_draft(said, model, tokenizer, sampling):
     """The strategy with the model that proposes; raises ConfigError for other tokens."""
     from minifm.generation import Speculative
     from minifm.hub import resolve, tokenizer_of
+    from minifm.models.causal import CausalModel
     from minifm.text import Tokenizer
+    if not isinstance(model, CausalModel):
+        raise ConfigError(f"draft: expected a model that goes on with its prompt, got a "
+                          f"{type(model).__name__}")
     directory = resolve(said["draft"])
     if Tokenizer.load(tokenizer_of(directory)).sha256 != tokenizer.sha256:
         raise ConfigError(f"draft: {said['draft']} has another tokenizer than the model")
@@ -157,10 +164,15 @@ def constraint_of(said):
 
 
 def loaded(directory, said):
-    """A model, its weights packed as the user said."""
-    from minifm.hub import load_causal
+    """A model that writes, its weights packed as the user said."""
+    from minifm.hub import load_model
     from minifm.models import pack_model, packed_format
-    model = load_causal(directory)
+    from minifm.models.causal import CausalModel
+    from minifm.models.seq2seq import Seq2SeqModel
+    model = load_model(directory)
+    if not isinstance(model, (CausalModel, Seq2SeqModel)):
+        raise ConfigError(f"{directory}: expected a model that writes, got a "
+                          f"{type(model).__name__}")
     format = said.get("format", packed_format(model) or "fp32")
     if format != packed_format(model):      # fp32: the same numbers, laid out to be read in order
         pack_model(model, format)

@@ -1,8 +1,5 @@
 """An encoder-decoder that has read its sources, as a model that writes on from a prompt: so all
-that writes with a decoder writes with it, too.
-
-    reader = Conditioned(model, sources)                # lists of token ids
-    generate(reader, tokenizer, reader.prompts, strategy=Beams(4))
+that writes with a decoder writes with it, too (`generate` sees to it).
 """
 
 from typing import NamedTuple
@@ -35,10 +32,7 @@ class Conditioned:
         if c.start is None or c.padding is None:
             raise ConfigError(f"{type(model).__name__}: the configuration lacks start or padding, "
                               "without which nothing can be written")
-        for number, source in enumerate(sources, 1):
-            if len(source) == 0:
-                raise ConfigError(f"source {number} of {len(sources)} is empty; expected at least "
-                                  "one token")
+        require_sources(sources)
         self.model, self.config = model, Limits(c.vocabulary, c.context or LONGEST)
         self.prompts = [[c.start] for _ in sources]
         lengths = np.array([len(source) for source in sources])
@@ -66,3 +60,11 @@ class Conditioned:
 
     def logits(self, x):
         return self.model.logits(x)
+
+
+def require_sources(sources):
+    """Raise ConfigError for a source, a list of token ids, without any."""
+    for number, source in enumerate(sources, 1):
+        if len(source) == 0:
+            raise ConfigError(f"source {number} of {len(sources)} is empty; expected at least one "
+                              "token")

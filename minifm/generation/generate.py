@@ -6,9 +6,13 @@ How each token comes about is the strategy's: `Sampling.write` (sampling.py) is 
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from minifm.errors import ConfigError
+from minifm.generation.conditioned import Conditioned, require_sources
 from minifm.generation.job import Job
 from minifm.generation.sampling import Sampling
+from minifm.models.seq2seq import Seq2SeqModel
 from minifm.rng import Rng
 from minifm.text import StreamDecoder
 
@@ -28,7 +32,8 @@ class Completion:
 
 def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, stop=(), seed=0,
              on_text=None, cache=None, constraint=None):
-    """One Completion for each prompt (str, bytes or token ids); all are written side by side.
+    """One Completion for each prompt (str, bytes or token ids); all are written side by side. An
+    encoder-decoder reads the prompts, as sources with their end, and writes the targets.
 
     strategy   how tokens are chosen: Sampling, Beams, Contrastive or Speculative
     stop       strings that end a completion; they are not part of its text
@@ -52,8 +57,15 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
         return []
     ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
            for prompt in prompts]
+    if isinstance(model, Seq2SeqModel):
+        require_sources(ids)
+        model = Conditioned(model, [
+            source if source is prompt else np.append(source, tokenizer.end_of_text)
+            for source, prompt in zip(ids, prompts)])
+        ids = model.prompts
     guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
-    job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, tokenizer.end_of_text)
+    job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, tokenizer.end_of_text,
+              tokenizer.vocabulary)
     writers = [_Writer(tokenizer, stop) for _ in prompts]
     emit = on_text or (lambda row, piece: None)
     for step in written(job, strategy):

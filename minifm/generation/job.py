@@ -23,6 +23,8 @@ class Job:
     cache        the format of the key-value cache; see Cache
     guide        the Guide that all texts must follow, or None
     end_of_text  the id with which a text ends, or None
+    vocabulary   ids from there on, with which some models fill their tables, mean nothing and do
+                 not come; None: all may
     """
 
     model: object
@@ -33,12 +35,13 @@ class Job:
     cache: str | None = None
     guide: object = None
     end_of_text: int | None = None
+    vocabulary: int | None = None
 
     def texts(self):
         """A Text for each row, with nothing written yet."""
         context = self.model.config.context
-        return [Text(prompt, min(len(prompt) + self.max_tokens, context), self.guide)
-                for prompt in self.prompts]
+        return [Text(prompt, min(len(prompt) + self.max_tokens, context), self.guide,
+                     self.vocabulary) for prompt in self.prompts]
 
     @property
     def capacity(self):
@@ -57,11 +60,14 @@ class Job:
 class Text:
     """One text as it grows: its token ids, the prompt's first, and how far its guide has come.
 
-    limit   the most ids that it may have
+    limit       the most ids that it may have
+    guide       what it must be, or None
+    vocabulary  as in Job
     """
 
-    def __init__(self, prompt, limit, guide=None):
+    def __init__(self, prompt, limit, guide=None, vocabulary=None):
         self.ids, self.limit, self.guide = [int(token) for token in prompt], limit, guide
+        self.vocabulary = vocabulary
         self.state = guide and guide.start
 
     @property
@@ -81,13 +87,15 @@ class Text:
         if not np.isfinite(x.max()):
             raise AnomalyError("the model's logits are not finite: its weights are damaged, or "
                                "its training diverged")
+        if self.vocabulary is not None:
+            x[self.vocabulary :] = -np.inf
         if self.guide is not None:
             x[~self.guide.allowed(self.state, self.room)] = -np.inf
         return x
 
     def fork(self):
         """The same text, to go on otherwise."""
-        other = Text(self.ids, self.limit, self.guide)
+        other = Text(self.ids, self.limit, self.guide, self.vocabulary)
         other.state = self.state
         return other
 

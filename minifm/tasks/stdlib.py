@@ -545,4 +545,6 @@ def summaries(module):
 
 TASKS = {"stdlib-ner": entities, "stdlib-qa": questions, "stdlib-kind": kinds,
          "stdlib-package": packages, "stdlib-summarize": summaries}
+EXAMPLES = {"stdlib-ner": Tagged, "stdlib-qa": Question, "stdlib-kind": Classified,
+            "stdlib-package": Classified, "stdlib-summarize": Summary}      # what each is made of
 CHOSEN = {"stdlib-package": _of_frequent_packages}

@@ -140,7 +140,7 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     training = training[: task.examples or None]
     choose_weights(learner, method, replace(adapter, base=str(model)), rng.child("adapters"),
                    head_parts(learner, new))
-    length = _length(task.length, learner.config)
+    length = length_of(task.length, learner.config)
     rows = kind.rows(learner, training, tokenizer, length)
     seen = held_out[: task.validation]
     test = held_out[task.validation :] or seen
@@ -201,10 +201,11 @@ def examples_of(task, seed):
         raise ConfigError("data: expected files of examples, or one of "
                           f"{', '.join(stdlib.TASKS)}")
     if built:
-        examples = stdlib.build(built)[built[0]]
-        name = next(name for name, kind in TASKS.items() if isinstance(examples[0], kind.example))
+        name = next(name for name, kind in TASKS.items()
+                    if kind.example is stdlib.EXAMPLES[built[0]])
         if task.task not in (None, name):
             raise ConfigError(f"task: {built[0]} is for {name}, not for {task.task}")
+        examples = stdlib.build(built)[built[0]]
     elif task.task is None:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
     else:
@@ -223,7 +224,8 @@ def _read_all(files, example, task):
             for found in read(file, example, group=task.group, scheme=task.scheme)]
 
 
-def _length(length, config):
+def length_of(length, config):
+    """Tokens of a row: as asked for, or the most that the model looks at. Raises ConfigError."""
     if length is not None and length > (config.context or length):
         raise ConfigError(f"length: expected at most the model's context of {config.context}, "
                           f"got {length}")

@@ -11,7 +11,6 @@ What rows and scores are stands in tasks/, which knows no model; the heads stand
 
 from minifm.errors import ConfigError
 from minifm.generation import Sampling, generate
-from minifm.generation.conditioned import Conditioned
 from minifm.models.causal import CausalModel
 from minifm.models.heads import QuestionAnswerer, SequenceClassifier, TokenClassifier, with_head
 from minifm.models.seq2seq import Seq2SeqModel
@@ -69,6 +68,12 @@ class Task:
         body = getattr(model, "body", model).config
         return with_head(model, self.head, labels, rng=rng,
                          padding=None if hasattr(body, "padding") else fills)
+
+    def require(self, model):
+        """Raise ConfigError for a model that has not learnt such a task."""
+        if not isinstance(model, self.head):
+            raise ConfigError(f"expected a {self.head.__name__}, got a {type(model).__name__}: "
+                              "fine-tune it first")
 
     def labels(self, examples):
         """What the logits of the head stand for."""
@@ -144,11 +149,14 @@ class Summarize(Task):
 
     example = Summary
 
+    def require(self, model):
+        if not isinstance(model, (CausalModel, Seq2SeqModel)):
+            raise ConfigError(f"summarize: expected a model that writes, got a "
+                              f"{type(model).__name__}")
+
     def model(self, model, examples, tokenizer, rng):
-        if isinstance(model, (CausalModel, Seq2SeqModel)):
-            return model
-        raise ConfigError(f"summarize: expected a model that writes, got a "
-                          f"{type(model).__name__}")
+        self.require(model)
+        return model
 
     def rows(self, model, examples, tokenizer, length):
         kind = PairRows if isinstance(model, Seq2SeqModel) else SummaryRows
@@ -161,13 +169,8 @@ class Summarize(Task):
     def answers(self, model, rows, tokenizer, batch):
         found = []
         for first in range(0, len(rows), batch):
-            prompts = rows.prompts[first : first + batch]
-            writer = model
-            if isinstance(model, Seq2SeqModel):
-                writer = Conditioned(model, prompts)
-                prompts = writer.prompts
-            done = generate(writer, tokenizer, prompts, strategy=Sampling(temperature=0),
-                            max_tokens=rows.longest)
+            done = generate(model, tokenizer, rows.prompts[first : first + batch],
+                            strategy=Sampling(temperature=0), max_tokens=rows.longest)
             found += [completion.text.strip() for completion in done]
         return found
 
