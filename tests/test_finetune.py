@@ -114,6 +114,37 @@ def test_each_way_to_learn_resumes_bitwise(minifm, data, tmp_path, words):  # no
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("words", [[], ["--method", "lora", "--format", "int4", "--rank", 2],
+                                   ["--freeze", 1]])
+def test_text_without_labels_resumes_bitwise(minifm, tmp_path, words):  # noqa: F811
+    model, whole, run = saved(tmp_path / "model", "gpt"), tmp_path / "whole", tmp_path / "run"
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Line {i} of a text about lines.\n\n" for i in range(2000)))
+    status, out, err = minifm(
+        "finetune", model, "--task", "lm", "--data", book, *words, "--steps", 4, "--batch", 4,
+        "--length", 16, "--evaluate-every", 2, "--save-every", 2, "--keep", 9, "--out", whole)
+    assert status == 0 and "bits a byte" in out, err
+    shutil.copytree(whole, run, symlinks=True)
+    shutil.rmtree(run / "step-00000004")
+    refused(minifm("pretrain", "--resume", "--out", run), "is a run of finetune")
+    assert minifm("finetune", "--resume", "--out", run)[0] == 0
+    weights = "adapter_model.safetensors" if "lora" in words else "model.safetensors"
+    for file in (f"last/{weights}", "last/trainer_state/optimizer.safetensors"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_a_run_in_the_way_is_left_as_it_is(minifm, data, tmp_path):  # noqa: F811
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    words = ["--task", "classify", "--data", data["classify"], "--batch", 4, "--out", run]
+    assert minifm("finetune", model, *words, "--steps", 2)[0] == 0
+    before = (run / "run.json").read_bytes()
+    refused(minifm("finetune", model, *words, "--steps", 3), "already holds a run of 2 steps")
+    resume = ["finetune", "--resume", "--out", run]
+    refused(minifm(*resume, "--method", "head"), "method: 'full' in the checkpoint, 'head' now")
+    refused(minifm(*resume, "--task", "ner"), "task: 'classify' in the checkpoint, 'ner' now")
+    assert (run / "run.json").read_bytes() == before
+
+
 def parameters_of(directory):
     return {name: p.numpy() for name, p in load_model(directory).parameters().items()}
 

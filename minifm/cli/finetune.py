@@ -51,10 +51,12 @@ def run(args):
     if adapted and said.get("method") != "lora" and not args.resume:
         raise ConfigError(f"{sorted(adapted)[0]}: only for --method lora")
     training = {name: said[name] for name in _names(TrainConfig) if name in said}
-    prepared = prepare(
-        args.out, said["model"], build(TaskConfig, said), build(MethodConfig, said), training,
-        build(AdapterConfig, said), resume=args.resume, force=args.force,
-        ceiling=flop_ceiling().rate)
+    given = {"resume": args.resume, "force": args.force, "ceiling": flop_ceiling().rate}
+    task, rest = build(TaskConfig, said), (build(MethodConfig, said), training,
+                                           build(AdapterConfig, said))
+    if task.task == "lm":
+        return run_text(args.out, said, task, rest, given)
+    prepared = prepare(args.out, said["model"], task, *rest, **given)
     for line in summary(prepared):
         print(line, file=sys.stderr)
     status = trained(prepared.trainer, "finetune")
@@ -63,13 +65,48 @@ def run(args):
     return status
 
 
+def run_text(out, said, task, rest, given):
+    """Fine-tune on text without labels, as pretrain does."""
+    from minifm.cli import pretrain
+    from minifm.training.finetune import TaskConfig, prepare_text
+    from minifm.training.pretrain import TextConfig
+    for name in ("held_out_data", "group", "examples", "validation", "epochs", "scheme"):
+        if getattr(task, name) != getattr(TaskConfig(), name):
+            raise ConfigError(f"{name}: is for labelled examples; leave it out with --task lm")
+    text = TextConfig(data=task.data, length=task.length, held_out=said.get("held_out", 0.05))
+    prepared = prepare_text(out, said["model"], text, *rest, **given)
+    for line in pretrain.summary(prepared):
+        print(line, file=sys.stderr)
+    status = pretrain.trained(prepared.trainer, "finetune")
+    if status == 0:
+        pretrain.tell(prepared.trainer)
+    return status
+
+
 def said_in_all(args, kinds):
-    """{name: value} of flags over the file of settings over, for a run that is resumed, its own."""
+    """{name: value} of flags over the file of settings over, for a run that is resumed, its own:
+    what to learn and which weights do is decided when it begins (but for --force)."""
+    from minifm.training import checkpoint
     from minifm.training.pretrain import read_settings
     said = settings(args, *kinds, also={"model": str})
     if said.get("model") is None:
         said.pop("model", None)
-    return (read_settings(args.out) if args.resume else {}) | said
+    if not args.resume:
+        return said
+    stored = read_settings(args.out)
+    if "method" not in stored:
+        raise ConfigError(f"{args.out}: is a run of pretrain, which resumes it")
+    fixed = {name: value for name, value in said.items() if name not in _names(TrainConfig)}
+    if not args.force:
+        checkpoint.refuse_differences(args.out, checkpoint.differences(
+            {name: _plain(stored.get(name)) for name in fixed},
+            {name: _plain(value) for name, value in fixed.items()}))
+    return stored | said
+
+
+def _plain(value):
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _names(config):

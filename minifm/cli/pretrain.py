@@ -119,6 +119,8 @@ def said_in_all(args, *configs):
         if "init" in said:
             raise ConfigError("init: a resumed run has its weights; leave it out")
         chosen, below = said.get("preset"), read_settings(args.out)
+        if "method" in below:
+            raise ConfigError(f"{args.out}: is a run of finetune, which resumes it")
     else:
         chosen, below = said.get("preset"), {}
     for name, known in (("preset", PRESETS), ("arch", ARCHITECTURES)):

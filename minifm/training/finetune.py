@@ -11,6 +11,7 @@ A run's directory is that of any run (training/checkpoint.py), with, at its end:
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 
 from minifm.atomic import atomic_file
@@ -19,16 +20,17 @@ from minifm.errors import ConfigError
 from minifm.hub import load_model, resolve, tokenizer_of
 from minifm.models import pack_model
 from minifm.models.heads import Headed, new_parameters
-from minifm.nn import AdapterConfig, adapter_config, add_adapters, freeze_layers, train_only
+from minifm.nn import AdapterConfig, add_adapters, freeze_layers, train_only
 from minifm.rng import Rng
 from minifm.tasks import read, split, stdlib
 from minifm.tasks.batches import HeldOutTaskBatches, TaskBatches
 from minifm.tasks.pictures import draw_confusion, draw_learning
 from minifm.tasks.scores import ClassScores
 from minifm.text import Tokenizer
+from minifm.training import pretrain
 from minifm.training.config import TrainConfig
 from minifm.training.labelled import TASKS
-from minifm.training.pretrain import run_directory, say_on_stderr
+from minifm.training.pretrain import newest_checkpoint, run_directory, say_on_stderr
 from minifm.training.trainer import Trainer
 
 METHODS = ("full", "lora", "head")
@@ -41,8 +43,9 @@ FEWEST_STEPS = 300      # of a run, where the user does not say
 class TaskConfig:
     """What is to be learnt, and from what."""
 
-    task: str | None = setting(None, f"one of {', '.join(TASKS)} (default: that of a built-in "
-                               "stdlib- task)", choices=(None, *TASKS))
+    task: str | None = setting(
+        None, f"one of {', '.join(TASKS)}, or lm: go on learning from text without labels "
+        "(default: that of a built-in stdlib- task)", choices=(None, *TASKS, "lm"))
     data: tuple[str, ...] = setting(
         (), "labelled examples: .jsonl, .csv, .tsv, .conll, SQuAD's .json; or one of "
         f"{', '.join(stdlib.TASKS)}, from the source of Python's standard library")
@@ -129,6 +132,7 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     """
     say = say_on_stderr if shown else lambda line: None
     directory, place = run_directory(directory, task.data), resolve(model)
+    newest_checkpoint(directory, resume)
     say("reading the examples")
     kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
     tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
@@ -138,8 +142,8 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     learner = kind.model(begun, training, tokenizer, rng.child("head"))
     new = new_parameters(learner, begun)
     training = training[: task.examples or None]
-    choose_weights(learner, method, replace(adapter, base=str(model)), rng.child("adapters"),
-                   head_parts(learner, new))
+    choose_weights(learner, method, replace(adapter, base=base_of(model, place)),
+                   rng.child("adapters"), head_parts(learner, new))
     length = length_of(task.length, learner.config)
     rows = kind.rows(learner, training, tokenizer, length)
     seen = held_out[: task.validation]
@@ -158,9 +162,35 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         measure=measure, shown=shown, ceiling=ceiling)
     if resume:
         trainer.resume(force=force)
-    write_json(directory / "run.json", {"settings": {"model": str(model)} | asdict(task)
-                                         | asdict(method) | _own(adapter) | asdict(config)})
+    write_json(directory / "run.json", {"settings": asdict(task) | asdict(config)
+                                         | chosen(model, method, adapter)})
     return Prepared(trainer, kind, training, seen, test, rows.facts, new)
+
+
+def prepare_text(directory, model, text, method, config, adapter=AdapterConfig(), *,
+                 resume=False, force=False, ceiling=None, shown=True):
+    """The same for unlabelled text, the task "lm": a pretraining run (training/pretrain.py) that
+    starts from `model` and in which only those weights learn that `method` says.
+
+    text     a pretrain.TextConfig
+    config   {setting of TrainConfig: value}; learning_rate 3e-4 (full) or 1e-3 unless it is said
+    """
+    if method.scratch or method.method == "head":
+        raise ConfigError("method: text without labels has no head of its own, and pretrain begins "
+                          "with random weights; expected full or lora")
+    seed = dict(config).get("seed", 0)
+    place = resolve(model)
+    adapter = replace(adapter, base=base_of(model, place))
+
+    def adapt(begun):
+        choose_weights(begun, method, adapter, Rng(seed).child("fine-tuning", "adapters"))
+
+    config = TrainConfig(**{"learning_rate": 3e-4 if method.method == "full" else 1e-3}
+                         | dict(config))
+    return pretrain.prepare(
+        directory, text, {}, config, initial=place, adapt=adapt,
+        also={"task": "lm"} | chosen(model, method, adapter), resume=resume, force=force,
+        ceiling=ceiling, shown=shown)
 
 
 def finish(prepared):
@@ -244,37 +274,48 @@ def head_parts(learner, new):
 
 
 def choose_weights(model, method, adapter, rng, head=()):
-    """Freeze what does not learn by `method`; give the model adapters, for lora (unless it has
-    them, as a run that is resumed). `head`: the names of modules that learn in any case."""
+    """Freeze what does not learn by `method`, and give the model adapters, for lora. `head`: the
+    names of modules that learn in any case."""
     if method.method == "head":
         if not head:
             raise ConfigError("method: this task has no head of its own; expected full or lora")
         train_only(model, head)
     elif method.method == "lora":
-        if adapter_config(model) is None:
-            add_adapters(model, replace(adapter, whole=head), rng=rng)
+        add_adapters(model, replace(adapter, whole=head), rng=rng)
         if method.format is not None:
             pack_model(model, method.format)
     elif method.freeze:
         freeze_layers(model, method.freeze)
 
 
-def _own(adapter):
-    """The settings of adapters that a user chooses."""
-    return {key: value for key, value in asdict(adapter).items() if key not in ("base", "whole")}
+def base_of(model, place):
+    """What an adapter calls the model that it is of: a name on the hub, or the directory `place`
+    of a model here, whatever a run's `last` will be by then."""
+    return str(place.resolve()) if os.path.isdir(os.path.expanduser(model)) else str(model)
+
+
+def chosen(model, method, adapter):
+    """What run.json says of the beginning, and of which weights learn."""
+    own = {key: value for key, value in asdict(adapter).items() if key not in ("base", "whole")}
+    return {"model": str(model)} | asdict(method) | own
+
+
+def learning_rate(method, width):
+    """5e-4 for a model 128 wide, and less the wider it is; 1e-3 where the pretrained weights stay
+    as they are."""
+    return min(0.064 / width, 1e-3) if method.method == "full" else 1e-3
 
 
 def tuned(said, task, method, model, rows):
-    """The TrainConfig of what the user said; for the rest: as many steps as the epochs have, a
-    held-out evaluation after each epoch but at most EVALUATIONS, and a learning rate that is 5e-4
-    for a model 128 wide, and less the wider it is; 1e-3 where the pretrained weights stay."""
+    """The TrainConfig of what the user said; for the rest: as many steps as the epochs have, and a
+    held-out evaluation after each epoch but at most EVALUATIONS."""
     batch = said.get("batch", 16)
     steps = math.ceil((task.epochs or 3) * rows / batch)
     steps = said.get("steps", steps if task.epochs else max(steps, FEWEST_STEPS))
     width = getattr(model.config, "body", model.config).width
     chosen = {
         "batch": batch, "steps": steps, "weight_decay": 0.01, "save_every": 0,
-        "learning_rate": min(0.064 / width, 1e-3) if method.method == "full" else 1e-3,
+        "learning_rate": learning_rate(method, width),
         "evaluate_batches": 10**9,
         "evaluate_every": max(math.ceil(rows / batch), math.ceil(steps / EVALUATIONS), 1)}
     return TrainConfig(**chosen | said)

@@ -81,7 +81,7 @@ class Prepared:
 
 
 def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=None, initial=None,
-            resume=False, force=False, ceiling=None, shown=True):
+            adapt=None, also=(), resume=False, force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     text     a TextConfig
@@ -90,6 +90,9 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     learning a LearningConfig: what is to be guessed
     arch     which of models.ARCHITECTURES a new model is of (default: gpt)
     initial  a model's directory or hub name to start from, in place of random weights
+    adapt    adapt(model) is called with the initial model, which must then be given for a run that
+             is resumed, too: it may freeze weights and add adapters
+    also     {setting: value} to be kept in run.json beside those above
     ceiling  FLOP/s of this machine at its best, for the utilisation that is shown
     shown    say on standard error what is being done, and show a progress bar
 
@@ -97,10 +100,14 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     """
     directory = run_directory(directory, text.data)
     say = say_on_stderr if shown else lambda line: None
-    own = _own_tokenizer(directory, text, resume, force)
+    newest = newest_checkpoint(directory, resume)
+    own = _own_tokenizer(directory, newest, text, force)
     if initial is not None:
         initial = resolve(initial)
-    model = _started_model(directory, arch, shape, initial, resume)
+    # What adapts a model begins with it again; `trainer.resume` then reads what it had learnt.
+    model = _started_model(newest if adapt is None else None, arch, shape, initial)
+    if adapt is not None:
+        adapt(model)
     objective = objective_of(ARCHITECTURES[arch or "gpt"].model if model is None else type(model),
                              config.recompute, learning)
     if model is None:
@@ -129,7 +136,7 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
                       held_out=held_out, tokenizer=tokenizer, shown=shown, ceiling=ceiling)
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, text, learning, trainer, corpus)
+    _write_run(directory, text, learning, trainer, corpus, dict(also))
     return Prepared(trainer, corpus, *tokens, parts[1], length)
 
 
@@ -185,21 +192,24 @@ def say_on_stderr(line):
     print(f"{line} …", file=sys.stderr, flush=True)
 
 
-def _own_tokenizer(directory, text, resume, force):
-    """The vocabulary of the run that is to be resumed; None for a new run.
-
-    Raises ConfigError where the directory holds no run to resume, or one that is in the way, or
-    one of another vocabulary (None then, with `force`).
-    """
+def newest_checkpoint(directory, resume):
+    """The path of the checkpoint to go on from, None for a new run. Raises ConfigError where the
+    directory holds no run to resume, or one that is in the way."""
     steps = checkpoint.steps_in(directory)
-    if not resume:
-        if steps:
-            raise ConfigError(f"{directory} already holds a run of {steps[-1]} steps: go on with "
-                              "it by --resume, or choose another --out")
-        return None
-    if not steps:
+    if steps and not resume:
+        raise ConfigError(f"{directory} already holds a run of {steps[-1]} steps: go on with it by "
+                          "--resume, or choose another --out")
+    if resume and not steps:
         raise ConfigError(f"{directory} holds no checkpoint to resume from")
-    stored, path = read_settings(directory), checkpoint.path_of(directory, steps[-1])
+    return checkpoint.path_of(directory, steps[-1]) if resume else None
+
+
+def _own_tokenizer(directory, path, text, force):
+    """The vocabulary of the run that is to be resumed, whose newest checkpoint is at `path`; None
+    for a new run. Raises ConfigError for one of another vocabulary (None then, with `force`)."""
+    if path is None:
+        return None
+    stored = read_settings(directory)
     asked = {"tokenizer": text.tokenizer, "vocabulary": text.vocabulary}
     lines = checkpoint.differences({key: stored.get(key) for key in asked}, asked)
     if lines and force:
@@ -268,10 +278,10 @@ def _check_shape(arch, shape, objective, length, config):
     memory.require_tokens(config.batch, length)
 
 
-def _started_model(directory, arch, shape, initial, resume):
-    """The model of the newest checkpoint, or the one to start from; None: a new one is needed."""
-    if resume:
-        path = checkpoint.path_of(directory, checkpoint.steps_in(directory)[-1])
+def _started_model(path, arch, shape, initial):
+    """The model of the newest checkpoint, at `path`, or the one to start from; None: a new one is
+    needed."""
+    if path is not None:
         model = load_model(path)
         stored = {"arch": architecture_of(model)} | asdict(model.config)
         asked = {"arch": arch or stored["arch"]} | shape
@@ -311,14 +321,14 @@ def _batches(tokens, text, config, objective, tokenizer, length):
     return made
 
 
-def _write_run(directory, text, learning, trainer, corpus):
+def _write_run(directory, text, learning, trainer, corpus, also):
     """run.json: the settings by which a run is resumed, and for people what they became."""
     arch = architecture_of(trainer.model)
     shape = asdict(trainer.model.config)
     del shape["vocabulary"]                     # it is the tokenizer's
     run = {
         "settings": {"arch": arch} | asdict(text) | shape | asdict(learning)
-        | asdict(trainer.config),
+        | asdict(trainer.config) | also,
         "minifm": minifm.__version__, "python": platform.python_version(),
         "backend": backends.active().describe(),
         "parameters": trainer.model.config.parameters,
