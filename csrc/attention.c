@@ -593,7 +593,7 @@ static void forward(void *context, int thread, int threads)
     const int64_t heads = a->s->batch * a->s->key_heads;
     Room room;
     lay_out(&room, scratch(PRIVATE + thread, 0), a, 0);
-    for (int64_t t; (t = pool_ticket()) < heads * a->splits;) {
+    for (int64_t t; (t = team_ticket()) < heads * a->splits;) {
         Part part = query_part(a, t % heads, t / heads);
         forward_part(a, &room, &part);
     }
@@ -605,7 +605,7 @@ static void forward_of_few(void *context, int thread, int threads)
     const int64_t key_heads = a->s->key_heads;
     Room room;
     lay_out_few(&room, scratch(PRIVATE + thread, 0), a);
-    for (int64_t t; (t = pool_ticket()) < a->s->batch * key_heads;)
+    for (int64_t t; (t = team_ticket()) < a->s->batch * key_heads;)
         forward_few(a, &room, t / key_heads, t % key_heads);
 }
 
@@ -620,7 +620,7 @@ static void backward(void *context, int thread, int threads)
     const int64_t heads = s->batch * s->key_heads, all = a->blocks * (s->heads / s->key_heads);
     Room room;
     lay_out(&room, scratch(PRIVATE + thread, 0), a, 1);
-    for (int64_t t; (t = pool_ticket()) < heads * (a->splits + a->key_splits);) {
+    for (int64_t t; (t = team_ticket()) < heads * (a->splits + a->key_splits);) {
         Part part;
         if (t < heads * a->splits) {
             part = query_part(a, t % heads, t / heads);
@@ -664,12 +664,12 @@ static int run_few(Attention *a)
 {
     Room unused;
     const size_t bytes = (size_t)lay_out_few(&unused, NULL, a) * sizeof(float);
-    pool_enter();
+    team_enter();
     const int threads = threads_for_shape(a->s, 8);
     const int status = scratch_for_threads(threads, bytes);
     if (!status)
-        pool_run(forward_of_few, a, threads);
-    pool_leave();
+        team_run(forward_of_few, a, threads);
+    team_leave();
     return status;
 }
 
@@ -681,7 +681,7 @@ static int run_blocks(Attention *a, Task task, int is_backward)
     a->e_padded = ceil_div(s->value_width, NR) * NR;
     a->rows = block_rows();
     a->blocks = ceil_div(s->queries, a->rows);
-    pool_enter();
+    team_enter();
     const int threads = threads_for_shape(s, 4);
     share(&a->units, &a->splits, a->blocks * (s->heads / larger(1, s->key_heads)), heads, threads,
           4);
@@ -695,8 +695,8 @@ static int run_blocks(Attention *a, Task task, int is_backward)
     size_t bytes = (size_t)lay_out(&unused, NULL, a, is_backward) * sizeof(float);
     int status = scratch_for_threads(threads, bytes);
     if (!status)
-        pool_run(task, a, threads);
-    pool_leave();
+        team_run(task, a, threads);
+    team_leave();
     return status;
 }
 

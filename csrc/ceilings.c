@@ -26,12 +26,12 @@ static void multiply_add(void *context, int thread, int threads)
 int64_t minifm_multiply_adds(int64_t rounds, int bf16)
 {
     MultiplyAdds m = {.rounds = rounds, .bf16 = bf16};
-    pool_enter();
-    pool_run(multiply_add, &m, 0);
+    team_enter();
+    team_run(multiply_add, &m, 0);
     int64_t flops = 0;
-    for (int i = 0; i < pool_threads(); i++)
+    for (int i = 0; i < team_threads(); i++)
         flops += m.flops[i];
-    pool_leave();
+    team_leave();
     return flops;
 }
 
@@ -79,19 +79,19 @@ static void copy_piece(void *context, int thread, int threads)
 uint64_t minifm_read(const uint64_t *x, int64_t n)
 {
     Traffic t = {.from = x, .n = n};
-    pool_enter();
-    pool_run(read_piece, &t, 0);
+    team_enter();
+    team_run(read_piece, &t, 0);
     uint64_t sum = 0;
-    for (int i = 0; i < pool_threads(); i++)
+    for (int i = 0; i < team_threads(); i++)
         sum += t.sums[i];
-    pool_leave();
+    team_leave();
     return sum;
 }
 
 void minifm_copy(uint64_t *y, const uint64_t *x, int64_t n)
 {
     Traffic t = {.to = y, .from = x, .n = n};
-    pool_enter();
-    pool_run(copy_piece, &t, 0);
-    pool_leave();
+    team_enter();
+    team_run(copy_piece, &t, 0);
+    team_leave();
 }

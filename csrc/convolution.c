@@ -208,7 +208,7 @@ static void prepare(const Convolution *c, int64_t b, int64_t images)
     const int64_t MR = kernels->tile_rows, down = ceil_div(c->outputs, MR);
     const int64_t slivers = b == 0 ? c->groups * down : 0;
     const int64_t total = slivers + planes_to_lay_out(s, images);
-    for (int64_t t; (t = pool_ticket()) < total;) {
+    for (int64_t t; (t = team_ticket()) < total;) {
         int64_t plane = t - slivers;
         if (t < slivers)
             pack_weights(c, t / down, t % down * MR);
@@ -309,7 +309,7 @@ static void convolve_slivers(const Convolution *c, int64_t b, int64_t images, fl
     const int64_t of_image = ceil_div(positions, NR), slivers = images * of_image;
     const int64_t across = ceil_div(slivers, c->slivers), down = ceil_div(c->outputs, c->rows);
     Sliver at[SLIVERS];
-    for (int64_t t; (t = pool_ticket()) < c->groups * down * across;) {
+    for (int64_t t; (t = team_ticket()) < c->groups * down * across;) {
         int64_t group = t / (down * across), o = t / across % down * c->rows;
         int64_t first = t % across * c->slivers, count = smaller(c->slivers, slivers - first);
         for (int64_t i = 0; i < count; i++) {
@@ -330,9 +330,9 @@ static void convolve_images(void *context, int thread, int threads)
     for (int64_t b = 0; b < c->batch; b += c->in.images) {
         int64_t images = smaller(c->in.images, c->batch - b);
         prepare(c, b, images);
-        pool_barrier(threads);
+        team_barrier(threads);
         convolve_slivers(c, b, images, scratch(PRIVATE + thread, 0));
-        pool_barrier(threads);
+        team_barrier(threads);
     }
 }
 
@@ -357,7 +357,7 @@ static int run_convolution(Convolution *c)
         return 0;
     choose_layout(&c->in, c->batch);
     c->in.in_place |= K == 0;
-    pool_enter();
+    team_enter();
     const int threads = threads_for(outputs * (double)K);
     choose_tickets(c, threads);
     size_t packed = (size_t)(c->groups * padded_outputs(c) * K) * sizeof(float);
@@ -365,8 +365,8 @@ static int run_convolution(Convolution *c)
     c->packed = (float *)reserve(&c->in, packed, c->inputs);
     int status = c->packed ? scratch_for_threads(threads, room) : -1;
     if (!status)
-        pool_run(convolve_images, c, threads);
-    pool_leave();
+        team_run(convolve_images, c, threads);
+    team_leave();
     return status;
 }
 
@@ -512,7 +512,7 @@ static void turn_around(const WeightAdjoint *c, float *dw, const float *sum, int
 static void add_chunks(const WeightAdjoint *c, float *room)
 {
     const int64_t across = ceil_div(c->K, c->rows);
-    for (int64_t t; (t = pool_ticket()) < c->groups * across;) {
+    for (int64_t t; (t = team_ticket()) < c->groups * across;) {
         int64_t group = t / across, k = t % across * c->rows, rows = smaller(c->rows, c->K - k);
         float *sum = partial_at(c, 0, group, k);
         for (int64_t chunk = 1; chunk < c->chunks; chunk++)
@@ -532,14 +532,14 @@ static void sum_positions(void *context, int thread, int threads)
         const int64_t images = smaller(s->images, c->batch - b);
         const int64_t chunks = ceil_div(images * s->P * s->Q, c->chunk);
         const int64_t blocks = down * across, total = c->groups * blocks * chunks;
-        for (int64_t t; (t = pool_ticket()) < planes_to_lay_out(s, images);)
+        for (int64_t t; (t = team_ticket()) < planes_to_lay_out(s, images);)
             lay_out_plane(s, s->room + t * s->plane,
                           s->x + (b * s->channels + t) * s->height * s->width);
-        pool_barrier(threads);
-        for (int64_t t; (t = pool_ticket()) < total;)
+        team_barrier(threads);
+        for (int64_t t; (t = team_ticket()) < total;)
             sum_chunk(c, b, images, t / blocks % chunks, t / (blocks * chunks),
                       t % down * c->rows, t / down % across * c->cols, room);
-        pool_barrier(threads);
+        team_barrier(threads);
     }
     add_chunks(c, room);
 }
@@ -570,7 +570,7 @@ static int run_weights(WeightAdjoint *c)
         return 0;
     }
     choose_layout(&c->in, c->batch);
-    pool_enter();
+    team_enter();
     const int threads = threads_for(work);
     choose_chunks(c, threads);
     size_t partials = (size_t)(c->chunks * c->groups * c->K * c->outputs) * sizeof(float);
@@ -578,8 +578,8 @@ static int run_weights(WeightAdjoint *c)
     c->partials = (float *)reserve(&c->in, partials, c->inputs);
     int status = c->partials ? scratch_for_threads(threads, room) : -1;
     if (!status)
-        pool_run(sum_positions, c, threads);
-    pool_leave();
+        team_run(sum_positions, c, threads);
+    team_leave();
     return status;
 }
 

@@ -58,7 +58,7 @@ int minifm_embedding_backward(float *dw, const float *dy, const int64_t *ids, in
     if (!all_inside(ids, n, rows))
         return -1;
     Rows r = {dw, dy, ids, n, width};
-    const int64_t slabs = ceil_div(width, SLAB), each = larger(1, slabs / pool_threads());
+    const int64_t slabs = ceil_div(width, SLAB), each = larger(1, slabs / team_threads());
     parallel_for(slabs, n * width < 16384 ? slabs : each, add_slabs, &r);
     return 0;
 }

@@ -1,16 +1,29 @@
 /* Single-precision matrix products, plain, batched, and with the epilogue of a linear layer.
  *
- * The law of summation: an element of C is the sum over blocks of KC consecutive k, in order, of
- * sums that begin at 0 and take one fused multiply-add for each k, in order. (The portable kernels
+ * Words, from the inside out:
+ *
+ *              K              N
+ *          ..KC....       +--+--+--+       tile     MR x NR numbers of C, whose sums stay in
+ *        +---------+    K |  |  |  | KC             registers (isa_tile.h)
+ *     MR |         |      |  |  |  |  :    stretch  KC consecutive k
+ *        +---------+      +--+--+--+       sliver   what a tile reads: for each k of a stretch MR
+ *     MR |  A      |       NR NR NR                 numbers of A, or NR of B, side by side
+ *        +---------+                       panel    slivers of the smaller operand, a stretch deep,
+ *     MR |         |      +--+--+--+                packed once and shared by all threads
+ *        +---------+   MR |  |##|  |       block    rows or columns of the larger operand, which a
+ *                         +--+--+--+                thread packs for itself: it draws them by
+ *                         |  C     |                their number, its ticket
+ *
+ * The law of summation: an element of C is the sum over stretches, in order, of sums that begin at 0 and take one fused multiply-add for each k, in order. (The portable kernels
  * do without that instruction: a rounded product and a sum.) It depends on nothing but K: not on M,
  * N, the batch, the threads or where an element lies in a tile. Every path below
  * computes exactly that, so that one row alone, and any number of rows together, agree bitwise.
  *
- * Operands rounded to bf16 are packed into cells (isa.h), of which a block of the law has KC. Where
+ * Operands rounded to bf16 are packed into cells (isa.h), of which a stretch has KC. Where
  * the processor multiplies bf16 a cell is a pair of k and one instruction adds its two products, in
  * an order, with roundings, of its own: numbers below 2^-126 are zero to it, operands and sums.
  * These products all go the `blocked` way, however few their rows, so one order serves them all;
- * and bytes are what blocks are measured by, so a block of pairs is as large, and twice as deep.
+ * and bytes are what stretches are measured by, so one of pairs is as large, and twice as deep.
  *
  * Three paths. `blocked`: the threads pack a panel of the smaller operand together; then each draws
  * a block of the larger one by ticket, packs it for itself and multiplies it by the whole panel
@@ -145,7 +158,7 @@ static float *sliver_of(const Panel *panel, int64_t k, int64_t i)
 static void pack_panel(const Cells *cells, const Panel *panel, const Side *side)
 {
     const int64_t group = PACKED_TOGETHER * side->width, across = ceil_div(panel->count, group);
-    for (int64_t t; (t = pool_ticket()) < across * ceil_div(panel->depth, KC);) {
+    for (int64_t t; (t = team_ticket()) < across * ceil_div(panel->depth, KC);) {
         int64_t k = t / across * KC, i = t % across * group;
         pack(cells, sliver_of(panel, k, i), side, panel->begin + i,
              smaller(group, panel->count - i), panel->k0 + k, smaller(KC, panel->depth - k));
@@ -194,7 +207,7 @@ static void multiply_panel(const Product *p, const Panel *panel, float *block)
 {
     const Side side = side_of(p, p->panel_is_a), other = side_of(p, !p->panel_is_a);
     const int64_t group = FINISHED_TOGETHER * side.width;
-    for (int64_t t; (t = pool_ticket()) < ceil_div(other.count, p->block);) {
+    for (int64_t t; (t = team_ticket()) < ceil_div(other.count, p->block);) {
         int64_t j = t * p->block, j_end = smaller(other.count, j + p->block);
         for (int64_t k = 0; k < panel->depth; k += KC) {
             pack(&p->cells, block, &other, j, j_end - j, panel->k0 + k,
@@ -215,9 +228,9 @@ static void blocked(void *context, int thread, int threads)
             Panel panel = {p->packed, i, count, ceil_div(count, side.width) * side.width, k,
                            smaller(p->panel_depth, p->depth - k)};
             pack_panel(&p->cells, &panel, &side);
-            pool_barrier(threads);
+            team_barrier(threads);
             multiply_panel(p, &panel, scratch(PRIVATE + thread, 0));
-            pool_barrier(threads);
+            team_barrier(threads);
         }
 }
 
@@ -261,7 +274,7 @@ static void thin(void *context, int thread, int threads)
     const Product *p = context;
     const int64_t NR = kernels->tile_cols, across = ceil_div(p->n, p->group);
     float *room = scratch(PRIVATE + thread, 0);
-    for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
+    for (int64_t t; (t = team_ticket()) < p->batch * across;) {
         int64_t item = t / across, j0 = t % across * p->group;
         int64_t j1 = smaller(p->n, j0 + p->group);
         const float *a = a_of(p, item);
@@ -320,13 +333,13 @@ static void streamed(void *context, int thread, int threads)
     const Product *p = context;
     const int64_t across = ceil_div(p->n, p->group), blocks = ceil_div(p->k, KC);
     const int64_t size = p->m * p->n;
-    for (int64_t t; (t = pool_ticket()) < p->batch * blocks * across;) {
+    for (int64_t t; (t = team_ticket()) < p->batch * blocks * across;) {
         int64_t item = t / across / blocks, block = t / across % blocks, j = t % across * p->group;
         stream_columns(p, item, p->packed + (item * blocks + block) * size, block * KC, j,
                        smaller(p->n, j + p->group));
     }
-    pool_barrier(threads);
-    for (int64_t t; (t = pool_ticket()) < p->batch * across;) {
+    team_barrier(threads);
+    for (int64_t t; (t = team_ticket()) < p->batch * across;) {
         int64_t item = t / across, j = t % across * p->group, width = smaller(p->group, p->n - j);
         for (int64_t r = 0; r < p->m; r++)
             add_blocks(p, p->c + item * size + r * p->n + j,
@@ -348,7 +361,7 @@ static int run_streamed(Product *p, int threads)
     p->group = ceil_div(p->group, 64) * 64;
     if (!p->packed)
         return -1;
-    pool_run(streamed, p, threads);
+    team_run(streamed, p, threads);
     return 0;
 }
 
@@ -371,7 +384,7 @@ static int run_blocked(Product *p, int threads)
         item.a = a_of(p, i);
         item.b = b_of(p, i);
         item.c = p->c + i * p->m * p->n;
-        pool_run(blocked, &item, threads);
+        team_run(blocked, &item, threads);
     }
     return 0;
 }
@@ -391,7 +404,7 @@ static int run_product(Product *p, int bf16)
     p->cells = bf16 ? kernels->bf16
                     : (Cells){1, kernels->tile, kernels->pack, kernels->transpose};
     p->depth = ceil_div(p->k, p->cells.together);
-    pool_enter();
+    team_enter();
     const int threads = threads_for(work * (double)p->batch);
     int status = 0;
     if (bf16) { /* operands are rounded where they are packed */
@@ -404,9 +417,9 @@ static int run_product(Product *p, int bf16)
         p->group = columns_per_ticket(p, NR, THIN_COLS * NR, threads);
         status = scratch_for_threads(threads, KC * (size_t)NR * sizeof(float));
         if (!status)
-            pool_run(thin, p, threads);
+            team_run(thin, p, threads);
     }
-    pool_leave();
+    team_leave();
     return status;
 }
 

@@ -121,16 +121,16 @@ int minifm_groupnorm_backward(float *dx, float *dgamma_dbeta, const float *dy, c
     memset(dgamma_dbeta, 0, (size_t)(2 * channels) * sizeof *dgamma_dbeta);
     if (batch * channels * n == 0)
         return 0;
-    pool_enter();
+    team_enter();
     GroupNorm s = {.y = dx, .dy = dy, .x = x, .gamma = gamma, .beta = beta, .mean = mean,
                    .rstd = rstd, .groups = groups, .width = width, .n = n, .function = function,
                    .sums = scratch(SHARED, (size_t)(batch * 2 * channels) * sizeof(float))};
     if (s.sums) {
-        pool_for(batch * groups, grain_of(width * n), groupnorm_backward_rows, &s);
+        team_for(batch * groups, grain_of(width * n), groupnorm_backward_rows, &s);
         for (int64_t b = 0; b < batch; b++)
             kernels->binary(dgamma_dbeta, dgamma_dbeta, s.sums + b * 2 * channels, 2 * channels, 1,
                             1, MINIFM_ADD);
     }
-    pool_leave();
+    team_leave();
     return s.sums ? 0 : -1;
 }

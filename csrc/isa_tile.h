@@ -1,4 +1,5 @@
-/* The tile of a matrix product, MR rows by NR columns of C, and the packing that feeds it.
+/* The tile of a matrix product, MR rows by NR columns of C, and the packing that feeds it. Its words
+ * (vf, vfma, MR, NR, …) are those of isa_kernels.h; isa_portable.c has their plainest meaning.
  *
  * A sliver is what a tile reads of an operand: for each k, `width` numbers side by side, MR of A's
  * rows or NR of B's columns. Its rows are as long as the register tile and not as long as vectors,

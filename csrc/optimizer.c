@@ -86,14 +86,14 @@ double minifm_sum_of_squares(const float *const *x, const int64_t *ends, int64_t
 {
     const int64_t n = elements(ends, arrays), ranges = ceil_div(n, RANGE);
     double total = 0;
-    pool_enter();
+    team_enter();
     Update u = {.grads = x, .ends = ends, .arrays = arrays,
                 .totals = scratch(SHARED, (size_t)ranges * sizeof(double))};
     if (u.totals) {
-        pool_for(n, RANGE, squares_range, &u);
+        team_for(n, RANGE, squares_range, &u);
         for (int64_t i = 0; i < ranges; i++)
             total += u.totals[i];
     }
-    pool_leave();
+    team_leave();
     return u.totals || !n ? total : -1;
 }

@@ -283,7 +283,7 @@ typedef struct { int64_t ticket, first, last; } Panels;
 static int draw_panels(const PackedProduct *p, int threads, Panels *drawn)
 {
     const int64_t all = ceil_div(p->n, COLS);
-    for (const int64_t ticket = pool_ticket(); drawn->ticket <= ticket; drawn->ticket++) {
+    for (const int64_t ticket = team_ticket(); drawn->ticket <= ticket; drawn->ticket++) {
         drawn->first = drawn->last;
         const int64_t part = (all - drawn->first) / (2 * threads);
         drawn->last = smaller(all, drawn->first + larger(1, smaller(p->most, part)));
@@ -335,7 +335,7 @@ static int round_x(PackedProduct *p)
     if (!room)
         return -1;
     p->rounded = (Rounded){(int8_t *)(room + 2 * items), room, (int32_t *)(room + items), groups};
-    pool_for(items, 1024, round_rows, p);
+    team_for(items, 1024, round_rows, p);
     return 0;
 }
 
@@ -348,13 +348,13 @@ int minifm_packed_linear(float *y, float *z, const float *x, const void *codes,
                  .function = function};
     if (m == 0 || n == 0)
         return 0;
-    pool_enter();
+    team_enter();
     const int status = scales ? round_x(&p) : 0;
     if (!status) {
         const int threads = threads_for((double)m * (double)n * (double)k);
         p.most = larger(8, ceil_div(RESULTS, m * COLS));
-        pool_run(multiply_panels, &p, threads);
+        team_run(multiply_panels, &p, threads);
     }
-    pool_leave();
+    team_leave();
     return status;
 }

@@ -44,15 +44,15 @@ int reduce_rows(float *out, int64_t rows, int64_t width, ChunkTask task, void *c
             task(context, out, 0, rows);
         return 0;
     }
-    pool_enter();
+    team_enter();
     float *partials = scratch(SHARED, (size_t)(chunks * width) * sizeof *partials);
     if (partials) {
         Reduction r = {partials, rows, width, chunk, task, context};
-        pool_for(chunks, 1 + grain_of(chunk * width) / 2, reduce_chunks, &r);
+        team_for(chunks, 1 + grain_of(chunk * width) / 2, reduce_chunks, &r);
         for (int64_t i = 0; i < chunks; i++)
             kernels->binary(out, out, partials + i * width, width, 1, 1, MINIFM_ADD);
     }
-    pool_leave();
+    team_leave();
     return partials ? 0 : -1;
 }
 
@@ -104,15 +104,15 @@ static double sum_long(const float *x, int64_t n, int *status)
 {
     const int64_t runs = ceil_div(n, RUN);
     double total = 0;
-    pool_enter();
+    team_enter();
     Runs r = {scratch(SHARED, (size_t)runs * sizeof(double)), x, n};
     *status = r.totals ? 0 : -1;
     if (r.totals) {
-        pool_for(runs, 2, sum_runs, &r);
+        team_for(runs, 2, sum_runs, &r);
         for (int64_t i = 0; i < runs; i++)
             total += r.totals[i];
     }
-    pool_leave();
+    team_leave();
     return total;
 }
 

@@ -1,4 +1,4 @@
-/* A small pthread pool: one region at a time, dynamic tickets, a barrier that spins, then sleeps.
+/* A small team of pthreads: one region at a time, dynamic tickets, a barrier that spins, then sleeps.
  *
  * Why not OpenMP: its runtimes hang in a child after fork, Apple's compiler lacks it, and a thread
  * sanitizer cannot tell its barriers from a race. Here a child simply starts threads of its own.
@@ -28,7 +28,7 @@ typedef struct {
 } Gate;
 
 static struct {
-    pthread_mutex_t callers;          /* held from pool_enter to pool_leave */
+    pthread_mutex_t callers;          /* held from team_enter to team_leave */
     Gate start, finish, barrier;
     Task task;                        /* what the current region runs; NULL tells workers to end */
     void *context;
@@ -45,7 +45,7 @@ static struct {
     unsigned seen_at_birth[MAX_THREADS]; /* the start gate's generation when each was made */
     void *scratch[SCRATCH_SLOTS];
     size_t scratch_bytes[SCRATCH_SLOTS];
-} pool = {.callers = PTHREAD_MUTEX_INITIALIZER, .threads = 1, .callers_core = -1};
+} team = {.callers = PTHREAD_MUTEX_INITIALIZER, .threads = 1, .callers_core = -1};
 
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 
@@ -95,27 +95,27 @@ static void gate_open(Gate *gate)
 static void *worker(void *argument)
 {
     unsigned *seen_at_birth = argument;
-    const int number = (int)(seen_at_birth - pool.seen_at_birth);
+    const int number = (int)(seen_at_birth - team.seen_at_birth);
     for (unsigned seen = *seen_at_birth;; seen++) {
-        gate_wait(&pool.start, seen);
-        if (!pool.task)
+        gate_wait(&team.start, seen);
+        if (!team.task)
             return NULL;
-        if (number < pool.active)
-            pool.task(pool.context, number, pool.active);
-        if (atomic_fetch_add(&pool.finished, 1) + 1 == pool.started)
-            gate_open(&pool.finish);
+        if (number < team.active)
+            team.task(team.context, number, team.active);
+        if (atomic_fetch_add(&team.finished, 1) + 1 == team.started)
+            gate_open(&team.finish);
     }
 }
 
 static void stop_workers(void)
 {
-    if (!pool.started)
+    if (!team.started)
         return;
-    pool.task = NULL;
-    gate_open(&pool.start);
-    for (int i = 1; i <= pool.started; i++)
-        pthread_join(pool.workers[i], NULL);
-    pool.started = 0;
+    team.task = NULL;
+    gate_open(&team.start);
+    for (int i = 1; i <= team.started; i++)
+        pthread_join(team.workers[i], NULL);
+    team.started = 0;
 }
 
 /* A system that wakes a worker may put it on the core of the caller, who is busy, and leave it there
@@ -125,52 +125,52 @@ static void keep_off_callers_core(void)
 {
 #ifdef __linux__
     const int here = sched_getcpu();
-    if (here < 0 || here == pool.callers_core || CPU_COUNT(&pool.cores) < pool.threads)
+    if (here < 0 || here == team.callers_core || CPU_COUNT(&team.cores) < team.threads)
         return;
-    cpu_set_t others = pool.cores;
+    cpu_set_t others = team.cores;
     CPU_CLR(here, &others);
-    for (int i = 1; i <= pool.started; i++)
-        pthread_setaffinity_np(pool.workers[i], sizeof others, &others);
-    pool.callers_core = here;
+    for (int i = 1; i <= team.started; i++)
+        pthread_setaffinity_np(team.workers[i], sizeof others, &others);
+    team.callers_core = here;
 #endif
 }
 
 static void start_workers(void)
 {
-    pool.callers_core = -1;
+    team.callers_core = -1;
 #ifdef __linux__
-    if (sched_getaffinity(0, sizeof pool.cores, &pool.cores))
-        CPU_ZERO(&pool.cores);
+    if (sched_getaffinity(0, sizeof team.cores, &team.cores))
+        CPU_ZERO(&team.cores);
 #endif
-    while (pool.started + 1 < pool.threads) {
-        const int next = pool.started + 1;
-        pool.seen_at_birth[next] = atomic_load(&pool.start.generation);
-        if (pthread_create(&pool.workers[next], NULL, worker, &pool.seen_at_birth[next]))
+    while (team.started + 1 < team.threads) {
+        const int next = team.started + 1;
+        team.seen_at_birth[next] = atomic_load(&team.start.generation);
+        if (pthread_create(&team.workers[next], NULL, worker, &team.seen_at_birth[next]))
             break; /* the system gives no more threads: those there are do the work */
-        pool.started++;
+        team.started++;
     }
-    if (pool.started + 1 < pool.threads)
-        pool.threads = pool.started + 1;
+    if (team.started + 1 < team.threads)
+        team.threads = team.started + 1;
 }
 
 /* -- fork: the child has none of the workers, and locks in an unknown state ------------------- */
 
 static void init_gates(void)
 {
-    gate_init(&pool.start);
-    gate_init(&pool.finish);
-    gate_init(&pool.barrier);
+    gate_init(&team.start);
+    gate_init(&team.finish);
+    gate_init(&team.barrier);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&pool.callers); }
-static void after_fork_in_parent(void) { pthread_mutex_unlock(&pool.callers); }
+static void before_fork(void) { pthread_mutex_lock(&team.callers); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&team.callers); }
 
 static void after_fork_in_child(void)
 {
-    pthread_mutex_init(&pool.callers, NULL);
+    pthread_mutex_init(&team.callers, NULL);
     init_gates();
-    pool.started = 0;
-    pool.callers_core = -1;
+    team.started = 0;
+    team.callers_core = -1;
 }
 
 static void prepare(void)
@@ -181,54 +181,54 @@ static void prepare(void)
 
 /* -- the interface ---------------------------------------------------------------------------- */
 
-void pool_enter(void)
+void team_enter(void)
 {
     pthread_once(&prepared, prepare);
-    pthread_mutex_lock(&pool.callers);
+    pthread_mutex_lock(&team.callers);
 }
 
-void pool_leave(void) { pthread_mutex_unlock(&pool.callers); }
+void team_leave(void) { pthread_mutex_unlock(&team.callers); }
 
-int pool_threads(void) { return pool.threads; }
+int team_threads(void) { return team.threads; }
 
 /* Below this, waking the others costs more than they bring. */
-int threads_for(double multiply_adds) { return multiply_adds < 4e5 ? 1 : pool.threads; }
+int threads_for(double multiply_adds) { return multiply_adds < 4e5 ? 1 : team.threads; }
 
-void pool_run(Task task, void *context, int threads)
+void team_run(Task task, void *context, int threads)
 {
-    if (threads != 1 && pool.started + 1 < pool.threads)
+    if (threads != 1 && team.started + 1 < team.threads)
         start_workers();
-    pool.active = threads > 0 && threads < pool.threads ? threads : pool.threads;
-    atomic_store(&pool.ticket, 0);
-    if (pool.active == 1) {
+    team.active = threads > 0 && threads < team.threads ? threads : team.threads;
+    atomic_store(&team.ticket, 0);
+    if (team.active == 1) {
         task(context, 0, 1);
         return;
     }
     keep_off_callers_core();
-    pool.task = task;
-    pool.context = context;
-    atomic_store(&pool.finished, 0);
-    unsigned seen = atomic_load(&pool.finish.generation);
-    gate_open(&pool.start);
-    task(context, 0, pool.active);
-    gate_wait(&pool.finish, seen);
+    team.task = task;
+    team.context = context;
+    atomic_store(&team.finished, 0);
+    unsigned seen = atomic_load(&team.finish.generation);
+    gate_open(&team.start);
+    task(context, 0, team.active);
+    gate_wait(&team.finish, seen);
 }
 
-int64_t pool_ticket(void) { return atomic_fetch_add_explicit(&pool.ticket, 1, memory_order_relaxed); }
+int64_t team_ticket(void) { return atomic_fetch_add_explicit(&team.ticket, 1, memory_order_relaxed); }
 
-void pool_barrier(int threads)
+void team_barrier(int threads)
 {
     if (threads == 1) {
-        atomic_store(&pool.ticket, 0);
+        atomic_store(&team.ticket, 0);
         return;
     }
-    unsigned seen = atomic_load(&pool.barrier.generation);
-    if (atomic_fetch_add(&pool.arrived, 1) + 1 == threads) {
-        atomic_store(&pool.arrived, 0);
-        atomic_store(&pool.ticket, 0);
-        gate_open(&pool.barrier);
+    unsigned seen = atomic_load(&team.barrier.generation);
+    if (atomic_fetch_add(&team.arrived, 1) + 1 == threads) {
+        atomic_store(&team.arrived, 0);
+        atomic_store(&team.ticket, 0);
+        gate_open(&team.barrier);
     } else {
-        gate_wait(&pool.barrier, seen);
+        gate_wait(&team.barrier, seen);
     }
 }
 
@@ -242,13 +242,13 @@ static void draw_ranges(void *context, int thread, int threads)
 {
     Ranges *r = context;
     int64_t begin;
-    while ((begin = pool_ticket() * r->grain) < r->items)
+    while ((begin = team_ticket() * r->grain) < r->items)
         r->task(r->context, begin, begin + r->grain < r->items ? begin + r->grain : r->items);
 }
 
 static int worth_the_pool(int64_t items, int64_t grain)
 {
-    return items > grain && pool.threads > 1;
+    return items > grain && team.threads > 1;
 }
 
 static void in_caller(int64_t items, int64_t grain, RangeTask task, void *context)
@@ -257,11 +257,11 @@ static void in_caller(int64_t items, int64_t grain, RangeTask task, void *contex
         task(context, begin, begin + grain < items ? begin + grain : items);
 }
 
-void pool_for(int64_t items, int64_t grain, RangeTask task, void *context)
+void team_for(int64_t items, int64_t grain, RangeTask task, void *context)
 {
     Ranges ranges = {items, grain, task, context};
     if (worth_the_pool(items, grain))
-        pool_run(draw_ranges, &ranges, 0);
+        team_run(draw_ranges, &ranges, 0);
     else
         in_caller(items, grain, task, context);
 }
@@ -272,9 +272,9 @@ void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context)
         in_caller(items, grain, task, context);
         return;
     }
-    pool_enter();
-    pool_for(items, grain, task, context);
-    pool_leave();
+    team_enter();
+    team_for(items, grain, task, context);
+    team_leave();
 }
 
 int64_t grain_of(int64_t each) { return each >= 16384 ? 1 : 16384 / (each > 0 ? each : 1); }
@@ -294,32 +294,32 @@ static void bound(void *block, size_t bytes, size_t kept) {}
 
 void *scratch(int slot, size_t bytes)
 {
-    if (pool.scratch_bytes[slot] < bytes || !pool.scratch[slot]) { /* no bytes are a block, too */
+    if (team.scratch_bytes[slot] < bytes || !team.scratch[slot]) { /* no bytes are a block, too */
         size_t pages = (bytes / HUGE_PAGE + 1) * HUGE_PAGE;
-        free(pool.scratch[slot]);
-        pool.scratch[slot] = aligned_alloc(HUGE_PAGE, pages);
+        free(team.scratch[slot]);
+        team.scratch[slot] = aligned_alloc(HUGE_PAGE, pages);
 #if defined(MADV_HUGEPAGE)
-        if (pool.scratch[slot])
-            madvise(pool.scratch[slot], pages, MADV_HUGEPAGE); /* a hint: failing is no failure */
+        if (team.scratch[slot])
+            madvise(team.scratch[slot], pages, MADV_HUGEPAGE); /* a hint: failing is no failure */
 #endif
-        pool.scratch_bytes[slot] = pool.scratch[slot] ? pages : 0;
+        team.scratch_bytes[slot] = team.scratch[slot] ? pages : 0;
     }
-    if (bytes && pool.scratch[slot])
-        bound(pool.scratch[slot], bytes, pool.scratch_bytes[slot]);
-    return pool.scratch[slot];
+    if (bytes && team.scratch[slot])
+        bound(team.scratch[slot], bytes, team.scratch_bytes[slot]);
+    return team.scratch[slot];
 }
 
 int64_t release_scratch(void)
 {
     int64_t bytes = 0;
-    pool_enter();
+    team_enter();
     for (int slot = 0; slot < SCRATCH_SLOTS; slot++) {
-        bytes += (int64_t)pool.scratch_bytes[slot];
-        free(pool.scratch[slot]);
-        pool.scratch[slot] = NULL;
-        pool.scratch_bytes[slot] = 0;
+        bytes += (int64_t)team.scratch_bytes[slot];
+        free(team.scratch[slot]);
+        team.scratch[slot] = NULL;
+        team.scratch_bytes[slot] = 0;
     }
-    pool_leave();
+    team_leave();
     return bytes;
 }
 
@@ -331,12 +331,12 @@ int scratch_for_threads(int threads, size_t bytes)
     return 0;
 }
 
-int minifm_threads(void) { return pool.threads; }
+int minifm_threads(void) { return team.threads; }
 
 void minifm_set_threads(int threads)
 {
-    pool_enter();
+    team_enter();
     stop_workers();
-    pool.threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
-    pool_leave();
+    team.threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    team_leave();
 }

@@ -1,4 +1,4 @@
-/* A pool of threads that all work on one parallel region at a time. */
+/* A team of threads that all work on one parallel region at a time. */
 #ifndef MINIFM_THREADS_H
 #define MINIFM_THREADS_H
 
@@ -13,29 +13,29 @@ typedef void (*Task)(void *context, int thread, int threads);
 /* What parallel_for runs on items begin ... end - 1. */
 typedef void (*RangeTask)(void *context, int64_t begin, int64_t end);
 
-/* Only one caller has the pool at a time; Python threads that call at once wait here. (What is too
+/* Only one caller has the team at a time; Python threads that call at once wait here. (What is too
  * small for it, see parallel_for, runs in its caller meanwhile.) Everything below,
  * and the scratch memory, belongs to whoever is between enter and leave. */
-void pool_enter(void);
-void pool_leave(void);
+void team_enter(void);
+void team_leave(void);
 
-/* Run `task` on up to `threads` threads of the pool (0: all of them), the caller being number 0. */
-void pool_run(Task task, void *context, int threads);
+/* Run `task` on up to `threads` threads of the team (0: all of them), the caller being number 0. */
+void team_run(Task task, void *context, int threads);
 
 /* Inside a region: wait until all its threads are here. The tickets start again from 0. */
-void pool_barrier(int threads);
+void team_barrier(int threads);
 
 /* Inside a region: the next number 0, 1, 2, ... that no other thread has drawn. */
-int64_t pool_ticket(void);
+int64_t team_ticket(void);
 
-int pool_threads(void);
+int team_threads(void);
 
-/* How many threads so many multiply-adds are worth: one, or all of the pool. */
+/* How many threads so many multiply-adds are worth: one, or all of the team. */
 int threads_for(double multiply_adds);
 
 /* Outside a region, between enter and leave: items 0 ... items - 1 in ranges of `grain`, on all
  * threads where that is more than one range, else in the caller without ceremony. */
-void pool_for(int64_t items, int64_t grain, RangeTask task, void *context);
+void team_for(int64_t items, int64_t grain, RangeTask task, void *context);
 
 /* The same, taking the lock itself. */
 void parallel_for(int64_t items, int64_t grain, RangeTask task, void *context);
