@@ -14,14 +14,15 @@
  *                         +--+--+--+                thread packs for itself: it draws them by
  *                         |  C     |                their number, its ticket
  *
- * The law of summation: an element of C is the sum over stretches, in order, of sums that begin at 0 and take one fused multiply-add for each k, in order. (The portable kernels
- * do without that instruction: a rounded product and a sum.) It depends on nothing but K: not on M,
- * N, the batch, the threads or where an element lies in a tile. Every path below
- * computes exactly that, so that one row alone, and any number of rows together, agree bitwise.
+ * The law of summation: an element of C is the sum over stretches, in order, of sums that begin at
+ * 0 and take one fused multiply-add for each k, in order. (The portable kernels do without that
+ * instruction: a rounded product and a sum.) It depends on nothing but K: not on M, N, the batch,
+ * the threads or where an element lies in a tile. Every path below computes exactly that, so that
+ * one row alone, and any number of rows together, agree bitwise.
  *
- * Operands rounded to bf16 are packed into cells (isa.h), of which a stretch has KC. Where
- * the processor multiplies bf16 a cell is a pair of k and one instruction adds its two products, in
- * an order, with roundings, of its own: numbers below 2^-126 are zero to it, operands and sums.
+ * Operands rounded to bf16 are packed into cells (isa.h), of which a stretch has KC. Where the
+ * processor multiplies bf16 a cell is a pair of k and one instruction adds its two products, in an
+ * order, with roundings, of its own: numbers below 2^-126 are zero to it, operands and sums.
  * These products all go the `blocked` way, however few their rows, so one order serves them all;
  * and bytes are what stretches are measured by, so one of pairs is as large, and twice as deep.
  *
