@@ -14,7 +14,7 @@ VERBS = {
     "labels": "show what pretraining is worth when labels are few",
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
-    "evaluate": "measure a model on text: perplexity and bits per byte",
+    "evaluate": "measure a model: perplexity on text, or scores on labelled examples",
     "quantize": "store a model in low precision, and say what that changes",
     "dataset": "write labelled tasks from Python's own source, with what baselines reach",
     "demo": "train a small GPT on Python's own source and look at the result",

@@ -79,7 +79,9 @@ def add_fields(parser, cls, title, skip=(), defaults=True):
             continue
         kind, text = plain_type(hints[field.name]), field.metadata["help"]
         if defaults and field.default not in (None, ()):
-            text += f" (default: {field.default})"
+            shown = field.default
+            shown = " ".join(shown) if isinstance(shown, tuple) else shown
+            text += f" (default: {shown})"
         options = {"dest": field.name, "default": argparse.SUPPRESS,
                    "help": text.replace("%", "%%")}
         if kind is bool:
