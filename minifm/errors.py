@@ -44,3 +44,8 @@ class GraphError(UserError, RuntimeError):
 
 class AnomalyError(UserError, ArithmeticError):
     """The first non-finite value: names the op and the line of the model that made it."""
+
+
+def plural(count, thing):
+    """"1 layer", "2,000 layers": how messages count."""
+    return f"{count:,} {thing}" + "s" * (count != 1)

@@ -5,7 +5,7 @@ import sys
 
 from minifm.cli import program
 from minifm.cli.arguments import add_config, add_fields, build, settings
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, plural
 from minifm.models import ARCHITECTURES
 from minifm.models.causal import CausalModel
 from minifm.training.config import TrainConfig
@@ -211,8 +211,3 @@ def summary(prepared):
         "backend": backends.active().describe(),
         "run": f"{trainer.directory}{after}",
     }.items()]
-
-
-def plural(count, thing):
-    """"1 layer", "2,000 layers"."""
-    return f"{count:,} {thing}" + "s" * (count != 1)

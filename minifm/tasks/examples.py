@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minifm.atomic import atomic_file
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import ConfigError, FormatError, plural
 
 
 class Origin(NamedTuple):
@@ -119,13 +119,14 @@ def describe(examples):
     """One line: how many there are, and of which labels, the most frequent first."""
     counts = Counter(label for example in examples for label in example.labels)
     groups = len({_group(example) for example in examples})
-    line = f"{len(examples):,} examples in {groups:,} groups"
+    line = f"{plural(len(examples), 'example')} in {plural(groups, 'group')}"
     if not counts:
         return line
     total, ordered = counts.total(), sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{label} {count:,} ({count / total:.0%})" for label, count in ordered[:12])
     more = f", {len(ordered) - 12} more" if len(ordered) > 12 else ""
-    return (f"{line}; {total:,} labels of {len(counts)} kinds: {shown}{more}; largest to smallest "
+    kinds = f"{plural(total, 'label')} of {plural(len(counts), 'kind')}"
+    return (f"{line}; {kinds}: {shown}{more}; largest to smallest "
             f"{ordered[0][1] / ordered[-1][1]:.3g} : 1")
 
 

@@ -139,7 +139,8 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
     if method.scratch:
         begun = type(begun)(begun.config, rng.child("model"))
-    learner = kind.model(begun, training, tokenizer, rng.child("head"))
+    labelled = training if task.held_out_data else training + held_out
+    learner = kind.model(begun, labelled, tokenizer, rng.child("head"))
     new = new_parameters(learner, begun)
     training = training[: task.examples or None]
     choose_weights(learner, method, replace(adapter, base=base_of(model, place)),
