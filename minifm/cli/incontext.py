@@ -1,0 +1,55 @@
+"""`minifm incontext`: a small GPT, trained from scratch, learns new rules from its prompt alone."""
+
+from minifm.errors import ConfigError
+
+EXAMPLE = """\
+example:
+  minifm incontext --out runs/incontext
+  minifm incontext --out runs/incontext --resume    # after Ctrl-C
+"""
+SHOWN = (0, 1, 2, 4, 8, 16)
+
+
+def arguments(parser, argv):
+    parser.add_argument("--out", metavar="DIRECTORY", required=True,
+                        help="gets the run, incontext.json and incontext.png")
+    parser.add_argument("--minutes", type=float, metavar="FLOAT",
+                        help="how long to train, about (default: 10)")
+    parser.add_argument("--seed", type=int, metavar="INT",
+                        help="of weights and episodes (default: 0)")
+    parser.add_argument("--episodes", type=int, default=400, metavar="INT",
+                        help="held-out rules of each family to ask about (default: 400)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def run(args):
+    from minifm.cli.pretrain import trained
+    from minifm.training.incontext import configuration, finish, prepare
+    if args.episodes < 1:
+        raise ConfigError(f"episodes: expected at least 1, got {args.episodes}")
+    minutes = 10.0 if args.minutes is None else args.minutes
+    if not 0 < minutes < 1e5:
+        raise ConfigError(f"minutes: expected a number above 0, got {minutes}")
+    if args.resume and (args.minutes, args.seed) != (None, None):
+        raise ConfigError("resume: the run has its own minutes and seed; leave them out")
+    trainer = prepare(args.out, None if args.resume else configuration(minutes, args.seed or 0))
+    status = trained(trainer, verb="incontext")
+    if status:
+        return status
+    print(shown(finish(trainer, episodes=args.episodes)))
+    print(f"\nsaved as   {args.out}/incontext.json, {args.out}/incontext.png")
+    return 0
+
+
+def shown(found):
+    """A row for each family, a column for each number of examples, then what did not work."""
+    from minifm.tasks.scores import table
+    lines = [table(
+        ("held-out rules", *(f"{n} shots" for n in SHOWN), "95 % at 16", "chance at 16"),
+        [(name, *(f["accuracy"][n] for n in SHOWN),
+          "{:.3f}–{:.3f}".format(*f["interval"][-1]), f["chance"][-1])
+         for name, f in found.items()])]
+    flat = [name for name, f in found.items() if not f["rises"]]
+    if flat:
+        lines.append(f"not above chance after 16 examples: {', '.join(flat)}")
+    return "\n".join(lines)
