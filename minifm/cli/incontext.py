@@ -15,6 +15,9 @@ def arguments(parser, argv):
                         help="gets the run, incontext.json and incontext.png")
     parser.add_argument("--minutes", type=float, metavar="FLOAT",
                         help="how long to train, about (default: 10)")
+    parser.add_argument("--steps", type=int, metavar="INT",
+                        help="train for so many steps, in place of a time: the same run again, on "
+                             "any machine")
     parser.add_argument("--seed", type=int, metavar="INT",
                         help="of weights and episodes (default: 0)")
     parser.add_argument("--episodes", type=int, default=400, metavar="INT",
@@ -30,9 +33,13 @@ def run(args):
     minutes = 10.0 if args.minutes is None else args.minutes
     if not 0 < minutes < 1e5:
         raise ConfigError(f"minutes: expected a number above 0, got {minutes}")
-    if args.resume and (args.minutes, args.seed) != (None, None):
-        raise ConfigError("resume: the run has its own minutes and seed; leave them out")
-    trainer = prepare(args.out, None if args.resume else configuration(minutes, args.seed or 0))
+    if args.resume and any(x is not None for x in (args.minutes, args.steps, args.seed)):
+        raise ConfigError("resume: the run has its own length and seed; leave --minutes, --steps "
+                          "and --seed out")
+    if None not in (args.minutes, args.steps):
+        raise ConfigError("minutes: --steps says already how long to train; leave one out")
+    trainer = prepare(args.out, None if args.resume
+                      else configuration(minutes, args.seed or 0, args.steps))
     status = trained(trainer, verb="incontext")
     if status:
         return status

@@ -31,9 +31,11 @@ BATCH = 16
 Z = 1.959964            # standard deviations to either side that hold 95 % of a normal distribution
 
 
-def configuration(minutes, seed):
-    """The TrainConfig of a run that takes about so many minutes here: a step is timed first."""
-    steps = max(20, int(60 * minutes / measured_step(SHAPE, BATCH, LENGTH)))
+def configuration(minutes, seed, steps=None):
+    """The TrainConfig of a run that takes about so many minutes here: a step is timed first,
+    unless their number is given."""
+    if steps is None:
+        steps = max(20, int(60 * minutes / measured_step(SHAPE, BATCH, LENGTH)))
     every = max(1, steps // 10)
     return TrainConfig(steps=steps, batch=BATCH, seed=seed, learning_rate=3e-3, weight_decay=0.01,
                        evaluate_every=every, evaluate_batches=4, save_every=every)
