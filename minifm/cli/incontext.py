@@ -5,7 +5,7 @@ from minifm.errors import ConfigError
 EXAMPLE = """\
 example:
   minifm incontext --out runs/incontext
-  minifm incontext --out runs/incontext --resume    # after Ctrl-C
+  minifm incontext --out runs/incontext --resume
 """
 SHOWN = (0, 1, 2, 4, 8, 16)
 
