@@ -216,6 +216,18 @@ def test_mistakes_are_one_line_and_leave_nothing(minifm, data, tmp_path, words, 
     assert not run.exists()
 
 
+def test_an_adapter_and_its_head_become_one_model(minifm, data, tmp_path):  # noqa: F811
+    model, run, out = saved(tmp_path / "model", "bert"), tmp_path / "run", tmp_path / "merged"
+    assert minifm("finetune", model, "--task", "classify", "--data", data["classify"], "--method",
+                  "lora", "--steps", 3, "--batch", 4, "--out", run)[0] == 0
+    status, text, err = minifm("merge", run / "best", "--out", out)
+    assert status == 0 and "a SequenceClassifier" in text, err
+    ids = np.arange(24).reshape(2, 12)
+    np.testing.assert_allclose(load_model(out)(ids).numpy(), load_model(run / "best")(ids).numpy(),
+                               rtol=1e-4, atol=1e-6)
+    assert load_model(out).config.labels == ("animal", "plant")
+
+
 def test_labels_are_few_or_many(minifm, data, tmp_path):  # noqa: F811
     pytest.importorskip("sklearn")
     model, out = saved(tmp_path / "model", "bert"), tmp_path / "labels"

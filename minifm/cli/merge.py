@@ -28,6 +28,7 @@ def run(args):
     from minifm.hub import (
         base_of,
         has_tokenizer,
+        headed_as,
         is_adapter,
         load_adapter,
         load_model,
@@ -44,7 +45,7 @@ def run(args):
         raise ConfigError(f"base: {args.base} is an adapter itself: merge that first")
     place = next((place for place in (directory, base) if has_tokenizer(place)), None)
     tokenizer = None if place is None else Tokenizer.load(place)
-    model = rounded(load_model(base), args.format)
+    model = headed_as(directory, rounded(load_model(base), args.format))
     load_adapter(model, directory)
     inputs = sample(model)
     with atomic_directory(args.out) as aside:

@@ -16,9 +16,9 @@ from minifm.hub.adapters import (
     tokenizer_of,
 )
 from minifm.hub.arrays import load_arrays, save_arrays
-from minifm.hub.directory import load_causal, load_model, save_model
+from minifm.hub.directory import headed_as, load_causal, load_model, save_model
 from minifm.hub.locate import resolve
 
-__all__ = ["base_of", "has_tokenizer", "is_adapter", "load_adapter", "load_arrays", "load_causal",
-           "load_model", "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model",
-           "tokenizer_of"]
+__all__ = ["base_of", "has_tokenizer", "headed_as", "is_adapter", "load_adapter", "load_arrays",
+           "load_causal", "load_model", "read_adapter", "resolve", "save_adapter", "save_arrays",
+           "save_model", "tokenizer_of"]

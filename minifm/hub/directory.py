@@ -174,7 +174,7 @@ def load_model(directory):
     """
     directory = Path(directory)
     if is_adapter(directory):
-        model = _headed_as(directory, load_model(base_of(directory)))
+        model = headed_as(directory, load_model(base_of(directory)))
         load_adapter(model, directory)
         return model
     stored = _read_config(directory / CONFIG)
@@ -206,7 +206,7 @@ def load_model(directory):
     return model
 
 
-def _headed_as(directory, model):
+def headed_as(directory, model):
     """The model that an adapter is of, with the head that a config.json beside it describes."""
     file = directory / CONFIG
     if not file.exists():
