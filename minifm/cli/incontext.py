@@ -1,4 +1,5 @@
-"""`minifm incontext`: a small GPT, trained from scratch, learns new rules from its prompt alone."""
+"""`minifm incontext`: does a small GPT, trained from scratch, learn new rules from its prompt alone?
+It takes long until it does: a few minutes are not enough, and the table says so."""
 
 from minifm.errors import ConfigError
 

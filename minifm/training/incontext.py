@@ -1,4 +1,4 @@
-"""Learning in context, shown: a small GPT learns from episodes (tasks/incontext.py), and is then
+"""Learning in context, measured: a small GPT learns from episodes (tasks/incontext.py), and is then
 asked about rules that it never met, after 0, 1, … 16 examples in its prompt; no weight changes.
 
     DIRECTORY/
