@@ -1,5 +1,5 @@
-"""`minifm incontext`: does a small GPT, trained from scratch, learn new rules from its prompt alone?
-It takes long until it does: a few minutes are not enough, and the table says so."""
+"""`minifm incontext`: does a small GPT, trained from scratch, learn new rules from its prompt? In a
+few minutes it does not, and the table says so."""
 
 from minifm.errors import ConfigError
 
