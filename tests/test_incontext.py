@@ -88,6 +88,7 @@ def test_rules_are_what_their_families_say():
 def test_held_out_rules_are_disjoint_from_those_trained_on(family):
     rules = {side: {family.draw(Rng(i), side) for i in range(300)} for side in (False, True)}
     assert not rules[False] & rules[True] and len(rules[True]) > 10
+    assert all(is_held_out(family.name, rule) == side for side in rules for rule in rules[side])
     everywhere = [is_held_out(family.name, family.rule(Rng(i).child("any"))) for i in range(2000)]
     # A quarter of all rules; families have as few as 122, whose hashes are as 122 coins.
     assert abs(np.mean(everywhere) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 122)
@@ -99,7 +100,7 @@ def test_the_split_is_the_same_for_all_integers():
 
 @families
 def test_chance_is_what_one_who_does_not_learn_the_rule_gets(family):
-    right, shots = [], 6
+    right, shots = [], SHOTS
     for i in range(2000):
         rng = Rng(i)
         x = family.questions(shots + 1, rng)
