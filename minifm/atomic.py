@@ -8,6 +8,7 @@ the system drops it when the process dies, even by kill -9, and the next save re
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -179,3 +180,9 @@ def _refusals(path):
             raise
         raise UserError(f"{path}: cannot be written ({error.strerror}); nothing there was changed, "
                         "what was saved before is whole") from error
+
+
+def write_json(contents, file):
+    """Write a JSON object to `file`, all of it or nothing. Raises UserError."""
+    with atomic_file(file) as stream:
+        stream.write((json.dumps(contents, indent=2) + "\n").encode())

@@ -180,6 +180,17 @@ def test_encoders_and_encoder_decoders_learn_and_are_resumed(minifm, book, tmp_p
                   *(word for word in words if word == "--prefix"))[0] == 0
 
 
+def test_a_model_without_the_parts_to_learn_with_is_refused_at_once(minifm, book, tmp_path):
+    run = tmp_path / "run"
+    assert minifm("pretrain", "--arch", "roberta", "--data", book, "--layers", 1, "--heads", 2,
+                  "--width", 16, "--length", 16, "--tokenizer", "bytes", "--steps", 1, "--out",
+                  run)[0] == 0
+    other = tmp_path / "other"
+    refused(minifm("pretrain", "--init", run, "--next-sentence", "--data", book, "--out", other),
+            "next-sentence objective needs a model with pooler, sentence_head, types of tokens")
+    assert not other.exists()
+
+
 @pytest.mark.parametrize("words, said", [
     (["--prefix"], "prefix: a model that learns by the causal objective has no such setting"),
     (["--arch", "t5", "--whole-words"], "whole_words: a model that learns by the denoising"),

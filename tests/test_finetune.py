@@ -252,6 +252,17 @@ def test_labels_are_few_or_many(minifm, data, tmp_path):  # noqa: F811
                    1000, "--out", tmp_path / "no"), "counts: expected from 2 to the")
 
 
+def test_what_a_run_of_labels_has_no_text_for(minifm, data, tmp_path):  # noqa: F811
+    """It learnt from no text that could be measured on, and is no other verb's to resume."""
+    model, run = saved(tmp_path / "model", "gpt"), tmp_path / "run"
+    assert minifm("finetune", model, "--task", "summarize", "--data", data["summarize"], "--steps",
+                  1, "--batch", 4, "--out", run)[0] == 0
+    status, out, err = minifm("quantize", run, "--format", "int8", "--out", tmp_path / "small")
+    assert status == 0 and "perplexity" not in out, err
+    for verb in ("pretrain", "incontext"):
+        refused(minifm(verb, "--resume", "--out", run), "is a run of finetune, which resumes it")
+
+
 def test_evaluate_refuses_a_model_without_the_task(minifm, data, tmp_path):  # noqa: F811
     model = saved(tmp_path / "model", "bert")
     words = ["evaluate", model, "--task", "classify", "--data", data["classify"]]

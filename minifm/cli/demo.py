@@ -99,8 +99,8 @@ def free_directory(wanted):
 def configuration(minutes, seed):
     """The TrainConfig of a run that takes about so long here: a step is timed first."""
     from minifm.models import GPTConfig
-    from minifm.scaling.study import measured_step
     from minifm.training.config import TrainConfig
+    from minifm.training.timing import measured_step
     step = measured_step(GPTConfig(vocabulary=VOCABULARY, **SHAPE), BATCH, LENGTH)
     steps = max(20, int(60 * minutes / step))
     every = max(1, steps // 6)

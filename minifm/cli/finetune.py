@@ -87,15 +87,13 @@ def said_in_all(args, kinds):
     """{name: value} of flags over the file of settings over, for a run that is resumed, its own:
     what to learn and which weights do is decided when it begins (but for --force)."""
     from minifm.training import checkpoint
-    from minifm.training.pretrain import read_settings
+    from minifm.training.run import read_settings
     said = settings(args, *kinds, also={"model": str})
     if said.get("model") is None:
         said.pop("model", None)
     if not args.resume:
         return said
-    stored = read_settings(args.out)
-    if "method" not in stored:
-        raise ConfigError(f"{args.out}: is a run of pretrain, which resumes it")
+    stored = read_settings(args.out, "finetune")
     fixed = {name: value for name, value in said.items() if name not in _names(TrainConfig)}
     if not args.force:
         checkpoint.refuse_differences(args.out, checkpoint.differences(

@@ -115,12 +115,10 @@ def said_in_all(args, *configs):
     said = settings(args, *(kind.config for kind in ARCHITECTURES.values()), *configs,
                     TrainConfig, also={"arch": str, "preset": str, "init": str})
     if args.resume:
-        from minifm.training.pretrain import read_settings
+        from minifm.training.run import read_settings
         if "init" in said:
             raise ConfigError("init: a resumed run has its weights; leave it out")
-        chosen, below = said.get("preset"), read_settings(args.out)
-        if "method" in below:
-            raise ConfigError(f"{args.out}: is a run of finetune, which resumes it")
+        chosen, below = said.get("preset"), read_settings(args.out, "pretrain")
     else:
         chosen, below = said.get("preset"), {}
     for name, known in (("preset", PRESETS), ("arch", ARCHITECTURES)):

@@ -145,14 +145,15 @@ def _windows(model, tokenizer, directory, args, cache):
 def _documents(directory, text):
     """The text given, or what the run that `directory` belongs to has held out; else None."""
     from minifm.text.corpus import Corpus
-    from minifm.training.pretrain import read_settings
+    from minifm.training.run import read_settings
     if text:
         return Corpus(text)
     run = Path(directory).resolve().parent
     if not (run / "run.json").exists():
         return None
     settings = read_settings(run)
-    if "-" in settings["data"]:             # standard input, which cannot be read again
+    # A run that learnt from labels has held out no text, and standard input is not read again.
+    if "pattern" not in settings or "-" in settings["data"]:
         return None
     corpus = Corpus(settings["data"], pattern=settings["pattern"],
                     separator=settings["separator"])

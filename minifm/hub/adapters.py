@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from minifm import backends
+from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, UserError
-from minifm.hub.arrays import opened, parse_json, read_header, save_arrays, write_json
+from minifm.hub.arrays import opened, parse_json, read_header, save_arrays
 from minifm.hub.locate import ADAPTER, resolve
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings
 from minifm.nn import LoRA, adapter_config, trainable

@@ -153,12 +153,6 @@ def parse_json(data, file, pairs_hook=None):
     return found
 
 
-def write_json(contents, file):
-    """Write a JSON object to `file`, all of it or nothing. Raises UserError."""
-    with atomic_file(file) as stream:
-        stream.write((json.dumps(contents, indent=2) + "\n").encode())
-
-
 def shown(name):
     """A name from a file, as one short line of an error message."""
     return name if name.isprintable() and len(name) <= 200 else f"{ascii(name):.200}"

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from minifm import backends
+from minifm.atomic import write_json
 from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
 from minifm.errors import ConfigError, FormatError, UserError
 from minifm.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
@@ -41,7 +42,6 @@ from minifm.hub.arrays import (
     read_header,
     save_arrays,
     shown,
-    write_json,
 )
 from minifm.hub.locate import ADAPTER
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out

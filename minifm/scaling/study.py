@@ -16,13 +16,12 @@ checkpoint, bitwise as if it had never stopped.
 
 import json
 import os
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import minifm
 from minifm import backends
-from minifm.atomic import atomic_directory, atomic_file, exclusive
+from minifm.atomic import atomic_directory, exclusive, write_json
 from minifm.errors import ConfigError, FormatError
 from minifm.models import GPT
 from minifm.rng import Rng
@@ -33,9 +32,9 @@ from minifm.text.packing import HeldOutBatches, TrainingBatches
 from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import CausalLanguageModel
-from minifm.training.optim import AdamW
 from minifm.training.pretrain import TextConfig, choose_tokenizer
 from minifm.training.report import Metrics
+from minifm.training.timing import measured_step
 from minifm.training.trainer import Trainer
 
 FORMAT = 1
@@ -189,22 +188,6 @@ def take_up(directory):
                  stored["left_out"], tokenizer, *parts)
 
 
-def measured_step(model, batch, length):
-    """The seconds of an update of the weights of such a GPT, with noise for text: the median of
-    five."""
-    model = GPT(model, Rng(0))
-    optimizer = AdamW(model.parameters())
-    ids = Rng(1).integers(0, model.config.vocabulary, (batch, length + 1))
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        model.loss(ids[:, :-1], ids[:, 1:]).backward()
-        optimizer.update(0.0, 1 / max(1.0, optimizer.gradient_norm()))
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - started)
-    return sorted(times)[2]
-
-
 def _free(directory):
     if not os.fspath(directory):
         raise ConfigError("out: expected a directory, got an empty name")
@@ -228,8 +211,7 @@ def _write(study, text):
         "cells": [cell._asdict() for cell in study.cells], "left_out": study.left_out,
         "minifm": minifm.__version__, "backend": backends.active().describe(),
     }
-    with atomic_file(study.directory / "study.json") as file:
-        file.write((json.dumps(stored, indent=2) + "\n").encode())
+    write_json(stored, study.directory / "study.json")
 
 
 def _read(file):

@@ -9,12 +9,11 @@ A run's directory is that of any run (training/checkpoint.py), with, at its end:
       learning.png    how that rose; confusion.png, for classes: what was taken for what
 """
 
-import json
 import math
 import os
 from dataclasses import asdict, dataclass, replace
 
-from minifm.atomic import atomic_file
+from minifm.atomic import write_json
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.hub import load_model, resolve, tokenizer_of
@@ -30,7 +29,13 @@ from minifm.text import Tokenizer
 from minifm.training import pretrain
 from minifm.training.config import TrainConfig
 from minifm.training.labelled import TASKS
-from minifm.training.pretrain import newest_checkpoint, run_directory, say_on_stderr
+from minifm.training.run import (
+    newest_checkpoint,
+    require_writable,
+    run_directory,
+    say_on_stderr,
+    write_run,
+)
 from minifm.training.trainer import Trainer
 
 METHODS = ("full", "lora", "head")
@@ -133,6 +138,7 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     say = say_on_stderr if shown else lambda line: None
     directory, place = run_directory(directory, task.data), resolve(model)
     newest_checkpoint(directory, resume)
+    require_writable(directory)
     say("reading the examples")
     kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
     tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
@@ -163,8 +169,8 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         measure=measure, shown=shown, ceiling=ceiling)
     if resume:
         trainer.resume(force=force)
-    write_json(directory / "run.json", {"settings": asdict(task) | asdict(config)
-                                         | chosen(model, method, adapter)})
+    write_run(directory, "finetune", asdict(task) | asdict(config)
+              | chosen(model, method, adapter), trainer)
     return Prepared(trainer, kind, training, seen, test, rows.facts, new)
 
 
@@ -189,7 +195,7 @@ def prepare_text(directory, model, text, method, config, adapter=AdapterConfig()
     config = TrainConfig(**{"learning_rate": 3e-4 if method.method == "full" else 1e-3}
                          | dict(config))
     return pretrain.prepare(
-        directory, text, {}, config, initial=place, adapt=adapt,
+        directory, text, {}, config, initial=place, adapt=adapt, verb="finetune",
         also={"task": "lm"} | chosen(model, method, adapter), resume=resume, force=force,
         ceiling=ceiling, shown=shown)
 
@@ -200,9 +206,9 @@ def finish(prepared):
     trainer, directory = prepared.trainer, prepared.trainer.directory
     step = trainer.take_best()
     scores = prepared.scores(prepared.test)
-    write_json(directory / "scores.json", {
+    write_json({
         "step": step, "training": len(prepared.training), "validation": len(prepared.validation),
-        "test": len(prepared.test), "scores": scores.figures})
+        "test": len(prepared.test), "scores": scores.figures}, directory / "scores.json")
     curves = {name: [(line["step"], line["scores"][name]) for line in trainer.metrics.read()
                      if "scores" in line] for name in scores.figures}
     if any(curves.values()):
@@ -210,13 +216,6 @@ def finish(prepared):
     if isinstance(scores, ClassScores):
         draw_confusion(scores, directory / "confusion.png")
     return scores, step
-
-
-def write_json(file, contents):
-    """Write a file of JSON, as a whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as stream:
-        stream.write((json.dumps(contents, indent=2) + "\n").encode())
 
 
 # -- what is learnt from ---------------------------------------------------------------------------

@@ -13,17 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from minifm.errors import ConfigError
+from minifm.atomic import write_json
 from minifm.models import GPT, GPTConfig
 from minifm.rng import Rng
-from minifm.scaling.study import measured_step
 from minifm.tasks.incontext import FAMILIES, LENGTH, SHOTS, VOCABULARY, Episodes
 from minifm.tasks.pictures import draw_learning
 from minifm.tensor import no_grad
-from minifm.training import checkpoint
 from minifm.training.config import TrainConfig
-from minifm.training.finetune import write_json
-from minifm.training.pretrain import read_settings, require_writable, run_directory
+from minifm.training.run import (
+    newest_checkpoint,
+    read_settings,
+    require_writable,
+    run_directory,
+    write_run,
+)
+from minifm.training.timing import measured_step
 from minifm.training.trainer import Trainer
 
 SHAPE = GPTConfig(vocabulary=VOCABULARY, context=LENGTH, layers=4, heads=4, width=128, dropout=0.0)
@@ -47,9 +51,9 @@ def prepare(directory, config=None, *, shown=True):
     directory = run_directory(directory, ())
     resumed = config is None
     if resumed:
-        config = TrainConfig(**read_settings(directory))
-    else:
-        require_writable(directory)
+        config = TrainConfig(**read_settings(directory, "incontext"))
+    newest_checkpoint(directory, resumed)
+    require_writable(directory)
     trainer = Trainer(
         GPT(SHAPE, Rng(config.seed).child("model")), Episodes(batch=config.batch, seed=config.seed),
         config, directory=directory, shown=shown,
@@ -57,11 +61,8 @@ def prepare(directory, config=None, *, shown=True):
     if resumed:
         trainer.resume()
     else:
-        if checkpoint.steps_in(directory):
-            raise ConfigError(f"{directory} already holds a run: go on with it by --resume, or "
-                              "choose another --out")
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "run.json", {"settings": asdict(config)})
+        write_run(directory, "incontext", asdict(config), trainer)
     return trainer
 
 
@@ -107,8 +108,8 @@ def finish(trainer, *, episodes=400):
             "accuracy": [n / episodes for n in right], "interval": between,
             "rises": between[-1][0] > family.chance(SHOTS)}
     directory = Path(trainer.directory)
-    write_json(directory / "incontext.json",
-               {"step": trainer.step, "episodes": episodes, "families": found})
+    write_json({"step": trainer.step, "episodes": episodes, "families": found},
+               directory / "incontext.json")
     draw_learning({name: list(enumerate(f["accuracy"])) for name, f in found.items()},
                   directory / "incontext.png", xlabel="examples in the prompt",
                   ylabel="accuracy on held-out rules",

@@ -13,11 +13,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from minifm.atomic import write_json
 from minifm.errors import ConfigError
 from minifm.tasks.baselines import compare
 from minifm.tasks.pictures import draw_learning
 from minifm.tasks.rules import RULES
-from minifm.training.finetune import MethodConfig, examples_of, finish, prepare, write_json
+from minifm.training.finetune import MethodConfig, examples_of, finish, prepare
 
 BEGINNINGS = {"pretrained": MethodConfig(), "scratch": MethodConfig(scratch=True)}
 
@@ -51,7 +52,7 @@ def study(directory, model, task, counts, config, *, say=print, shown=True):
             found.setdefault(name, {})[count] = figures
         say(f"{count:,} labels: " + ", ".join(
             f"{name} {next(iter(figures.values())):.3f}" for name, figures in scores.items()))
-    write_json(directory / "labels.json", {"test": len(test), "scores": found})
+    write_json({"test": len(test), "scores": found}, directory / "labels.json")
     _draw(found, directory / "labels.png")
     return found
 
@@ -60,8 +61,8 @@ def _baselines(file, training, test, task):
     """{name: {score: fraction}}, computed once."""
     if not file.exists():
         rule = next((RULES[name] for name in task.data if name in RULES), None)
-        write_json(file, {name: scores.figures
-                          for name, scores in compare(training, test, rule).items()})
+        write_json({name: scores.figures
+                    for name, scores in compare(training, test, rule).items()}, file)
     return json.loads(file.read_text("utf-8"))
 
 

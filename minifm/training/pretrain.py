@@ -8,19 +8,11 @@ A run's directory holds all that the run needs to go on:
       step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
 """
 
-import json
-import os
-import platform
-import sys
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import minifm
-from minifm import backends
-from minifm.atomic import atomic_file
 from minifm.config import check, setting
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import ConfigError
 from minifm.hub import load_model, resolve
 from minifm.models import ARCHITECTURES, architecture_of, packed_format
 from minifm.nn import adapter_config
@@ -31,6 +23,14 @@ from minifm.text.packing import HeldOutBatches, TrainingBatches
 from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
 from minifm.training import checkpoint, memory
 from minifm.training.objectives import LearningConfig, objective_of
+from minifm.training.run import (
+    newest_checkpoint,
+    read_settings,
+    require_writable,
+    run_directory,
+    say_on_stderr,
+    write_run,
+)
 from minifm.training.trainer import Trainer
 
 # Settings of a model that follow from the tokenizer or from what is learnt.
@@ -81,7 +81,8 @@ class Prepared:
 
 
 def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=None, initial=None,
-            adapt=None, also=(), resume=False, force=False, ceiling=None, shown=True):
+            adapt=None, verb="pretrain", also=(), resume=False, force=False, ceiling=None,
+            shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     text     a TextConfig
@@ -92,6 +93,7 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     initial  a model's directory or hub name to start from, in place of random weights
     adapt    adapt(model) is called with the initial model, which must then be given for a run that
              is resumed, too: it may freeze weights and add adapters
+    verb     of the command line, that makes this run, and resumes it
     also     {setting: value} to be kept in run.json beside those above
     ceiling  FLOP/s of this machine at its best, for the utilisation that is shown
     shown    say on standard error what is being done, and show a progress bar
@@ -101,17 +103,10 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     directory = run_directory(directory, text.data)
     say = say_on_stderr if shown else lambda line: None
     newest = newest_checkpoint(directory, resume)
-    own = _own_tokenizer(directory, newest, text, force)
+    own = _own_tokenizer(directory, verb, newest, text, force)
     if initial is not None:
         initial = resolve(initial)
-    # What adapts a model begins with it again; `trainer.resume` then reads what it had learnt.
-    model = _started_model(newest if adapt is None else None, arch, shape, initial)
-    if adapt is not None:
-        adapt(model)
-    objective = objective_of(ARCHITECTURES[arch or "gpt"].model if model is None else type(model),
-                             config.recompute, learning)
-    if model is None:
-        _check_shape(arch or "gpt", shape | objective.shape, objective, text.length, config)
+    model, objective = _begun(newest, text, shape, config, learning, arch, initial, adapt)
     require_writable(directory)
     if resume and "-" in text.data:
         say("this run has read standard input: pipe the same text in again")
@@ -136,47 +131,35 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
                       held_out=held_out, tokenizer=tokenizer, shown=shown, ceiling=ceiling)
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, text, learning, trainer, corpus, dict(also))
+    _write_run(directory, verb, text, learning, trainer, corpus, dict(also))
     return Prepared(trainer, corpus, *tokens, parts[1], length)
 
 
-def read_settings(directory):
-    """The settings in a run's `run.json`; raises ConfigError where there is no run, FormatError
-    for a damaged file."""
-    file = Path(directory) / "run.json"
-    if not file.exists():
-        raise ConfigError(f"{directory}: there is no run to resume (no run.json)")
-    try:
-        return dict(json.loads(file.read_text("utf-8"))["settings"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(file, "settings", f"cannot be read: {error}") from error
+def _begun(newest, text, shape, config, learning, arch, initial, adapt):
+    """(the model to start from, or None for a new one; its objective); what a new one cannot be is
+    refused before any text is read."""
+    # What adapts a model begins with it again; `trainer.resume` then reads what it had learnt.
+    model = _started_model(newest if adapt is None else None, arch, shape, initial)
+    if adapt is not None:
+        adapt(model)
+    objective = objective_of(ARCHITECTURES[arch or "gpt"].model if model is None else type(model),
+                             config.recompute, learning)
+    if model is None:
+        _check_shape(arch or "gpt", shape | objective.shape, objective, text.length, config)
+    else:
+        _check_parts(model, objective)
+    return model, objective
 
 
-def run_directory(out, sources):
-    """The directory of the run, a Path; raises ConfigError for one that cannot be, or that lies
-    within one of the sources, which would read the run's own files when it is resumed."""
-    if not os.fspath(out):
-        raise ConfigError("out: expected a directory, got an empty name")
-    directory = Path(os.path.expanduser(out))
-    if os.path.lexists(directory) and not os.path.isdir(directory):
-        raise ConfigError(f"{directory}: expected a directory, or a name that is free")
-    for source in sources:
-        folder = Path(os.path.expanduser(source))
-        if os.path.isdir(folder) and directory.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"out: {directory} lies within the text {source}; choose another")
-    return directory
-
-
-def require_writable(directory):
-    """Raise ConfigError unless files can be made in `directory`, or it can be made itself."""
-    place = next(path for path in (directory, *directory.absolute().parents)
-                 if os.path.lexists(path))
-    try:
-        with tempfile.TemporaryDirectory(prefix=".minifm-", dir=place):
-            pass
-    except OSError as error:
-        raise ConfigError(f"out: {directory}: nothing can be written in {place} "
-                          f"({error.strerror})") from error
+def _check_parts(model, objective):
+    """Raise ConfigError for a model to start from that lacks what the objective learns with."""
+    lacking = [name for name, value in objective.shape.items()
+               if getattr(model.config, name) != value]
+    if objective.shape and model.config.types < 2:
+        lacking.append("types of tokens for a first and a second text")
+    if lacking:
+        raise ConfigError(f"the {objective.name} objective needs a model with "
+                          f"{', '.join(lacking)}, and the one to start from has none")
 
 
 def settings_of(arch):
@@ -187,29 +170,12 @@ def settings_of(arch):
     return names - kind.fixed.keys() - NOT_CHOSEN
 
 
-def say_on_stderr(line):
-    """What is being done, which may take a while."""
-    print(f"{line} …", file=sys.stderr, flush=True)
-
-
-def newest_checkpoint(directory, resume):
-    """The path of the checkpoint to go on from, None for a new run. Raises ConfigError where the
-    directory holds no run to resume, or one that is in the way."""
-    steps = checkpoint.steps_in(directory)
-    if steps and not resume:
-        raise ConfigError(f"{directory} already holds a run of {steps[-1]} steps: go on with it by "
-                          "--resume, or choose another --out")
-    if resume and not steps:
-        raise ConfigError(f"{directory} holds no checkpoint to resume from")
-    return checkpoint.path_of(directory, steps[-1]) if resume else None
-
-
-def _own_tokenizer(directory, path, text, force):
+def _own_tokenizer(directory, verb, path, text, force):
     """The vocabulary of the run that is to be resumed, whose newest checkpoint is at `path`; None
     for a new run. Raises ConfigError for one of another vocabulary (None then, with `force`)."""
     if path is None:
         return None
-    stored = read_settings(directory)
+    stored = read_settings(directory, verb)
     asked = {"tokenizer": text.tokenizer, "vocabulary": text.vocabulary}
     lines = checkpoint.differences({key: stored.get(key) for key in asked}, asked)
     if lines and force:
@@ -321,21 +287,11 @@ def _batches(tokens, text, config, objective, tokenizer, length):
     return made
 
 
-def _write_run(directory, text, learning, trainer, corpus, also):
-    """run.json: the settings by which a run is resumed, and for people what they became."""
+def _write_run(directory, verb, text, learning, trainer, corpus, also):
     arch = architecture_of(trainer.model)
     shape = asdict(trainer.model.config)
     del shape["vocabulary"]                     # it is the tokenizer's
-    run = {
-        "settings": {"arch": arch} | asdict(text) | shape | asdict(learning)
-        | asdict(trainer.config) | also,
-        "minifm": minifm.__version__, "python": platform.python_version(),
-        "backend": backends.active().describe(),
-        "parameters": trainer.model.config.parameters,
-        "corpus": {"description": corpus.description, "documents": corpus.count,
-                   "bytes": corpus.size, "sha256": corpus.sha256, "skipped": corpus.skipped},
-        "data": {"training": trainer.batches.description,
-                 "held_out": trainer.held_out.description},
-    }
-    with atomic_file(directory / "run.json") as file:
-        file.write((json.dumps(run, indent=2) + "\n").encode())
+    settings = {"arch": arch} | asdict(text) | shape | asdict(learning) | asdict(trainer.config)
+    write_run(directory, verb, settings | also, trainer, corpus={
+        "description": corpus.description, "documents": corpus.count, "bytes": corpus.size,
+        "sha256": corpus.sha256, "skipped": corpus.skipped})
