@@ -471,3 +471,8 @@ def test_what_does_not_go_together_is_refused():
     text["model"]["vocab"].pop("<|endoftext|>", None)
     with pytest.raises(ConfigError, match="an end-of-text token, and this one has none"):
         Choices(["a"]).guide(Tokenizer(json.dumps(text)), 300)
+
+
+def test_expressions_that_take_too_long_are_refused():
+    with pytest.raises(ConfigError, match="too large|states"):
+        Regex("((a{1,30}){1,30}){1,30}").automaton()

@@ -263,6 +263,58 @@ def test_what_a_run_of_labels_has_no_text_for(minifm, data, tmp_path):  # noqa: 
         refused(minifm(verb, "--resume", "--out", run), "is a run of finetune, which resumes it")
 
 
+def test_what_is_scored_is_the_averaged_model_that_is_saved(minifm, data, tmp_path):  # noqa: F811
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    words = ["--task", "classify", "--data", data["classify"]]
+    assert minifm("finetune", model, *words, "--held-out-data", data["classify"], "--validation",
+                  200, "--steps", 30, "--learning-rate", 3e-3, "--average", 0.9, "--batch", 8,
+                  "--out", run)[0] == 0
+    scores = json.loads((run / "scores.json").read_text())["scores"]
+    for place in (run, run / "best"):           # of a scored run, its best
+        found = json.loads(minifm("evaluate", place, *words, "--json")[1])["scores"]
+        assert found == scores
+
+
+def test_a_study_is_of_one_model_and_one_task(minifm, data, tmp_path):  # noqa: F811
+    pytest.importorskip("sklearn")
+    model, out = saved(tmp_path / "model", "bert"), tmp_path / "labels"
+    words = ["--task", "classify", "--data", data["classify"], "--counts", 8, "--validation", 8,
+             "--batch", 4, "--out", out]
+    assert minifm("labels", model, *words, "--steps", 2)[0] == 0
+    refused(minifm("labels", model, *words, "--steps", 3), "holds a study of another settings")
+    other = saved(tmp_path / "other", "bert")
+    refused(minifm("labels", other, *words, "--steps", 2), "holds a study of another model")
+
+
+def test_only_plain_weights_are_fine_tuned(minifm, data, tmp_path):  # noqa: F811
+    model, run, small = saved(tmp_path / "model", "gpt"), tmp_path / "run", tmp_path / "small"
+    words = ["--task", "classify", "--data", data["classify"], "--steps", 1, "--batch", 4]
+    assert minifm("finetune", model, *words, "--method", "lora", "--out", run)[0] == 0
+    refused(minifm("finetune", run, *words, "--out", tmp_path / "a"), "this is an adapter of one")
+    assert minifm("quantize", model, "--format", "int8", "--out", small)[0] == 0
+    refused(minifm("finetune", small, *words, "--out", tmp_path / "b"), "are packed as int8")
+    refused(minifm("finetune", model, *words, "--examples", 5000, "--out", tmp_path / "c"),
+            "examples: expected at most the")
+
+
+def test_labels_are_drawn_letter_for_letter(minifm, tmp_path):  # noqa: F811
+    data, run = tmp_path / "odd.jsonl", tmp_path / "run"
+    write(data, [{"text": str(n), "label": [r"$\frac$", "bad\ud800"][n % 2]} for n in range(40)])
+    words = ["--task", "classify", "--data", data, "--steps", 1, "--batch", 4, "--out", run]
+    assert minifm("finetune", saved(tmp_path / "model", "bert"), *words)[0] == 0
+    assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tags_of_both_schemes_are_evaluated(minifm, data, tmp_path):  # noqa: F811
+    model, run, old = saved(tmp_path / "model", "bert"), tmp_path / "run", tmp_path / "old.conll"
+    old.write_text("".join(f"{a} I-animal\nis O\n\n" for a in ANIMALS * 5))
+    assert minifm("finetune", model, "--task", "ner", "--data", old, "--scheme", "iob1", "--steps",
+                  1, "--batch", 4, "--out", run)[0] == 0
+    words = ["evaluate", run, "--task", "ner", "--data", old]
+    refused(minifm(*words), "in IOB2 an entity begins with 'B-animal'")
+    assert minifm(*words, "--scheme", "iob1")[0] == 0
+
+
 def test_evaluate_refuses_a_model_without_the_task(minifm, data, tmp_path):  # noqa: F811
     model = saved(tmp_path / "model", "bert")
     words = ["evaluate", model, "--task", "classify", "--data", data["classify"]]

@@ -70,7 +70,7 @@ def questions(draw):
 
 
 kinds = st.one_of(
-    st.builds(Classified, texts, texts, st.none() | texts), tagged(), questions(),
+    st.builds(Classified, texts, texts.map(str.strip), st.none() | texts), tagged(), questions(),
     st.builds(Summary, texts, texts))
 
 
@@ -305,3 +305,16 @@ def test_a_split_stays_when_examples_are_added_and_has_the_size_asked_for():
         split(classified(5, ["one"]), 0.2)
     with pytest.raises(ConfigError, match="held-out fraction"):
         split(many, 1.0)
+
+
+def test_a_document_ends_the_sentence_before_it(tmp_path):
+    path = tmp_path / "two.conll"
+    path.write_text("A B-P\n-DOCSTART- O\nB O\n")
+    assert [example.text for example in read(path, Tagged)] == ["A", "B"]
+
+
+def test_a_label_with_white_space_at_its_ends_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\na,1\nb," 1"\n')
+    with pytest.raises(FormatError, match="line 3: label ' 1': expected none with white space"):
+        read(path, Classified)

@@ -25,6 +25,7 @@ from minifm.tasks.batches import owners, windows
 from minifm.tasks.classify import sizes_in
 from minifm.tasks.qa import Answer, best_span
 from minifm.tasks.spans import Span, words_in
+from minifm.tasks.summarize import PairRows
 from minifm.text import Tokenizer
 from minifm.text.offsets import Encoded, Frame, encode_all_with_offsets, encode_with_offsets
 
@@ -335,6 +336,15 @@ def test_only_the_summary_and_the_end_are_learnt(tokenizer, text, summary, lengt
     prompt = tokenizer.decode(rows.prompts[0][len(Frame.of(tokenizer).before) :])
     assert prompt.endswith(b"\nTL;DR:")
     assert text.encode("utf-8", "surrogatepass").startswith(prompt.removesuffix(b"\nTL;DR:"))
+
+
+@both
+def test_where_a_text_is_cut_tells_nothing_of_its_summary(tokenizer):
+    for kind in (SummaryRows, PairRows):
+        rows = kind([Summary("word " * 99, summary) for summary in ("a", "ab cd ef", "x" * 99)],
+                    tokenizer, length=64)
+        assert len({tuple(prompt.tolist()) for prompt in rows.prompts}) == 1
+        assert rows.longest == kind([Summary("a", "b")], tokenizer, length=64).longest == 17
 
 
 # -- batches ---------------------------------------------------------------------------------------

@@ -28,12 +28,16 @@ def arguments(parser, argv):
                              "files of labelled examples, as finetune reads them")
     parser.add_argument("--task", choices=LABELLED,
                         help="the data are labelled examples of this task")
+    parser.add_argument("--scheme", choices=("iob2", "iob1"), default="iob2",
+                        help="with --task ner, how CoNLL files mark where an entity begins "
+                             "(default: iob2)")
     parser.add_argument("--pattern", metavar="GLOB",
                         help="which files of a directory are read (default: all but hidden ones)")
     parser.add_argument("--separator", metavar="TEXT",
                         help="a string that ends a document within a plain file")
     parser.add_argument("--format", choices=FORMATS,
-                        help="pack the weights so (default: as they are stored)")
+                        help="pack the weights so (default: as they are stored; an adapter that "
+                             "learnt over packed weights is to be measured over the same)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     add_fields(parser, WindowConfig, "windows")
 
@@ -62,19 +66,23 @@ def run(args):
 def run_labelled(args, config):
     """How well the model does its task on labelled examples."""
     from minifm.hub import load_model, resolve, tokenizer_of
+    from minifm.models import pack_model, packed_format
     from minifm.tasks import describe, read
     from minifm.text import Tokenizer
     from minifm.training.finetune import length_of
     from minifm.training.labelled import TASKS
     for name, value in (("pattern", args.pattern), ("separator", args.separator),
-                        ("format", args.format), ("stride", config.stride),
+                        ("stride", config.stride),
                         ("tokens", config.tokens)):
         if value is not None:
             raise ConfigError(f"{name}: is for text without labels; leave it out with --task")
     task, directory = TASKS[args.task], resolve(args.model)
-    examples = [found for file in args.data for found in read(file, task.example)]
+    examples = [found for file in args.data
+                for found in read(file, task.example, scheme=args.scheme)]
     tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_model(directory)
     task.require(model)
+    if args.format and args.format != packed_format(model):
+        pack_model(model, args.format)
     rows = task.rows(model, examples, tokenizer, length_of(config.context, model.config))
     scores = task.scores(examples, task.answers(model, rows, tokenizer, config.batch))
     if args.json:

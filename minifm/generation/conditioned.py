@@ -41,6 +41,7 @@ class Conditioned:
         self.mask = None if mask.all() else mask
         with no_grad():
             self.memory = model.recall(model.encode(ids, key_mask=self.mask))
+        self._repeated = {1: (self.memory, self.mask)}      # {rows of each source: …}
 
     def cache(self, batch, capacity=None, format=None):
         """An empty cache; see Seq2SeqModel.cache."""
@@ -51,11 +52,12 @@ class Conditioned:
         """ids [B, T] of the targets -> what the head reads, [B, T, C]. Where there are k B rows,
         the first k are of the first source, and so on."""
         times = len(ids) // len(self.prompts)
-        memory, mask = self.memory, self.mask
-        if times > 1:
+        if times not in self._repeated:
             rows = np.repeat(np.arange(len(self.prompts)), times)
-            memory = [(keys[rows], values[rows]) for keys, values in memory]
-            mask = None if mask is None else mask[rows]
+            self._repeated[times] = (
+                [(keys[rows], values[rows]) for keys, values in self.memory],
+                None if self.mask is None else self.mask[rows])
+        memory, mask = self._repeated[times]
         return self.model.features(ids, memory, memory_mask=mask, placement=placement)
 
     def logits(self, x):

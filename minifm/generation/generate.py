@@ -59,6 +59,9 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
            for prompt in prompts]
     if isinstance(model, Seq2SeqModel):
         require_sources(ids)
+        if tokenizer.end_of_text is None:
+            raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
+                              "with which an encoder-decoder's sources end")
         model = Conditioned(model, [
             source if source is prompt else np.append(source, tokenizer.end_of_text)
             for source, prompt in zip(ids, prompts)])

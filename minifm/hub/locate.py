@@ -7,6 +7,7 @@ from pathlib import Path
 from minifm.errors import UserError
 
 LAST = "last"               # a run's link to its newest checkpoint
+BEST, SCORES = "best", "scores.json"    # the one that a run of fine-tuning has scored, and where
 ADAPTER = "adapter_config.json"     # what tells an adapter's directory from a model's
 # All that is ever read of a model on the hub; above all, no pickle.
 DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, "*.safetensors",
@@ -19,7 +20,8 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 def resolve(name):
     """The directory, a Path, that `name` stands for: itself if it is one, else a model on the hub.
 
-    A run's directory stands for its last checkpoint, and that checkpoint's own path is returned:
+    A run's directory stands for its last checkpoint, or for the best where that was scored
+    (fine-tuning), and that checkpoint's own path is returned:
     what is read after another stays of one piece while training goes on. A name such as "gpt2" or
     "openai-community/gpt2" is downloaded once; then the cached files serve without network too.
 
@@ -28,7 +30,8 @@ def resolve(name):
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path) and name != "":        # Path("") is the working directory
         run = not (path / "config.json").exists() and (path / LAST).is_dir()
-        return (path / LAST).resolve() if run else path
+        scored = (path / SCORES).exists() and (path / BEST).is_dir()
+        return (path / (BEST if scored else LAST)).resolve() if run else path
     if os.path.isfile(path):
         raise UserError(f"{name}: expected a directory, this is a file")
     if path.suffix in (".json", ".safetensors"):

@@ -25,6 +25,9 @@ class Classified(Example):
     def __post_init__(self):
         need_text(self.text, "text", self.origin)
         need_text(self.label, "label", self.origin)
+        if self.label != self.label.strip():
+            raise self.origin.error(f"label {self.label!r:.60}: expected none with white space at "
+                                    "its ends, which would be another one to the eye alone")
         if self.text_pair is not None:
             need_text(self.text_pair, "text_pair", self.origin)
 

@@ -26,10 +26,11 @@ def draw_confusion(scores, path, title="Confusion matrix"):
     fractions = scores.matrix / np.maximum(scores.matrix.sum(1, keepdims=True), 1)
     shown = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(K), scores.labels,
+    names = [_as_it_stands(label) for label in scores.labels]
+    axes.set_xticks(range(K), names,
                     **(slanted if max(map(len, scores.labels)) > 3 else {}))
     axes.set_yticks(range(K), [f"{label} ({gold:,})" for label, gold
-                               in zip(scores.labels, scores.gold)])
+                               in zip(names, scores.gold)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("labelled (examples)")
     figure.suptitle(f"{title}: accuracy {scores.accuracy:.1%}", fontsize=11)
@@ -79,6 +80,11 @@ def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", level
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     return _saved(figure, path)
+
+
+def _as_it_stands(label):
+    """A label as matplotlib draws it letter for letter: no formula, no half of a character."""
+    return label.replace("$", r"\$").encode("utf-8", "replace").decode()
 
 
 def _figure(width, height):

@@ -132,13 +132,12 @@ def conll(text, name):
     tokens, tags, begins, document = [], [], 1, 0
     for number, line in enumerate([*text.split("\n"), ""], 1):
         cells = line.split()
-        if not cells:
+        if not cells or cells[0] == "-DOCSTART-":
             if tokens:
                 yield (Origin(name, f"line {begins}"),
                        {"tokens": tokens, "tags": tags, "document": document})
             tokens, tags, begins = [], [], number + 1
-        elif cells[0] == "-DOCSTART-":
-            document, begins = document + 1, number + 1
+            document += bool(cells)
         elif len(cells) < 2:
             raise FormatError(name, f"line {number}", "expected a token and a tag with white "
                               f"space between them, got {line!r:.60}")

@@ -17,6 +17,13 @@ from minifm.tasks.scores import summary_scores
 from minifm.text.offsets import Frame
 
 SEPARATOR = "\nTL;DR:"
+PART = 4            # a summary has a row's length / PART tokens at most, and so many are kept free
+
+
+def most_of_summary(length):
+    """The tokens that a summary may have, without its end, in rows of `length`. It is the same for
+    every text, so that where a text is cut tells nothing of its summary."""
+    return max(length // PART, 1)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,9 @@ class SummaryRows(Rows):
     batches are (ids, targets), for a causal model.
 
     prompts   [row]: the ids after which the summary begins, to generate from
-    longest   tokens of the longest summary, its end among them
+    longest   the most tokens that a summary may have, its end among them
     facts: texts cut to make room ("truncated", "tokens cut"), and summaries that were longer than
-    half a row ("summaries cut").
+    a quarter of a row ("summaries cut").
     """
 
     by_token, masked = True, False
@@ -69,11 +76,12 @@ class SummaryRows(Rows):
         facts, ids, targets = {"truncated": 0, "tokens cut": 0, "summaries cut": 0}, [], []
         texts = tokenizer.encode_all([e.text for e in self.examples])
         summaries = tokenizer.encode_all([" " + e.summary.strip() for e in self.examples])
+        most = most_of_summary(length)
+        room = room_in(length, len(frame.before) + len(between) + most,
+                       "the summary and the separator")
         for text, summary in zip(texts, summaries):
-            said = summary[: max((length + 1) // 2 - 1, 1)]
+            said, kept = summary[:most], text[:room]
             facts["summaries cut"] += len(said) < len(summary)
-            taken = len(frame.before) + len(between) + len(said)
-            kept = text[: room_in(length, taken, "the summary and the separator")]
             facts["truncated"] += len(kept) < len(text)
             facts["tokens cut"] += len(text) - len(kept)
             prompt = np.concatenate([frame.before, kept, between]).astype(np.int64)
@@ -82,8 +90,7 @@ class SummaryRows(Rows):
             self.prompts.append(prompt)
             ids.append(whole[:-1])
             targets.append(np.where(np.arange(1, len(whole)) < len(prompt), IGNORE, whole[1:]))
-        self.longest = max(len(row) + 1 - len(prompt) for row, prompt in zip(ids, self.prompts)) \
-            if ids else 1
+        self.longest = most + 1
         super().__init__(ids, targets, length=length, padding=frame.padding, facts=facts)
 
 
@@ -93,8 +100,9 @@ class PairRows(Rows):
     [B, S]).
 
     prompts   [row]: the sources, to write from
-    longest   tokens of the longest target
-    facts: texts cut to `length` ("truncated", "tokens cut"), and summaries ("summaries cut").
+    longest   the most tokens that a target may have, its end among them
+    facts: texts cut to `length` ("truncated", "tokens cut"), and summaries that were longer than a
+    quarter of it ("summaries cut").
     """
 
     by_token = True
@@ -105,16 +113,15 @@ class PairRows(Rows):
             raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
                               "without which a model does not learn where a summary ends")
         self.examples, padding = list(examples), tokenizer.padding
-        room, facts = room_in(length, 1, "its end"), {}
-        parts = []
-        for texts, cut in ((([e.text for e in self.examples]), "truncated"),
-                           (([e.summary.strip() for e in self.examples]), "summaries cut")):
-            encoded = tokenizer.encode_all(texts)
-            facts[cut] = sum(len(ids) > room for ids in encoded)
-            facts["tokens cut"] = facts.get("tokens cut", 0) + sum(
-                max(len(ids) - room, 0) for ids in encoded)
-            parts.append([np.append(ids[:room], end).astype(np.int64) for ids in encoded])
-        self.prompts, targets = parts
-        self.longest = max(map(len, targets), default=1)
+        room, most = room_in(length, 1, "its end"), most_of_summary(length)
+        texts = tokenizer.encode_all([e.text for e in self.examples])
+        summaries = tokenizer.encode_all([e.summary.strip() for e in self.examples])
+        facts = {"truncated": sum(len(ids) > room for ids in texts),
+                 "tokens cut": sum(max(len(ids) - room, 0) for ids in texts),
+                 "summaries cut": sum(len(ids) > most for ids in summaries)}
+        self.prompts = [np.append(ids[:room], end).astype(np.int64) for ids in texts]
+        # A summary that is cut has no end: it would teach to end in the middle.
+        targets = [np.append(ids, end) if len(ids) <= most else ids[:most] for ids in summaries]
+        self.longest = most + 1
         super().__init__(self.prompts, targets, length=length,
                          padding=end if padding is None else padding, facts=facts)

@@ -29,6 +29,7 @@ from minifm.text import Tokenizer
 from minifm.training import pretrain
 from minifm.training.config import TrainConfig
 from minifm.training.labelled import TASKS
+from minifm.training.pretrain import require_plain_weights
 from minifm.training.run import (
     newest_checkpoint,
     require_writable,
@@ -119,8 +120,10 @@ class Prepared:
         trainer = self.trainer
         rows = self.task.rows(trainer.model, examples, trainer.tokenizer,
                               trainer.batches.rows.length)
-        return self.task.scores(examples, self.task.answers(
-            trainer.model, rows, trainer.tokenizer, trainer.config.batch))
+        with trainer.judged():
+            answers = self.task.answers(trainer.model, rows, trainer.tokenizer,
+                                        trainer.config.batch)
+        return self.task.scores(examples, answers)
 
 
 def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=AdapterConfig(), *,
@@ -142,12 +145,16 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     say("reading the examples")
     kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
     tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
+    require_plain_weights(begun, model)
     rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
     if method.scratch:
         begun = type(begun)(begun.config, rng.child("model"))
     labelled = training if task.held_out_data else training + held_out
     learner = kind.model(begun, labelled, tokenizer, rng.child("head"))
     new = new_parameters(learner, begun)
+    if task.examples > len(training):
+        raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
+                          f"train on, got {task.examples:,}")
     training = training[: task.examples or None]
     choose_weights(learner, method, replace(adapter, base=base_of(model, place)),
                    rng.child("adapters"), head_parts(learner, new))

@@ -4,17 +4,20 @@ model and by one that begins with random weights, beside what is reached without
     DIRECTORY/
       pretrained-50/  scratch-50/ …     runs of fine-tuning (finetune.py)
       baselines-50.json …               the baselines' scores on the same examples
-      labels.json  labels.png           the table, and its picture
+      study.json                        of what model, examples and settings they are
+    labels.json  labels.png           the table, and its picture
 
-A study that is begun again keeps the runs that are finished.
+A study that is begun again keeps the runs that are finished, if they are of the same.
 """
 
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from minifm.atomic import write_json
 from minifm.errors import ConfigError
+from minifm.hub import resolve
 from minifm.tasks.baselines import compare
 from minifm.tasks.pictures import draw_learning
 from minifm.tasks.rules import RULES
@@ -29,7 +32,8 @@ def study(directory, model, task, counts, config, *, say=print, shown=True):
     model, task, config  as in finetune.prepare; `task` says the data, `counts` how many examples
     say                  called with a line when a number is known
 
-    Raises ConfigError where there are fewer examples than the largest count.
+    Raises ConfigError where there are fewer examples than the largest count, or runs of another
+    model, of other examples or settings in the directory.
     """
     directory, counts = Path(directory), sorted(set(counts))
     kind, training, held_out = examples_of(task, config.get("seed", 0))
@@ -37,6 +41,8 @@ def study(directory, model, task, counts, config, *, say=print, shown=True):
         raise ConfigError(f"counts: expected from 2 to the {len(training):,} examples that there "
                           f"are to train on, got {', '.join(map(str, counts)) or 'none'}")
     test = held_out[task.validation :] or held_out
+    _claim(directory, {"model": str(resolve(model).resolve()), "settings": config,
+                       "task": asdict(task), "examples": _digest(training + held_out)})
     found = {}
     for count in counts:
         scores = _baselines(directory / f"baselines-{count}.json", training[:count], test, task)
@@ -55,6 +61,24 @@ def study(directory, model, task, counts, config, *, say=print, shown=True):
     write_json({"test": len(test), "scores": found}, directory / "labels.json")
     _draw(found, directory / "labels.png")
     return found
+
+
+def _claim(directory, made_of):
+    """Write what the study is of, or raise ConfigError where it is of something else."""
+    made_of, file = json.loads(json.dumps(made_of)), directory / "study.json"
+    if file.exists():
+        stored = json.loads(file.read_text("utf-8"))
+        other = [name for name in made_of if stored.get(name) != made_of[name]]
+        if other:
+            raise ConfigError(f"{directory} holds a study of another {' and '.join(other)}; choose "
+                              "another --out")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(made_of, file)
+
+
+def _digest(examples):
+    text = json.dumps([example.record() for example in examples])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _baselines(file, training, test, task):

@@ -207,12 +207,23 @@ class Denoising(TokenObjective):
     settings = ("hidden_part", "span", "prefix")
     unit = "token of the target"
 
+    def __init__(self, recompute=False, learning=LearningConfig()):
+        super().__init__(recompute, learning)
+        plain = LearningConfig(prefix=True)
+        for setting_name in ("hidden_part", "span"):
+            if learning.prefix and getattr(learning, setting_name) != getattr(plain, setting_name):
+                raise ConfigError(f"{setting_name}: with prefix, no spans are left out; leave one "
+                                  "of them out")
+
     @property
     def special_tokens(self):
         return (PADDING,) if self.learning.prefix else (PADDING, *SENTINELS)
 
     def window(self, length):
         if self.learning.prefix:
+            if length < 2:
+                raise ConfigError(f"length: a text and how it goes on need at least 2 tokens, got "
+                                  f"{length}")
             return length
         window = window_for(length, self.learning.hidden_part, self.learning.span)
         spans = counts(window, self.learning.hidden_part, self.learning.span)[1]

@@ -261,12 +261,17 @@ def _started_model(path, arch, shape, initial):
     model = load_model(initial)
     if arch not in (None, architecture_of(model)):
         raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
-    if adapter_config(model) is not None:
-        raise ConfigError(f"{initial}: expected a model, this is an adapter of one: merge it first")
-    if packed_format(model):
-        raise ConfigError(f"{initial}: its weights are packed as {packed_format(model)}, and are "
-                          "not trained; start from the model that they were made of")
+    require_plain_weights(model, initial)
     return model
+
+
+def require_plain_weights(model, name):
+    """Raise ConfigError for a model called `name` of which training could change but a part."""
+    if adapter_config(model) is not None:
+        raise ConfigError(f"{name}: expected a model, this is an adapter of one: merge it first")
+    if packed_format(model):
+        raise ConfigError(f"{name}: its weights are packed as {packed_format(model)}, and are not "
+                          "trained; start from the model that they were made of")
 
 
 def _length(length, shape):
@@ -278,12 +283,17 @@ def _length(length, shape):
 
 
 def _batches(tokens, text, config, objective, tokenizer, length):
-    """What to train on, and what to evaluate on."""
+    """What to train on, and what to evaluate on. Raises ConfigError where the latter have nothing
+    to guess."""
     made, window = [], objective.window(length)
     of_rows = {"batch": config.batch, "length": window, "apart": text.apart}
     for windows in (TrainingBatches(tokens[0], seed=config.seed, **of_rows),
                     HeldOutBatches(tokens[1], **of_rows)):
         made.append(objective.batches(windows, tokenizer, seed=config.seed, apart=text.apart))
+    if not any(objective.count(made[1].batch(i)) for i in range(made[1].count)):
+        raise ConfigError(f"held_out: in the {tokens[1].count:,} tokens that are held out there is "
+                          f"nothing to guess in sequences of {length}: give more text, or shorter "
+                          "sequences")
     return made
 
 

@@ -201,8 +201,7 @@ class Trainer:
         are, with the averaged weights where there are some. Bits per byte need a tokenizer; they
         compare across tokenizers."""
         nats = count = size = 0
-        weights = self.optimizer.averaged() if self.optimizer.averages else nullcontext()
-        with weights, no_grad(), np.errstate(all="ignore"):
+        with self.judged(), no_grad(), np.errstate(all="ignore"):
             for i in range(min(batches or self.config.evaluate_batches, self.held_out.count)):
                 for piece in self._pieces(self.held_out.batch(i)):
                     n = self.objective.count(piece)
@@ -217,6 +216,11 @@ class Trainer:
             if self.measure is not None:
                 found["scores"] = self.measure(self.model)
         return found
+
+    def judged(self):
+        """A block in which the model has the weights that it is evaluated and saved with: the
+        averaged ones, where there are some."""
+        return self.optimizer.averaged() if self.optimizer.averages else nullcontext()
 
     def _evaluate_and_log(self, bar):
         """Evaluate; returns whether this is the best so far (a loss that is not finite never)."""
@@ -270,6 +274,8 @@ class Trainer:
     def resume(self, path=None, *, force=False):
         """Go on from the newest checkpoint of this run, or from the one at `path`.
 
+        With `force`, and other data, what was best by the old ones is no longer.
+
         Raises ConfigError listing every difference between the checkpoint's run and this one
         (configuration, model, data), unless `force`; FormatError for damaged files.
         """
@@ -282,15 +288,15 @@ class Trainer:
         if any(step > state["step"] for step in steps):
             raise ConfigError(f"{self.directory} has gone on to step {steps[-1]}, beyond "
                               f"{path.name}: give the resumed run another directory")
+        own = self._state()
         if not force:
             free = {f.name for f in fields(self.config) if f.metadata["free"]}
-            own = self._state()
             checkpoint.refuse_differences(path, [
                 f"{part}.{line}" for part in ("config", "model", "data")
                 for line in checkpoint.differences(state[part], own[part], free)])
         checkpoint.read_weights(path, self.model, self.optimizer, state["updates"])
         self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
-        self.best = state["best"]
+        self.best = state["best"] if own["data"] == state["data"] else None
         self._enter(path)
 
     def _enter(self, path):

@@ -15,6 +15,7 @@ from minifm.errors import ConfigError
 
 DEAD, START = 0, 1          # the states of an Automaton that have a name
 LARGEST = 50_000            # states; a table of so many takes 51 MB
+WORK = 2_000_000            # states of an Nfa in all sets of them: some seconds
 UNREACHABLE = np.iinfo(np.int32).max // 2
 
 
@@ -84,7 +85,7 @@ def determinise(nfa, start, end):
     edges = sorted({edge for moves in nfa.moves for low, high, _ in moves
                     for edge in (low, high + 1)} | {0, 256})
     class_of = np.repeat(np.arange(len(edges) - 1), np.diff(edges))     # [256]: alike everywhere
-    numbers, sets, rows = {}, [None], [[DEAD] * (len(edges) - 1)]
+    numbers, sets, rows, work = {}, [None], [[DEAD] * (len(edges) - 1)], 0
 
     def number(states):
         if states not in numbers:
@@ -96,6 +97,9 @@ def determinise(nfa, start, end):
 
     number(nfa.closure([start]))
     while len(rows) < len(sets):
+        work += len(sets[len(rows)])
+        if work > WORK:
+            raise too_large()
         targets = {}
         for state in sets[len(rows)]:
             for low, high, target in nfa.moves[state]:
