@@ -15,7 +15,14 @@ from modelling import randomised
 import minifm as mf
 from minifm import cli
 from minifm.errors import AnomalyError, ConfigError, UserError
-from minifm.evaluation import Request, WindowConfig, harness_model, perplexity, score, windows
+from minifm.evaluation import (
+    Request,
+    WindowConfig,
+    harness_model,
+    perplexity,
+    score,
+    sliding_requests,
+)
 from minifm.evaluation.harness import Adapter
 from minifm.generation import Sampling, generate
 from minifm.hub import save_model
@@ -115,7 +122,7 @@ def test_a_model_whose_logits_are_no_numbers_is_an_anomaly():
 def test_windows_score_every_token_once_with_enough_before_it(ids, context, data):
     stride = data.draw(st.integers(1, context))
     whole, scored = [256, *ids], []
-    for request in windows(ids, context, stride, 256):
+    for request in sliding_requests(ids, context, stride, 256):
         assert len(request.ids) - 1 <= context
         place = len(scored) + 1                     # of the first scored token in `whole`
         assert request.ids[request.start :] == whole[place : place + len(request.ids)

@@ -18,7 +18,7 @@ from minifm.errors import ConfigError, FormatError
 from minifm.scaling import law as laws
 from minifm.scaling.grid import REPEATS, WIDTHS, StudyConfig, grid, learning_rate, shape
 from minifm.scaling.isoflop import curves, power_law
-from minifm.scaling.law import Law, best, bootstrap, fit, interval
+from minifm.scaling.law import Law, best, bootstrap, fit, percentile_interval
 from minifm.scaling.spend import SIZES, Costs, Findings
 from minifm.scaling.study import begin, seconds_of, take_up
 from minifm.training.pretrain import TextConfig
@@ -66,7 +66,7 @@ def test_the_law_lies_in_its_intervals(true):
         loss = true(N, D) * noise(len(N), 5e-3, seed)
         drawn = bootstrap(N, D, loss, rng=mf.Rng(seed), samples=30)
         for name in ("E", "alpha", "beta", "exponent"):
-            low, high = interval([getattr(law, name) for law in drawn])
+            low, high = percentile_interval([getattr(law, name) for law in drawn])
             hits.append(low <= getattr(true, name) <= high)
     assert sum(hits) >= 23 and len(hits) == 32
 

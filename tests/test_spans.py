@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import minifm as mf
 from minifm.errors import ConfigError
 from minifm.models import T5, T5Config, Transformer, TransformerConfig
-from minifm.text.rows import Rows, SentencePairs, longest_document, padded
+from minifm.text.rows import EncoderRows, SentencePairs, longest_document, padded
 from minifm.text.spans import PrefixBatches, SpanBatches, corrupt_spans, counts, divide, window_for
 from minifm.training.objectives import Denoising, LearningConfig
 
@@ -45,14 +45,15 @@ def test_the_longest_document_of_a_window(ids):
 
 
 def test_rows_stand_between_marks():
-    (ids,) = Rows(Windows(), first=FIRST, separator=MARK).batch(1)
+    (ids,) = EncoderRows(Windows(), first=FIRST, separator=MARK).batch(1)
     assert ids.shape == (6, 22)
     assert (ids[:, 0] == FIRST).all() and (ids[:, -1] == MARK).all()
     np.testing.assert_array_equal(ids[:, 1:-1], Windows().batch(1)[0])
 
 
 def test_rows_of_one_document_each():
-    rows = Rows(Windows(marks=(3, 12)), first=FIRST, separator=MARK, padding=PADDING, apart=MARK)
+    rows = EncoderRows(Windows(marks=(3, 12)), first=FIRST, separator=MARK, padding=PADDING,
+                       apart=MARK)
     (ids,), windows = rows.batch(1), Windows().batch(1)[0]
     np.testing.assert_array_equal(ids[:, 1:9], windows[:, 4:12])        # 8 tokens, the longest
     assert (ids[:, 0] == FIRST).all() and (ids[:, 9] == MARK).all()

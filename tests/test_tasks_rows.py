@@ -21,7 +21,7 @@ from minifm.tasks import (
     TaggedRows,
     TaskBatches,
 )
-from minifm.tasks.batches import owners, windows
+from minifm.tasks.batches import overlapping, owners
 from minifm.tasks.classify import sizes_in
 from minifm.tasks.qa import Answer, best_span
 from minifm.tasks.spans import Span, words_in
@@ -128,7 +128,7 @@ def test_a_frame_is_what_the_file_says():
 @given(count=st.integers(1, 60), room=st.integers(1, 20), data=st.data())
 def test_windows_cover_and_each_token_has_the_most_context(count, room, data):
     overlap = data.draw(st.integers(0, room - 1))
-    spans = windows(count, room, overlap)
+    spans = overlapping(count, room, overlap)
     assert spans[0][0] == 0 and spans[-1][1] == count
     for (a, b), (c, d) in zip(spans, spans[1:]):
         assert a < c <= b - overlap and b < d and d - c == room
@@ -145,7 +145,7 @@ def test_windows_cover_and_each_token_has_the_most_context(count, room, data):
 @pytest.mark.parametrize("overlap", [-1, 5, 9])
 def test_windows_must_go_on(overlap):
     with pytest.raises(ConfigError, match="overlap: expected at least 0 and less than the 5"):
-        windows(30, 5, overlap)
+        overlapping(30, 5, overlap)
 
 
 # -- classification --------------------------------------------------------------------------------

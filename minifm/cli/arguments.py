@@ -93,6 +93,17 @@ def add_fields(parser, cls, title, skip=(), defaults=True):
         group.add_argument("--" + field.name.replace("_", "-"), **options)
 
 
+def add_run(parser, holds):
+    """The flags of a run (training/run.py): its directory, whose contents `holds` names, and how
+    it goes on."""
+    parser.add_argument("--out", metavar="DIRECTORY", required=True,
+                        help=f"the directory of the run: {holds}")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest checkpoint in --out, with its settings")
+    parser.add_argument("--force", action="store_true",
+                        help="resume even where data or settings are not those of the run")
+
+
 def add_config(parser):
     """The flag `--config`, which `settings` reads."""
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,

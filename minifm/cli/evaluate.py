@@ -16,17 +16,15 @@ example:
 """
 
 
-LABELLED = ("classify", "ner", "qa", "summarize")
-
-
 def arguments(parser, argv):
+    from minifm.training.labelled import TASKS
     parser.add_argument("model", help="a directory with config.json and model.safetensors, or a "
                                       "name on the Hugging Face hub")
     parser.add_argument("--data", nargs="+", required=True, metavar="SOURCE",
                         help="text that the model was not trained on: files, directories, globs, "
                              "- for standard input; .jsonl: the `text` of each line. With --task, "
                              "files of labelled examples, as finetune reads them")
-    parser.add_argument("--task", choices=LABELLED,
+    parser.add_argument("--task", choices=TASKS,
                         help="the data are labelled examples of this task")
     parser.add_argument("--scheme", choices=("iob2", "iob1"), default="iob2",
                         help="with --task ner, how CoNLL files mark where an entity begins "
@@ -69,7 +67,7 @@ def run_labelled(args, config):
     from minifm.models import pack_model, packed_format
     from minifm.tasks import describe, read
     from minifm.text import Tokenizer
-    from minifm.training.finetune import length_of
+    from minifm.training.config import row_length
     from minifm.training.labelled import TASKS
     for name, value in (("pattern", args.pattern), ("separator", args.separator),
                         ("stride", config.stride),
@@ -83,7 +81,7 @@ def run_labelled(args, config):
     task.require(model)
     if args.format and args.format != packed_format(model):
         pack_model(model, args.format)
-    rows = task.rows(model, examples, tokenizer, length_of(config.context, model.config))
+    rows = task.rows(model, examples, tokenizer, row_length(config.context, model.config))
     scores = task.scores(examples, task.answers(model, rows, tokenizer, config.batch))
     if args.json:
         print(json.dumps({"model": args.model, "task": args.task, "data": args.data,

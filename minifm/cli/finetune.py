@@ -3,7 +3,7 @@
 import math
 import sys
 
-from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.cli.arguments import add_config, add_fields, add_run, build, settings
 from minifm.errors import ConfigError
 from minifm.nn import AdapterConfig
 from minifm.training.config import TrainConfig
@@ -24,12 +24,7 @@ def arguments(parser, argv):
     parser.usage = "minifm finetune MODEL --out DIRECTORY --data SOURCE ... [options]"
     parser.add_argument("model", nargs="?", help="the model to start from, a directory or a name "
                                                  "on the hub")
-    parser.add_argument("--out", metavar="DIRECTORY", required=True,
-                        help="the directory of the run: checkpoints, log, scores, pictures")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the newest checkpoint in --out, with its settings")
-    parser.add_argument("--force", action="store_true",
-                        help="resume even where data or settings are not those of the run")
+    add_run(parser, "checkpoints, log, scores, pictures")
     add_config(parser)
     add_fields(parser, TaskConfig, "task")
     add_fields(parser, MethodConfig, "which weights learn")

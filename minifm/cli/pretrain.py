@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from minifm.cli import program
-from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.cli.arguments import add_config, add_fields, add_run, build, settings
 from minifm.errors import ConfigError, plural
 from minifm.models import ARCHITECTURES
 from minifm.models.causal import CausalModel
@@ -32,12 +32,7 @@ def arguments(parser, argv):
     from minifm.training.objectives import LearningConfig
     from minifm.training.pretrain import NOT_CHOSEN, TextConfig
     parser.usage = "minifm pretrain --out DIRECTORY [--data DATA ...] [options]"
-    parser.add_argument("--out", metavar="DIRECTORY", required=True,
-                        help="the directory of the run: checkpoints, log, loss curve")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the newest checkpoint in --out, with its settings")
-    parser.add_argument("--force", action="store_true",
-                        help="resume even where data or settings are not those of the run")
+    add_run(parser, "checkpoints, log, loss curve")
     parser.add_argument("--init", metavar="MODEL", default=argparse.SUPPRESS,
                         help="start from this model, a directory or a name on the hub, in place "
                              "of random weights")

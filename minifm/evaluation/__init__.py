@@ -2,5 +2,5 @@
 (perplexity), and the tasks of EleutherAI's lm-evaluation-harness (harness)."""
 
 from minifm.evaluation.harness import harness_model
-from minifm.evaluation.perplexity import Measured, WindowConfig, perplexity, windows
+from minifm.evaluation.perplexity import Measured, WindowConfig, perplexity, sliding_requests
 from minifm.evaluation.score import Request, Score, score

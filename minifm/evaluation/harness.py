@@ -10,7 +10,7 @@ The harness is imported when it is used: `pip install minifm[eval]`.
 """
 
 from minifm.errors import ConfigError, UserError
-from minifm.evaluation.perplexity import windows
+from minifm.evaluation.perplexity import sliding_requests
 from minifm.evaluation.score import Request, score
 from minifm.generation import Sampling, generate
 
@@ -63,7 +63,7 @@ class Adapter:
         context, parts, owners = self.model.config.context, [], []
         for number, request in enumerate(requests):
             ids = self.tokenizer.encode(request.args[0]).tolist()
-            mine = list(windows(ids, context, context, self.tokenizer.end_of_text))
+            mine = list(sliding_requests(ids, context, context, self.tokenizer.end_of_text))
             parts += mine
             owners += [number] * len(mine)
         totals = [0.0] * len(requests)

@@ -72,7 +72,7 @@ class Measured:
         return self.nats / math.log(2) / self.bytes
 
 
-def windows(ids, context, stride, before):
+def sliding_requests(ids, context, stride, before):
     """Yield Requests that score every one of `ids` once; the first follows the token `before`."""
     ids, scored = [before, *ids], 1
     while scored < len(ids):
@@ -110,6 +110,6 @@ def _requests(tokenizer, documents, context, stride, most, tally):
         tally["tokens"] += len(ids)
         tally["bytes"] += len(tokenizer.decode(ids))
         tally["documents"] += 1
-        yield from windows(ids, context, stride, tokenizer.end_of_text)
+        yield from sliding_requests(ids, context, stride, tokenizer.end_of_text)
         if tally["tokens"] == most:
             return

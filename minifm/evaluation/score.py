@@ -12,6 +12,7 @@ import numpy as np
 from minifm import ops
 from minifm.errors import AnomalyError, ConfigError
 from minifm.tensor import Tensor, no_grad
+from minifm.text.rows import padded
 
 TOGETHER = 1 << 23          # logits that are held at a time: 32 MB
 
@@ -66,10 +67,7 @@ def _check(request, context):
 
 
 def _score_together(model, requests):
-    longest = max(len(request.ids) for request in requests) - 1
-    ids = np.zeros((len(requests), max(longest, 1)), np.int64)
-    for row, request in enumerate(requests):
-        ids[row, : len(request.ids) - 1] = request.ids[:-1]
+    ids = padded([request.ids[:-1] or [0] for request in requests])             # [B, T]
     # The scored tokens of all rows, one after the other: the place before each, and the token.
     counts = [len(request.ids) - request.start for request in requests]
     rows = np.repeat(np.arange(len(requests)), counts)

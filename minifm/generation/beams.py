@@ -12,7 +12,7 @@ import numpy as np
 
 from minifm.config import check, setting
 from minifm.generation.decoder import Decoder
-from minifm.generation.job import in_turn, padded
+from minifm.generation.job import batched, in_turn
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Beams:
         texts, B = job.texts(), self.beams
         searches = [_Search(self, text, job.end_of_text) for text in texts]
         prompts = Decoder(job.model, len(texts), job.capacity, job.cache)
-        logits = prompts(*padded(job.prompts)).repeat(B, axis=0)                # [R B, V]
+        logits = prompts(*batched(job.prompts)).repeat(B, axis=0)               # [R B, V]
         decoder = Decoder(job.model, len(texts) * B, job.capacity, job.cache)
         decoder.cache.take(prompts.cache, np.arange(len(texts)).repeat(B))
         while True:

@@ -15,7 +15,7 @@ import numpy as np
 
 from minifm.config import check, setting
 from minifm.generation.decoder import Decoder
-from minifm.generation.job import padded
+from minifm.generation.job import batched
 from minifm.generation.sampling import probabilities
 
 
@@ -33,7 +33,7 @@ class Contrastive:
         """Yield {row: its new token}; see Job."""
         texts, k = job.texts(), self.top_k
         prompts = Decoder(job.model, len(texts), job.capacity, job.cache)
-        logits = prompts(*padded(job.prompts)).copy()                           # [R, V]
+        logits = prompts(*batched(job.prompts)).copy()                          # [R, V]
         seen = [directions(x[: len(text.ids)]) for x, text in zip(prompts.features, texts)]
         decoder = Decoder(job.model, len(texts) * k, job.capacity, job.cache)
         decoder.cache.take(prompts.cache, np.arange(len(texts)).repeat(k))

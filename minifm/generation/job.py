@@ -10,6 +10,7 @@ import numpy as np
 
 from minifm.errors import AnomalyError
 from minifm.rng import Rng
+from minifm.text.rows import padded
 
 
 @dataclass
@@ -100,13 +101,9 @@ class Text:
         return other
 
 
-def padded(rows):
+def batched(rows):
     """(ids [B, T], counts [B]) of lists of tokens, with padding on the right."""
-    counts = np.array([len(row) for row in rows])
-    ids = np.zeros((len(rows), counts.max(initial=0)), np.int64)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-    return ids, counts
+    return padded(rows), np.array([len(row) for row in rows])
 
 
 def in_turn(written, finished):

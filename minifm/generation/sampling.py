@@ -12,7 +12,7 @@ import numpy as np
 
 from minifm.config import check, setting
 from minifm.generation.decoder import Decoder
-from minifm.generation.job import padded
+from minifm.generation.job import batched
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sampling:
         """Yield {row: its new token}; see Job."""
         decoder = Decoder(job.model, len(job.prompts), job.capacity, job.cache)
         texts = job.texts()
-        logits, live = decoder(*padded(job.prompts)), job.live(texts)           # [B, V]
+        logits, live = decoder(*batched(job.prompts)), job.live(texts)          # [B, V]
         for number in range(job.max_tokens):
             for row in live:
                 text = texts[row]

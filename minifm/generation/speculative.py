@@ -12,7 +12,7 @@ import numpy as np
 
 from minifm.errors import ConfigError
 from minifm.generation.decoder import Decoder
-from minifm.generation.job import in_turn, padded
+from minifm.generation.job import batched, in_turn
 from minifm.generation.sampling import Sampling, choose, distribution
 
 
@@ -38,7 +38,7 @@ class Speculative:
         model, draft = (Decoder(m, len(texts), job.capacity, job.cache)
                         for m in (job.model, self.draft))
         for decoder in (model, draft):      # always: all but, at least, a text's last token
-            ids, counts = padded([text.ids[:-1] for text in texts])
+            ids, counts = batched([text.ids[:-1] for text in texts])
             if ids.size:
                 decoder(ids, counts)
         while live := job.live(texts):
@@ -47,7 +47,7 @@ class Speculative:
             for decoder in (model, draft):
                 decoder.cache.rewind(np.minimum(decoder.cache.lengths, known))
             proposals = self._propose(draft, texts, live, job)
-            logits = model.every(*padded(
+            logits = model.every(*batched(
                 [texts[row].ids[-1:] + [token for token, _ in proposals[row]] if row in live
                  else [] for row in range(len(texts))]))                # [B, 1 + proposals, V]
             written = {row: self._accept(texts[row], row, proposals[row], logits[row], job)
@@ -73,7 +73,7 @@ class Speculative:
         rows = live
         for _ in range(min(self.tokens, most)):
             known = draft.cache.lengths
-            logits = draft(*padded([forks[row].ids[known[row] :] if row in rows else []
+            logits = draft(*batched([forks[row].ids[known[row] :] if row in rows else []
                                     for row in range(len(texts))]))
             # The token behind all proposals needs room, and behind an end there is none.
             rows = [row for row in rows if forks[row].room > 1

@@ -62,7 +62,7 @@ class Attention(Module):
         rng       of the dropout in adapters
         """
         q = self.query(x, rng=rng and rng.child("query"))
-        q = self.heads(q, self.query_norm)                                  # [B, H, T, D]
+        q = self.by_head(q, self.query_norm)                                # [B, H, T, D]
         k, v = memory if isinstance(memory, tuple) else self.keys_and_values(
             x if memory is None else memory, rng)                           # [B, K, S, D] each
         if rotation is not None:
@@ -76,9 +76,9 @@ class Attention(Module):
         after another, they are computed once and given as `memory`."""
         k = self.key(source, rng=rng and rng.child("key"))
         v = self.value(source, rng=rng and rng.child("value"))
-        return self.heads(k, self.key_norm), self.heads(v)
+        return self.by_head(k, self.key_norm), self.by_head(v)
 
-    def heads(self, x, norm=None):
+    def by_head(self, x, norm=None):
         """[B, T, H D] -> [B, H, T, D], each head normalised."""
         B, T, E = x.shape
         x = x.reshape((B, T, E // self.head_width, self.head_width))        # [B, T, H, D]

@@ -4,7 +4,7 @@ import numpy as np
 
 from minifm.atomic import atomic_file
 from minifm.scaling.isoflop import curves, power_law
-from minifm.scaling.law import interval
+from minifm.scaling.law import percentile_interval
 
 INK, FAINT, ACCENT = "#222222", "#D0D0D0", "#D55E00"
 STYLE = {"font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
@@ -82,7 +82,7 @@ def draw_best(axes, found, findings, colours):
     C = np.geomspace(budgets.min() / 2, budgets.max() * 100, 60)
     per = findings.costs.per
     tracks = np.array([law.optimum(C, per)[0] for law in findings.laws])
-    low, high = np.array([interval(track) for track in tracks.T]).T
+    low, high = np.array([percentile_interval(track) for track in tracks.T]).T
     axes.fill_between(C, low, high, color=ACCENT, alpha=0.15, linewidth=0,
                       label="90 % of the bootstrap")
     axes.plot(C, findings.law.optimum(C, per)[0], "--", color=ACCENT, linewidth=1.5,

@@ -59,7 +59,7 @@ def best(law, tokens_for, sizes):
     return float(sizes[place]), float(tokens[place])
 
 
-def interval(values, level=0.9):
+def percentile_interval(values, level=0.9):
     """The middle `level` of the values: (low, high)."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

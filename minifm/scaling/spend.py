@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minifm.errors import ConfigError
-from minifm.scaling.law import best, bootstrap, fit, interval
+from minifm.scaling.law import best, bootstrap, fit, percentile_interval
 
 SIZES = np.geomspace(1e3, 1e13, 5001)       # parameters among which the best is looked for
 
@@ -81,7 +81,7 @@ class Findings(NamedTuple):
 
     def between(self, name):
         """The interval of a number of the law, by its name."""
-        return interval([getattr(law, name) for law in self.laws])
+        return percentile_interval([getattr(law, name) for law in self.laws])
 
     def choose(self, *, flops=None, seconds=None):
         """The Choice for a budget of operations or of seconds on this machine."""
@@ -94,6 +94,7 @@ class Findings(NamedTuple):
         losses = [float(law(N, D)) for law in self.laws]
         operations = costs.per * N * D
         return Choice(f"{flops:.3g} FLOPs" if flops else f"{seconds:,.0f} seconds", N, D,
-                      float(self.law(N, D)), interval(sizes), interval(losses), operations,
+                      float(self.law(N, D)), percentile_interval(sizes),
+                      percentile_interval(losses), operations,
                       (costs.fixed + costs.each * N) * D,
                       operations / max(row["flops"] for row in self.rows))

@@ -12,9 +12,10 @@ from minifm.errors import ConfigError
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
 from minifm.text.permutation import Permutation
+from minifm.text.rows import padded
 
 
-class Rows:
+class LabelledRows:
     """Examples as a model reads them. Each task has its own kind, which makes the rows and makes
     answers of what a model says:
 
@@ -43,8 +44,8 @@ class Rows:
         by -100. Without the key_mask where rows are not `masked`."""
         rows, targets = ([found[place] for place in places]
                          for found in (self.ids, self.targets))
-        ids = _padded(rows, self.padding)
-        targets = _padded(targets, IGNORE) if self.by_token else np.stack(targets)
+        ids = padded(rows, self.padding)
+        targets = padded(targets, IGNORE) if self.by_token else np.stack(targets)
         lengths = np.array([len(row) for row in rows])
         mask = np.arange(ids.shape[1]) < lengths[:, None]
         return (ids, targets, mask) if self.masked else (ids, targets)
@@ -59,17 +60,9 @@ class Rows:
                 "sha256": digest.hexdigest()}
 
 
-def _padded(rows, filler):
-    """int64 [B, T] of rows of at most T numbers."""
-    whole = np.full((len(rows), max(map(len, rows))), filler, np.int64)
-    for out, row in zip(whole, rows):
-        out[: len(row)] = row
-    return whole
-
-
 class TaskBatches:
-    """Endless batches for training: `batch(step)` is what Rows.padded gives, of B rows. Each
-    epoch visits every row once, in an order of its own."""
+    """Endless batches for training: `batch(step)` is what LabelledRows.padded gives, of B rows.
+    Each epoch visits every row once, in an order of its own."""
 
     def __init__(self, rows, *, batch, seed):
         self.rows, self.size = rows, batch
@@ -129,7 +122,7 @@ def room_in(length, taken, what):
     return length - taken
 
 
-def windows(count, room, overlap):
+def overlapping(count, room, overlap):
     """[(start, stop)] of windows of at most `room` tokens that cover `count` tokens; neighbours
     share `overlap` tokens, the last two more, so that it is as wide as the others.
 

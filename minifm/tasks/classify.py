@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minifm.tasks.batches import Rows, room_in
+from minifm.tasks.batches import LabelledRows, room_in
 from minifm.tasks.examples import Example, check_labels, need, need_text
 from minifm.tasks.scores import class_scores
 from minifm.text.offsets import Frame
@@ -59,7 +59,7 @@ class Classified(Example):
         return {"text": self.text, "label": self.label} | pair
 
 
-class ClassifiedRows(Rows):
+class ClassifiedRows(LabelledRows):
     """A row for each example: its text, cut to `length` tokens; the target is the label's number.
 
     Of a pair the longer text loses tokens first. facts: how many examples were cut ("truncated"),

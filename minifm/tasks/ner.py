@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from minifm.ops.loss import IGNORE
-from minifm.tasks.batches import Rows, owners, room_in, windows
+from minifm.tasks.batches import LabelledRows, overlapping, owners, room_in
 from minifm.tasks.examples import Example, check_labels, need, need_all, need_text
 from minifm.tasks.scores import entity_scores
 from minifm.tasks.spans import (
@@ -130,7 +130,7 @@ def _span(entity, text, origin):
     return Span(start, end, label)
 
 
-class TaggedRows(Rows):
+class TaggedRows(LabelledRows):
     """A row for each window of each example; the targets are numbers of tags, -100 beside what is
     not a word's first token.
 
@@ -151,7 +151,7 @@ class TaggedRows(Rows):
         for number, (example, encoded) in enumerate(zip(self.examples, self._texts)):
             carriers, wanted = self._aligned(example, encoded, facts)
             self._carriers.append(carriers)
-            spans = windows(len(encoded.ids), room, overlap)
+            spans = overlapping(len(encoded.ids), room, overlap)
             owner = owners(spans, len(encoded.ids))
             for window, (start, stop) in enumerate(spans):
                 mine = owner[start:stop] == window

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minifm.errors import ConfigError
-from minifm.tasks.batches import Rows, owners, room_in, windows
+from minifm.tasks.batches import LabelledRows, overlapping, owners, room_in
 from minifm.tasks.examples import Example, need, need_all, need_text
 from minifm.tasks.scores import answer_scores
 from minifm.text.offsets import Encoded, Frame
@@ -88,7 +88,7 @@ def _answer(record, origin):
     return Answer(need(record, "text", str, origin), need(record, name, int, origin))
 
 
-class QuestionRows(Rows):
+class QuestionRows(LabelledRows):
     """A row for each window of each example's context, behind the question; the target is (first
     token, last token) of the first answer that lies within the window, else (0, 0).
 
@@ -115,7 +115,7 @@ class QuestionRows(Rows):
                                     for text, start in example.answers)
             before = np.concatenate([frame.before, kept, frame.between]).astype(np.int64)
             room = room_in(length, len(before) + len(frame.behind), "the question and its frame")
-            spans = windows(len(context.ids), room, room // 2 if overlap is None else overlap)
+            spans = overlapping(len(context.ids), room, room // 2 if overlap is None else overlap)
             owner = owners(spans, len(context.ids))
             for window, (start, stop) in enumerate(spans):
                 self._places.append((number, start, len(before), owner[start:stop] == window))

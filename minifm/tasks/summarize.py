@@ -11,7 +11,7 @@ import numpy as np
 
 from minifm.errors import ConfigError
 from minifm.ops.loss import IGNORE
-from minifm.tasks.batches import Rows, room_in
+from minifm.tasks.batches import LabelledRows, room_in
 from minifm.tasks.examples import Example, need, need_text
 from minifm.tasks.scores import summary_scores
 from minifm.text.offsets import Frame
@@ -55,7 +55,7 @@ class Summary(Example):
         return {"text": self.text, "summary": self.summary}
 
 
-class SummaryRows(Rows):
+class SummaryRows(LabelledRows):
     """A row for each example: `ids` and, as `targets`, the next ones, -100 up to the summary. The
     batches are (ids, targets), for a causal model.
 
@@ -94,7 +94,7 @@ class SummaryRows(Rows):
         super().__init__(ids, targets, length=length, padding=frame.padding, facts=facts)
 
 
-class PairRows(Rows):
+class PairRows(LabelledRows):
     """A row for each example, for an encoder-decoder: its text and an end as the source, its
     summary and an end as the target. The batches are (source [B, S], targets [B, T], source_mask
     [B, S]).

@@ -45,15 +45,15 @@ def longest_document(ids, mark):
     return ids[edges[longest] + 1 : edges[longest + 1]]
 
 
-def padded(rows, padding):
-    """1-D arrays of ids -> int64 [B, T], T that of the longest, filled up behind."""
+def padded(rows, padding=0):
+    """Lists or 1-D arrays of ids -> int64 [B, T], T that of the longest, filled up behind."""
     out = np.full((len(rows), max(map(len, rows), default=0)), padding, np.int64)
     for row, ids in enumerate(rows):
         out[row, : len(ids)] = ids
     return out
 
 
-class Rows(MadeBatches):
+class EncoderRows(MadeBatches):
     """(ids [B, R + 2],): windows of R tokens between `first` and `separator`, as RoBERTa reads
     them (Liu et al. 2019, section 4.2).
 

@@ -10,6 +10,8 @@ from minifm.errors import ConfigError
 from minifm.ops.precision import PRECISIONS
 from minifm.training.lr import WarmupCosine, WarmupStableDecay
 
+LENGTH = 512            # tokens of a row where the model has no context (Raffel et al. 2020)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -86,3 +88,12 @@ class TrainConfig:
                                      self.final_learning_rate)
         return WarmupCosine(self.learning_rate, self.warmup, self.steps,
                             self.final_learning_rate)
+
+
+def row_length(length, config):
+    """Tokens of a row: as asked for, or, for None, the most that a model of this configuration
+    looks at. Raises ConfigError for more than that."""
+    if length is not None and length > (config.context or length):
+        raise ConfigError(f"length: expected at most the model's context of {config.context}, "
+                          f"got {length}")
+    return length or config.context or LENGTH

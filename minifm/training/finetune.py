@@ -27,7 +27,7 @@ from minifm.tasks.pictures import draw_confusion, draw_learning
 from minifm.tasks.scores import ClassScores
 from minifm.text import Tokenizer
 from minifm.training import pretrain
-from minifm.training.config import TrainConfig
+from minifm.training.config import TrainConfig, row_length
 from minifm.training.labelled import TASKS
 from minifm.training.pretrain import require_plain_weights
 from minifm.training.run import (
@@ -40,7 +40,6 @@ from minifm.training.run import (
 from minifm.training.trainer import Trainer
 
 METHODS = ("full", "lora", "head")
-LONGEST = 512           # tokens of a row, where the model sets no limit
 EVALUATIONS = 20        # at most so many in a run, where the user does not say
 FEWEST_STEPS = 300      # of a run, where the user does not say
 
@@ -156,9 +155,9 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
                           f"train on, got {task.examples:,}")
     training = training[: task.examples or None]
-    choose_weights(learner, method, replace(adapter, base=base_of(model, place)),
+    choose_weights(learner, method, replace(adapter, base=name_of_base(model, place)),
                    rng.child("adapters"), head_parts(learner, new))
-    length = length_of(task.length, learner.config)
+    length = row_length(task.length, learner.config)
     rows = kind.rows(learner, training, tokenizer, length)
     seen = held_out[: task.validation]
     test = held_out[task.validation :] or seen
@@ -194,7 +193,7 @@ def prepare_text(directory, model, text, method, config, adapter=AdapterConfig()
                           "with random weights; expected full or lora")
     seed = dict(config).get("seed", 0)
     place = resolve(model)
-    adapter = replace(adapter, base=base_of(model, place))
+    adapter = replace(adapter, base=name_of_base(model, place))
 
     def adapt(begun):
         choose_weights(begun, method, adapter, Rng(seed).child("fine-tuning", "adapters"))
@@ -261,14 +260,6 @@ def _read_all(files, example, task):
             for found in read(file, example, group=task.group, scheme=task.scheme)]
 
 
-def length_of(length, config):
-    """Tokens of a row: as asked for, or the most that the model looks at. Raises ConfigError."""
-    if length is not None and length > (config.context or length):
-        raise ConfigError(f"length: expected at most the model's context of {config.context}, "
-                          f"got {length}")
-    return length or config.context or LONGEST
-
-
 # -- which weights learn ---------------------------------------------------------------------------
 
 
@@ -295,7 +286,7 @@ def choose_weights(model, method, adapter, rng, head=()):
         freeze_layers(model, method.freeze)
 
 
-def base_of(model, place):
+def name_of_base(model, place):
     """What an adapter calls the model that it is of: a name on the hub, or the directory `place`
     of a model here, whatever a run's `last` will be by then."""
     return str(place.resolve()) if os.path.isdir(os.path.expanduser(model)) else str(model)

@@ -22,7 +22,7 @@ from minifm.models.bert import Bert
 from minifm.models.causal import CausalModel
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.text.masking import MaskedBatches, MaskedPairs, Words
-from minifm.text.rows import Rows, SentencePairs
+from minifm.text.rows import EncoderRows, SentencePairs
 from minifm.text.spans import PrefixBatches, SpanBatches, counts, window_for
 from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
 
@@ -141,7 +141,7 @@ class MaskedLanguageModel(TokenObjective):
         return length - 2
 
     def batches(self, windows, tokenizer, *, seed, apart=False):
-        rows = Rows(windows, first=tokenizer.first, separator=tokenizer.separator,
+        rows = EncoderRows(windows, first=tokenizer.first, separator=tokenizer.separator,
                     padding=tokenizer.padding, apart=tokenizer.end_of_text if apart else None)
         return MaskedBatches(rows, **self.masks(tokenizer, seed),
                              padding=tokenizer.padding if apart else None)

@@ -22,6 +22,7 @@ from minifm.text.corpus import Corpus, Documents
 from minifm.text.packing import HeldOutBatches, TrainingBatches
 from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
 from minifm.training import checkpoint, memory
+from minifm.training.config import row_length
 from minifm.training.objectives import LearningConfig, objective_of
 from minifm.training.run import (
     newest_checkpoint,
@@ -35,7 +36,6 @@ from minifm.training.trainer import Trainer
 
 # Settings of a model that follow from the tokenizer or from what is learnt.
 NOT_CHOSEN = {"vocabulary", "padding", "start", "end", "pooler", "masked_head", "sentence_head"}
-T5_LENGTH = 512         # tokens of a sequence where the model has no context (Raffel et al. 2020)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     elif model.config.vocabulary < tokenizer.vocabulary:
         raise ConfigError(f"{initial or directory}: the tokenizer has {tokenizer.vocabulary} "
                           f"tokens, the model knows {model.config.vocabulary}")
-    length = _length(text.length, model.config)
+    length = row_length(text.length, model.config)
     memory.require_tokens(config.batch, length)
     say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
@@ -240,7 +240,7 @@ def _check_shape(arch, shape, objective, length, config):
     """Raise ConfigError, before a long text is read, for what no vocabulary would make right: the
     smallest one stands in for it."""
     smallest = Tokenizer.bytes(objective.special_tokens)
-    length = _length(length, _whole_shape(arch, shape, smallest, config))
+    length = row_length(length, _whole_shape(arch, shape, smallest, config))
     memory.require_tokens(config.batch, length)
 
 
@@ -272,14 +272,6 @@ def require_plain_weights(model, name):
     if packed_format(model):
         raise ConfigError(f"{name}: its weights are packed as {packed_format(model)}, and are not "
                           "trained; start from the model that they were made of")
-
-
-def _length(length, shape):
-    """Tokens of a row: as asked for, or the model's context."""
-    if length is not None and length > (shape.context or length):
-        raise ConfigError(f"length: expected at most the model's context of {shape.context}, "
-                          f"got {length}")
-    return length or shape.context or T5_LENGTH
 
 
 def _batches(tokens, text, config, objective, tokenizer, length):
