@@ -82,13 +82,15 @@ def arguments(parser, argv):
 
 
 def run(args):
-    from minifm.testing.figure import draw, load_pyplot
+    from minifm.picture import MISSING, can_draw
+    from minifm.testing.figure import draw
     check_files(args)
-    pyplot = load_pyplot() if args.plot else None
+    if args.plot and not can_draw():
+        raise ConfigError(f"--plot: {MISSING}")
     report = merged(args) if args.saved else measured(args)
     save(report, args.json)
     if args.plot:
-        draw(pyplot, report, args.plot)
+        draw(report, args.plot)
 
 
 def measured(args):

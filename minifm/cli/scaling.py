@@ -11,6 +11,7 @@ from minifm.cli import program
 from minifm.cli.arguments import add_fields, build
 from minifm.cli.plan import number
 from minifm.errors import ConfigError
+from minifm.picture import MISSING
 from minifm.training.signals import Interrupted
 
 EXAMPLE = """\
@@ -60,7 +61,7 @@ def run(args):
     picture = Path(study.directory) / "scaling.png"
     print(f"\nresults     {study.results.path}")
     print(f"picture     {picture}" if draw(findings, picture) else
-          "no picture: matplotlib is not installed (the extra viz brings it)")
+          f"no picture: {MISSING}")
     return 0
 
 

@@ -2,36 +2,26 @@
 
 import numpy as np
 
-from minifm.atomic import atomic_file
+from minifm.picture import FAINT, INK, can_draw, picture
 from minifm.scaling.isoflop import curves, power_law
 from minifm.scaling.law import percentile_interval
 
-INK, FAINT, ACCENT = "#222222", "#D0D0D0", "#D55E00"
-STYLE = {"font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
-         "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left"}
+ACCENT = "#D55E00"
 
 
 def draw(findings, path):
-    """Draw Findings (spend.py) into the PNG `path`. Returns False, and draws nothing, where
+    """Draw Findings (spend.py) into the file `path`. Returns False, and draws nothing, where
     matplotlib is not installed."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not can_draw():
         return False
+    from matplotlib import colormaps
     found = curves(findings.rows)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(16, 5.2), layout="constrained")
-        colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(found)))
+    with picture(path, 16, 5.2) as figure:
+        colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(found)))
         left, middle, right = figure.subplots(1, 3)
         draw_curves(left, found, findings, colours)
-        draw_law(middle, findings, matplotlib.colormaps["plasma"])
+        draw_law(middle, findings, colormaps["plasma"])
         draw_best(right, found, findings, colours)
-        FigureCanvasAgg(figure)
-        with atomic_file(path) as file:
-            figure.savefig(file, format="png", dpi=120)
     return True
 
 
@@ -111,9 +101,8 @@ def _finish(axes, counts, title=None, columns=1):
     counts.set_major_locator(LogLocator(subs=(1, 2, 5)))
     counts.set_major_formatter(lambda value, _: _short(value))
     counts.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="major", color="#EEEEEE", zorder=0)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8.5, title=title, ncols=columns)
+    axes.grid(True)
+    axes.legend(fontsize=8.5, title=title, ncols=columns)
 
 
 def _short(number):

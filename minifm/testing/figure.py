@@ -9,35 +9,20 @@ import math
 import statistics
 from collections import Counter
 
-from minifm.atomic import atomic_file
 from minifm.errors import ConfigError
+from minifm.picture import COLOURS, FAINT, INK, picture
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#A5AA99",
-           "#994F00", "#117733", "#332288", "#882255", "#44AA99", "#999933", "#661100",
-           "#6699CC")                              # tell apart without red against green
 OTHERS = {"numpy": ("#8C8C8C", "o", "NumPy"), "PyTorch": ("#D55E00", "D", "PyTorch"),
           "llama.cpp": ("#7F3C8D", "^", "llama.cpp")}
-INK, FAINT = "#222222", "#C8C8C8"
 FIRST_WORDS = ("gemm", "decode", "prefill")     # whose cases' first words are kinds: NN, int8
 BAR = 0.30              # inches that a bar takes
 MANY_DECADES = 100      # ratio of the ends of an axis on which decades alone have labels
 LABELS = 44             # that a roofline has room for
 
 
-def load_pyplot():
-    """matplotlib's pyplot, drawing to files; ConfigError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError("--plot: matplotlib is not installed; pip install 'minifm[viz]' or "
-                          "pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    return pyplot
-
-
-def draw(pyplot, report, path):
-    """Draw `report` (Bench.report) into the file `path`, in the format that its name ends in."""
+def draw(report, path):
+    """Draw `report` (Bench.report) into the file `path`, in the format that its name ends in.
+    Raises ConfigError where nothing in it was timed against a limit."""
     rows = shown(report["rows"])
     if not rows:
         raise ConfigError("--plot: there is no figure to draw: no case was timed against a limit")
@@ -45,11 +30,7 @@ def draw(pyplot, report, path):
     dots = [row for row in rows if row["flops"] and row["bytes"] and row["limit"] != "copy"]
     colours = colours_of(dots + rows)           # the roofline's groups first: there colours tell
     roof, bars = 6.4 if dots else 0, 1.3 + BAR * len(kinds)
-    style = {"font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK,
-             "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-             "axes.spines.right": False, "svg.fonttype": "none"}
-    with pyplot.rc_context(style):
-        figure = pyplot.figure(figsize=(15, roof + bars + 0.9), layout="constrained")
+    with picture(path, 15, roof + bars + 0.9) as figure:
         parts = figure.subfigures(2 if dots else 1, 1, squeeze=False,
                                   height_ratios=[roof, bars] if dots else None)[:, 0]
         figure.suptitle(title(report, rows[0]), fontsize=12, x=0.01, ha="left")
@@ -58,9 +39,6 @@ def draw(pyplot, report, path):
             draw_roofline(parts[0].subplots(), dots, report["ceilings"], colours)
         draw_fractions(left, kinds, colours)
         draw_ratios(right, kinds)
-        with atomic_file(path) as file:
-            figure.savefig(file, dpi=110, format=str(path).rpartition(".")[2])
-        pyplot.close(figure)
 
 
 def colours_of(rows):
@@ -123,7 +101,7 @@ def draw_roofline(axes, rows, ceilings, colours):
              ylabel="FLOP/s")
     axes.yaxis.set_major_formatter(lambda y, _: f"{y / 1e9:g} G")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.grid(True, which="major", color="#EEEEEE", zorder=0)
+    axes.grid(True)
     ridge, copy = fma / read, ceilings["copy"]["rate"]
     roof = [(low, read * low), (ridge, fma), (high, fma)]
     copied = [(low, copy * low), (fma / copy, fma)]
@@ -142,7 +120,7 @@ def draw_roofline(axes, rows, ceilings, colours):
         axes.scatter([], [], s=40, color=colours[group], label=group)
     axes.plot([], [], color=INK, lw=1.6, label=f"memory: {read / 1e9:.1f} GB/s read")
     axes.plot([], [], color=INK, lw=1, ls=(0, (4, 3)), label=f"{copy / 1e9:.1f} GB/s copied")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.05, 1), frameon=False, fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.05, 1), fontsize=9)
     axes.figure.get_figure(root=True).canvas.draw()     # places must be known to place labels
     place_labels(axes, [(x, y, row["name"], colours[row["group"]])
                         for x, y, row in zip(xs, ys, rows)], [roof, copied])
@@ -228,7 +206,7 @@ def draw_fractions(axes, kinds, colours):
     axes.set(xlim=(0, 1.03 * most), xlabel="part of the limit", ylim=(len(kinds) - 0.4, -0.6))
     axes.set_yticks(range(len(kinds)), list(kinds), fontsize=9)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.grid(True, axis="x", color="#EEEEEE", zorder=0)
+    axes.grid(True, axis="x")
     axes.tick_params(axis="y", length=0)
 
 
@@ -264,8 +242,8 @@ def draw_ratios(axes, kinds):
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}".strip("0.")[:1] in [*between]
                                    else "")
     axes.tick_params(axis="x", which="minor", labelsize=8)
-    axes.grid(True, axis="x", which="both", color="#F2F2F2", zorder=0)
+    axes.grid(True, axis="x", which="both")
     for name in found:
         colour, marker, label = OTHERS[name]
         axes.scatter([], [], s=42, color=colour, marker=marker, label=label)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)

@@ -7,6 +7,7 @@ import time
 
 from minifm.atomic import atomic_file
 from minifm.errors import FormatError
+from minifm.picture import COLOURS, can_draw, picture
 
 
 class Metrics:
@@ -127,21 +128,17 @@ def plot_losses(lines, path):
 
     Returns False, and draws nothing, where matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not can_draw():
         return False
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for key, label, style in (("loss", "training", "-"), ("held_out_loss", "held out", "o-")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            axes.plot(*zip(*points), style, label=label, linewidth=1, markersize=3)
-            axes.legend()
-    axes.set(xlabel="step", ylabel="loss in nats")
-    axes.grid(alpha=0.3)
-    FigureCanvasAgg(figure)
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    with picture(path, 8, 5) as figure:
+        axes = figure.subplots()
+        for (key, label, style), colour in zip(
+                (("loss", "training", "-"), ("held_out_loss", "held out", "o-")), COLOURS):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                axes.plot(*zip(*points), style, color=colour, label=label, linewidth=1,
+                          markersize=3)
+                axes.legend()
+        axes.set(xlabel="step", ylabel="loss in nats")
+        axes.grid(True)
     return True
