@@ -49,3 +49,15 @@ class AnomalyError(UserError, ArithmeticError):
 def plural(count, thing):
     """"1 layer", "2,000 layers": how messages count."""
     return f"{count:,} {thing}" + "s" * (count != 1)
+
+
+LISTED = 8
+
+
+def listed(items, separator=", "):
+    """"a, b, c": how messages name what there may be hundreds of. Of more than LISTED the first,
+    and how many more."""
+    items = [str(item) for item in items]
+    if len(items) > LISTED:
+        items[LISTED:] = [f"and {len(items) - LISTED:,} more"]
+    return separator.join(items)

@@ -103,6 +103,14 @@ class Tensor:
         """What np.asarray(tensor) gives: the values, without their graph."""
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_function__(self, function, types, args, kwargs):
+        """NumPy's functions see the values alone, but for those that tensors have themselves."""
+        name = {"amax": "max", "amin": "min"}.get(function.__name__, function.__name__)
+        if callable(getattr(Tensor, name, None)):
+            raise TypeError(f"np.{name} is not for tensors: call tensor.{name}(…), or, for the "
+                            f"values without their graph, np.{name}(tensor.numpy())")
+        return self.numpy().__array_function__(function, (), args, kwargs)
+
     def numpy(self):
         """The values as a NumPy array, which may share memory with the tensor."""
         return backends.active().to_numpy(self.data)

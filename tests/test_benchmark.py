@@ -26,7 +26,7 @@ from minifm.backends.reference.fallback import count_fallbacks
 from minifm.cli import bench as verb
 from minifm.cli import main, parse
 from minifm.op import OPS
-from minifm.testing import benchmark, cases, figure, machine, recording
+from minifm.testing import benchmark, cases, figure, machine, recording, table
 from minifm.testing.benchmark import Bench
 from minifm.testing.draw import Benchmark
 from minifm.testing.example import Example, example
@@ -362,14 +362,14 @@ def test_a_case_that_a_backend_cannot_do_says_so(tiny):
     case = cases.Case("kernels", "gemm", "new", ("forward",), subject)
     rows = tiny.rows(case)
     assert {row.problem for row in rows} == {"has no such verb yet"}
-    assert f"{AVAILABLE[0]}: has no such verb yet" in "".join(verb.named_table(rows, True, []))
+    assert f"{AVAILABLE[0]}: has no such verb yet" in "".join(table.named_table(rows, True, []))
 
 
 def test_a_verb_that_must_not_be_left_to_numpy_is_a_problem(monkeypatch, tiny, without_log):
     monkeypatch.setattr(backends.get("c"), "strict", True)
     row = tiny.rows("Log")[AVAILABLE.index("c")]
     assert "'log'" in row.problem and row.median is None
-    assert row.problem in "".join(verb.table([row]))
+    assert row.problem in "".join(table.op_table([row]))
 
 
 # -- peers -----------------------------------------------------------------------------------------
@@ -530,9 +530,9 @@ def test_only_decades_of_a_long_axis_have_labels(low, high, labels):
 
 def test_a_row_above_its_limit_is_marked():
     row = SimpleNamespace(limit="FMA", set="ops", rate=2e9, fraction=1.2, cached=False)
-    assert verb._rate(row)[1] == "!120% FMA"
-    assert verb._rate(SimpleNamespace(**vars(row) | {"fraction": 1.0}))[1] == "100% FMA"
-    assert "1 row is above the limit (marked !)" in "".join(verb.remarks({}, {}, [row], 0.0, 1.0))
+    assert table._rate(row)[1] == "!120% FMA"
+    assert table._rate(SimpleNamespace(**vars(row) | {"fraction": 1.0}))[1] == "100% FMA"
+    assert "1 row is above the limit (marked !)" in "".join(table.remarks({}, {}, [row], 0.0, 1.0))
 
 
 def test_no_two_labels_of_a_roofline_overlap():
@@ -584,9 +584,9 @@ def test_a_ratio_stands_under_its_own_heading():
     row = benchmark.Row("kernels", "gemm", "NN 1", "forward", "", "c", median=1e-3, fastest=1e-3,
                         slowest=1e-3, limit="FMA", rate=1e9, fraction=0.5,
                         versus={"llama.cpp": ratio})
-    line = verb.named_table([row], False, ["PyTorch", "llama.cpp"])[0]
+    line = table.named_table([row], False, ["PyTorch", "llama.cpp"])[0]
     names = [f"× {name}" for name in ("numpy", "PyTorch", "llama.cpp")]
-    heading = verb._named("", "", "median", "", "rate", "of limit", names)
+    heading = table._named("", "", "median", "", "rate", "of limit", names)
     assert line.index("eager") + len("eager") == len(heading)
 
 
@@ -699,15 +699,15 @@ def test_sizes_reach_the_arrays(quick, capsys):
     (2.5e-7, "0.25 µs"), (1.234e-5, "12.3 µs"), (9.9999e-4, "1000 µs"), (0.0214, "21.4 ms"),
     (0.1234, "123 ms"), (12.5, "12.5 s")])
 def test_times_are_shown_in_three_digits(seconds, text):
-    assert verb.time_text(seconds) == text
+    assert table.time_text(seconds) == text
 
 
 def test_a_limit_that_was_measured_too_low_is_not_hidden():
-    assert not list(verb.remarks({"copy": 10.0}, {"copy": 10.1}, [], 0.0, 10.0))
-    assert "copy" in "".join(verb.remarks({"copy": 10.0}, {"copy": 15.0}, [], 0.0, 10.0))
+    assert not list(table.remarks({"copy": 10.0}, {"copy": 10.1}, [], 0.0, 10.0))
+    assert "copy" in "".join(table.remarks({"copy": 10.0}, {"copy": 15.0}, [], 0.0, 10.0))
     assert "In 10 s, threads waited 10.8 s (all of them together)" in "".join(
-        verb.remarks({}, {}, [], 10.8, 10.0))
-    assert not list(verb.remarks({}, {}, [], 0.1, 10.0))
+        table.remarks({}, {}, [], 10.8, 10.0))
+    assert not list(table.remarks({}, {}, [], 0.1, 10.0))
 
 
 def test_waiting_for_a_core_is_counted_where_the_system_tells(monkeypatch, tmp_path):

@@ -195,6 +195,8 @@ def test_a_model_without_the_parts_to_learn_with_is_refused_at_once(minifm, book
     (["--prefix"], "prefix: a model that learns by the causal objective has no such setting"),
     (["--arch", "t5", "--whole-words"], "whole_words: a model that learns by the denoising"),
     (["--arch", "bert", "--apart", "--next-sentence"], "apart: with next_sentence"),
+    (["--arch", "roberta", "--next-sentence"], "next_sentence: RoBERTa does without it (Liu et "
+     "al. 2019); leave it out, or choose the architecture bert"),
     (["--arch", "bert", "--length", "2"], "length: a row of text between two marks needs at least"),
     (["--arch", "t5", "--length", "2"], "length: a source with a span left out needs at least 3"),
     (["--arch", "t5", "--prefix", "--length", "1"], "length: a text and how it goes on need at"),
@@ -294,6 +296,11 @@ def test_of_many_differences_the_first_are_told():
     with pytest.raises(ConfigError) as caught:
         checkpoint.refuse_differences("here", found)
     assert str(caught.value).endswith("config.h: 1 in the checkpoint, 2 now; and 4 more")
+
+
+def test_digests_are_told_by_their_beginning():
+    lines = checkpoint.differences({"words": "0" * 64}, {"words": None})
+    assert lines == ["words: 00000000… in the checkpoint, None now"]
 
 
 def test_a_run_that_was_better_before_names_its_best(minifm, book, tmp_path):

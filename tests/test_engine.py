@@ -44,6 +44,22 @@ def test_numpy_reads_a_tensor_as_the_array_that_it_holds():
         np.asarray(x, np.int64, copy=False)
 
 
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "amax", "min", "reshape", "transpose"])
+def test_a_function_of_numpy_that_tensors_have_says_so(name):
+    x = leaf([[1.0, 2.0]])
+    own = name.removeprefix("a")
+    with pytest.raises(TypeError, match=rf"^np\.{own} is not for tensors: call tensor\.{own}\("):
+        getattr(np, name)(x, *[(2, 1)] * (name == "reshape"))
+
+
+def test_other_functions_of_numpy_see_the_values():
+    x = leaf([[1.0, 2.0]])
+    assert (np.shape(x), np.ndim(x), np.argmax(x)) == ((1, 2), 2, 1)
+    assert np.array_equal(np.concatenate([x, x.numpy()]), [[1, 2], [1, 2]])
+    assert np.allclose(x, [[1, 2]]) and not np.allclose(x, [[1, 3]])
+
+
 def test_a_model_takes_ids_as_a_tensor_as_well():
     from minifm.models import GPT, GPTConfig
     model = GPT(GPTConfig(vocabulary=7, layers=1, heads=1, width=4, context=8), mf.Rng(0))

@@ -145,6 +145,16 @@ def test_a_run_in_the_way_is_left_as_it_is(minifm, data, tmp_path):  # noqa: F81
     assert (run / "run.json").read_bytes() == before
 
 
+def test_other_examples_in_the_same_file_are_called_so(minifm, data, tmp_path):  # noqa: F811
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    words = ["--task", "classify", "--data", data["classify"], "--batch", 4, "--steps", 2]
+    assert minifm("finetune", model, *words, "--out", run)[0] == 0
+    lines = data["classify"].read_text().splitlines(keepends=True)
+    data["classify"].write_text("".join(lines[:-4]))
+    refused(minifm("finetune", "--resume", "--out", run), "(--force goes on anyway): the examples, "
+            "as rows of tokens, are other ones than in the checkpoint\n")
+
+
 def parameters_of(directory):
     return {name: p.numpy() for name, p in load_model(directory).parameters().items()}
 
@@ -281,9 +291,9 @@ def test_a_study_is_of_one_model_and_one_task(minifm, data, tmp_path):  # noqa: 
     words = ["--task", "classify", "--data", data["classify"], "--counts", 8, "--validation", 8,
              "--batch", 4, "--out", out]
     assert minifm("labels", model, *words, "--steps", 2)[0] == 0
-    refused(minifm("labels", model, *words, "--steps", 3), "holds a study of another settings")
+    refused(minifm("labels", model, *words, "--steps", 3), "another study (it differs in settings)")
     other = saved(tmp_path / "other", "bert")
-    refused(minifm("labels", other, *words, "--steps", 2), "holds a study of another model")
+    refused(minifm("labels", other, *words, "--steps", 2), "another study (it differs in model)")
 
 
 def test_only_plain_weights_are_fine_tuned(minifm, data, tmp_path):  # noqa: F811

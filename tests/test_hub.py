@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 import minifm as mf
 from minifm import hub
-from minifm.errors import ConfigError, FormatError, UserError
+from minifm.errors import LISTED, ConfigError, FormatError, UserError
 from minifm.hub.arrays import DTYPES
 from minifm.models import GPT, MODELS, GPTConfig
 from minifm.models.stored import Stored
@@ -564,11 +564,13 @@ def test_every_difference_is_listed_in_one_error(copy):
         "transformer.wpe.weight is missing"]
 
 
-def test_a_small_model_is_listed_even_when_nothing_of_it_is_there(copy):
+def test_a_small_model_is_told_by_its_tensors_even_when_none_is_there(copy):
     change_weights(copy, dict.clear)
     with pytest.raises(FormatError) as refusal:
         hub.load_model(copy)
-    assert refusal.value.reason.count("is missing") == len(GPT.stored_names(CONFIG))
+    missing = len(GPT.stored_names(CONFIG))
+    assert refusal.value.reason.count("is missing") == LISTED
+    assert refusal.value.reason.endswith(f"; and {missing - LISTED} more")
 
 
 def test_a_directory_without_weights_is_told_what_is_missing(copy):

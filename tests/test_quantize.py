@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     for other in ({"quant_method": "gptq", "bits": 4}, said | {"format": "int3"},
                   said | {"group_size": 64}, "int4"):
         fails("quantization_config", "expected quant_method minifm", said=other)
-    fails("wte.weight is missing", "wte.weight.codes is unknown",
+    fails("wte.weight is missing", "attn.c_attn.weight.codes is unknown", "; and ",
           said={"quant_method": "minifm", "format": "bf16"})
     fails("wte.weight.codes is [257, 2, 16], expected [257, 2, 32]", said=said | {
         "format": "int8"})

@@ -21,7 +21,7 @@ from minifm.errors import ConfigError, FormatError, UserError
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.text import Corpus, HeldOutBatches, Tokenizer, TrainingBatches, reading, shards
 from minifm.text.corpus import Document, Documents
-from minifm.text.permutation import Permutation
+from minifm.text.permutation import HeldOutOrder, Permutation, turns_of
 from minifm.training.config import TrainConfig
 from minifm.training.trainer import Trainer
 
@@ -489,6 +489,25 @@ def test_all_permutations_are_about_equally_likely():
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 24
     assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 60     # χ², 23 degrees
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_batches_take_the_turns_of_one_epoch_after_another(steps, batch, count):
+    found = [(epoch, turn) for step in range(steps) for epoch, turns in turns_of(step, batch, count)
+             for turn in turns.tolist()]
+    assert found == [divmod(i, count) for i in range(steps * batch)]
+
+
+@given(st.integers(1, 50), st.integers(1, 9))
+def test_what_is_held_out_comes_once(n, batch):
+    order = HeldOutOrder(n, batch, "rows")
+    found = [order(i).tolist() for i in range(order.count)]
+    assert sorted(sum(found, [])) == list(range(n))
+    assert all(len(places) == batch for places in found[:-1]) and len(found[-1]) > 0
+    for outside in (-1, order.count):
+        with pytest.raises(IndexError):
+            order(outside)
+
 
 
 # -- batches for training ------------------------------------------------------------------------

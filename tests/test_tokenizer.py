@@ -52,6 +52,12 @@ def test_any_bytes_come_back_and_ids_are_in_range(vocabulary, text, specials):
 
 
 @both
+def test_each_id_stands_for_bytes_of_a_length(vocabulary):
+    assert vocabulary.token_bytes == [vocabulary.decode([i]) for i in range(vocabulary.vocabulary)]
+    assert vocabulary.token_lengths.tolist() == [len(data) for data in vocabulary.token_bytes]
+
+
+@both
 @given(some=st.lists(texts, max_size=5), specials=st.booleans())
 def test_together_is_one_by_one(vocabulary, some, specials):
     together = vocabulary.encode_all(some, specials=specials)

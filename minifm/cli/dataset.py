@@ -8,10 +8,10 @@ example:
 
 
 def arguments(parser, argv):
+    from minifm.tasks.stdlib import DATASETS
     parser.add_argument("tasks", nargs="*", metavar="TASK",
-                        help="stdlib-ner, stdlib-qa, stdlib-kind, stdlib-package or "
-                             "stdlib-summarize, from the source of Python's standard library "
-                             "(default: all five)")
+                        help=f"{', '.join(DATASETS)}: from the source of Python's standard "
+                             "library (default: all)")
     parser.add_argument("--out", required=True, metavar="DIR",
                         help="gets a directory for each task, which must not exist, with "
                              "train.jsonl and held-out.jsonl")
@@ -30,7 +30,7 @@ def run(args):
     from minifm.tasks import describe, split, stdlib, write
     from minifm.tasks.baselines import compare
     from minifm.tasks.rules import RULES
-    names = list(dict.fromkeys(args.tasks)) or list(stdlib.TASKS)
+    names = list(dict.fromkeys(args.tasks)) or list(stdlib.DATASETS)
     for name, examples in stdlib.build(names).items():
         parts = dict(zip(("train", "held-out"), split(examples, args.held_out, args.seed)))
         with atomic_directory(Path(args.out) / name) as aside:

@@ -1,8 +1,6 @@
 """`minifm quantize`: a model's weights in low precision, and what that changes in its answers."""
 
-import math
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,100 +44,80 @@ def run(args):
     if packed_format(model):
         raise ConfigError(f"{args.model}: its weights are packed already, as "
                           f"{packed_format(model)}; quantize the model that they were made of")
-    with atomic_directory(args.out) as aside, tempfile.TemporaryDirectory() as cache:
-        windows = _windows(model, tokenizer, directory, args, cache)
-        before = windows and measure(model, windows)
+    documents = _documents(directory, args.text)
+    with atomic_directory(args.out) as aside:
+        before = documents and answers(model, tokenizer, documents, args.tokens)
         pack_model(model, args.format)
-        after = windows and measure(model, windows)
+        after = documents and answers(model, tokenizer, documents, args.tokens)
         save_model(model, aside, tokenizer)
     print(f"{args.out}: the weights of products in {args.format}, all else in float32")
     print(f"  size        {_megabytes(directory)} -> {_megabytes(args.out)}")
-    if windows:
-        _report(before, after, windows)
-        if windows.tokens < FEW:
-            print(f"minifm: {windows.tokens:,} tokens are too few to judge by: take a text of some "
-                  "thousands", file=sys.stderr)
+    if documents:
+        print("\n".join(report(before, after, documents)))
+        if before.found.tokens < FEW:
+            print(f"minifm: {before.found.tokens:,} tokens are too few to judge by: take a text of "
+                  "some thousands", file=sys.stderr)
     else:
         print("minifm: the error is not measured: there is no text to measure on; give some by "
               "--text", file=sys.stderr)
 
 
-# -- the error -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a model says of a text.
-
-    perplexity   e to the mean loss of a token, in nats
-    logits       [windows, T, V] of the first windows, float32
-    """
-
-    perplexity: float
-    logits: np.ndarray
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Held-out text, cut up: `batches` of (ids [B, T], targets [B, T]), which predict `tokens`."""
-
-    batches: list
-    tokens: int
-    description: str
+# -- what it changes -----------------------------------------------------------------------------
 
 
 FEW = 256                   # tokens below which a perplexity says little
 COMPARED = 1 << 24          # logits that are kept to compare, at most: 64 MB
 
 
-def measure(model, windows):
-    """What `model` says of the windows, by its fused loss and, for the first ones, its logits."""
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of a text.
+
+    found    its perplexity, a Measured (evaluation/perplexity.py)
+    logits   [B, T, V] of the beginning of the text, float32
+    """
+
+    found: object
+    logits: np.ndarray
+
+
+def answers(model, tokenizer, documents, tokens):
+    """What `model` says of at most so many tokens of the documents, read in windows side by
+    side."""
+    from minifm.evaluation import WindowConfig, perplexity
     from minifm.tensor import no_grad
-    nats, logits = 0.0, None
+    length = min(model.config.context, tokens)
+    config = WindowConfig(context=length, stride=length, tokens=tokens,
+                          batch=max(1, min(8, 2048 // length)))
+    found = perplexity(model, tokenizer, (document.text for document in documents), config)
+    most = min(found.tokens, max(1, COMPARED // model.config.vocabulary))
+    ids = beginning(tokenizer, documents, most, min(length, most))
     with no_grad():
-        for ids, targets in windows.batches:
-            nats += model.loss(ids, targets, denominator=1).item()
-        ids, V = windows.batches[0][0], model.config.vocabulary
-        length = max(1, min(ids.shape[1], COMPARED // V))
-        rows = max(1, COMPARED // (V * length))
-        logits = model(ids[:rows, :length]).numpy()
-    with np.errstate(over="ignore"):
-        return Measured(float(np.exp(nats / windows.tokens)), logits)
+        return Answers(found, model(ids).numpy())
 
 
-def _report(before, after, windows):
+def beginning(tokenizer, documents, most, length):
+    """The first ids of the documents, at most `most`, as whole rows: int64 [B, length]."""
+    ids = []
+    for document in documents:
+        ids += tokenizer.encode(document.text).tolist()
+        if len(ids) >= most:
+            break
+    rows = min(len(ids), most) // length
+    return np.array(ids[: rows * length], np.int64).reshape(rows, length)
+
+
+def report(before, after, documents):
+    """The lines that tell how the answers have changed."""
     change = np.abs(after.logits - before.logits)
-    ratio = after.perplexity / before.perplexity - 1 if before.perplexity else math.nan
-    print(f"  perplexity  {before.perplexity:.4f} -> {after.perplexity:.4f} ({ratio:+.2%}) over "
-          f"{windows.tokens:,} tokens of {windows.description}")
-    print(f"  logits      change by at most {change.max():.4f}, by {change.mean():.4f} in the mean "
-          f"({change.size:,} of them, of standard deviation {before.logits.std():.4f})")
+    was, now = before.found.perplexity, after.found.perplexity
+    return [f"  perplexity  {was:.4f} -> {now:.4f} ({now / was - 1:+.2%}) over "
+            f"{before.found.tokens:,} tokens of {documents.description}",
+            f"  logits      change by at most {change.max():.4f}, by {change.mean():.4f} in the "
+            f"mean ({change.size:,} of them, of standard deviation {before.logits.std():.4f})"]
 
 
 # -- the text ------------------------------------------------------------------------------------
-
-
-def _windows(model, tokenizer, directory, args, cache):
-    """The Windows to measure on, or None where no text is to be had."""
-    from minifm.ops.loss import IGNORE
-    from minifm.text import shards
-    from minifm.text.packing import HeldOutBatches
-    documents = _documents(directory, args.text)
-    if documents is None:
-        return None
-    tokens = shards.store(documents, tokenizer, cache)
-    length = min(model.config.context, args.tokens)
-    held_out = HeldOutBatches(tokens, batch=max(1, min(8, 2048 // length)), length=length)
-    batches, left = [], args.tokens
-    for i in range(held_out.count):
-        if left <= 0:
-            break
-        ids, targets = held_out.batch(i)
-        places = np.flatnonzero(targets != IGNORE)
-        targets.reshape(-1)[places[left:]] = IGNORE
-        left -= len(places)
-        batches.append((ids, targets))
-    return Windows(batches, args.tokens - max(left, 0), documents.description)
 
 
 def _documents(directory, text):

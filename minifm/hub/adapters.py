@@ -24,7 +24,7 @@ from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, UserError
 from minifm.hub.arrays import opened, parse_json, read_header, save_arrays
 from minifm.hub.locate import ADAPTER, resolve
-from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings
+from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings, told
 from minifm.nn import LoRA, adapter_config, trainable
 from minifm.nn.adapter import AdapterConfig, adapted_layers, attach, linear_layers, require_plain
 from minifm.nn.freezing import matches
@@ -193,13 +193,13 @@ def read_adapter(model, directory):
     entries, accepted = read_header(file), partial(_accepted, model.accepted_name)
     targeted = _targeted(_layer_names(model), targets, entries, accepted)
     slots, meant, whole = _slots(model, targeted, config.rank, modules)
-    found, wrong = sort_out(entries, slots, [], accepted)
-    wrong += misfits(found, slots)
+    found, unknown = sort_out(entries, slots, [], accepted)
+    wrong = misfits(found, slots)
     if not targeted:
         wrong.append(f"target_modules {targets!r:.200} name no linear layer")
-    if wrong:
+    if unknown or wrong:
         raise FormatError(file, None, f"does not fit {ADAPTER} and this model, a "
-                          f"{type(model).__name__}: " + "; ".join(wrong))
+                          f"{type(model).__name__}: {told(unknown, wrong)}")
     arrays = {ours: _turned(float32_of(found[name]), transposed)
               for name, (ours, transposed) in meant.items()}
     return replace(

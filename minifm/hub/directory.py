@@ -31,7 +31,7 @@ import numpy as np
 from minifm import backends
 from minifm.atomic import write_json
 from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
-from minifm.errors import ConfigError, FormatError, UserError
+from minifm.errors import ConfigError, FormatError, UserError, listed
 from minifm.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from minifm.hub.adapters import base_of, is_adapter, load_adapter, save_adapter
 from minifm.hub.arrays import (
@@ -44,7 +44,7 @@ from minifm.hub.arrays import (
     shown,
 )
 from minifm.hub.locate import ADAPTER
-from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out
+from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, told
 from minifm.models import MODELS, packed_format
 from minifm.models.causal import CausalModel
 from minifm.models.heads import Headed, described, with_head
@@ -170,7 +170,7 @@ def load_model(directory):
     they are stored so. An adapter comes with the model that it adapts (adapters.py).
 
     Raises FormatError for anything in the directory that is not as expected; weights that are
-    missing, unknown or of another shape are all listed in one.
+    missing, unknown or of another shape are told in one.
     """
     directory = Path(directory)
     if is_adapter(directory):
@@ -189,9 +189,9 @@ def load_model(directory):
         slots |= _slots(names[ours], parameter.shape, format, packed.get(ours))
     left_out = [stored.name for ours, stored in names.items() if ours not in parameters]
     found, unknown = sort_out(entries, slots, left_out, model.accepted_name)
-    wrong = unknown + misfits(found, slots)
-    if wrong:
-        raise FormatError(file, None, f"does not fit {CONFIG}: " + "; ".join(wrong))
+    wrong = misfits(found, slots)
+    if unknown or wrong:
+        raise FormatError(file, None, f"does not fit {CONFIG}: {told(unknown, wrong)}")
     for ours, parameter in parameters.items():
         inner = packed.get(ours)
         if inner is not None and format != "bf16":
@@ -294,7 +294,7 @@ def _find_weights(directory):
 
 
 def _read_shards(index):
-    """{key: Entry} of the files that an index names; raises FormatError, listing what differs."""
+    """{key: Entry} of the files that an index names; raises FormatError, telling what differs."""
     with opened(index) as (stream, _):
         places = parse_json(stream.read(), index).get("weight_map")
     if not isinstance(places, dict):
@@ -312,7 +312,7 @@ def _read_shards(index):
                 wrong.append(f"{shown(name)} holds {shown(key)}, which is not listed there")
     wrong += [f"{shown(places[key])} lacks {shown(key)}" for key in places.keys() - entries.keys()]
     if wrong:
-        raise FormatError(index, None, "; ".join(sorted(wrong)))
+        raise FormatError(index, None, listed(sorted(wrong), "; "))
     return entries
 
 

@@ -4,7 +4,7 @@ number is read; and where a directory has no such file, what to say.
 
 import numpy as np
 
-from minifm.errors import FormatError
+from minifm.errors import FormatError, listed
 from minifm.hub.arrays import read, shown
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -49,6 +49,11 @@ def misfits(found, slots):
                 wrong.append(f"{shown(entry.name)} is {entry.dtype}, expected one of "
                              f"{', '.join(dtypes)}")
     return wrong
+
+
+def told(*kinds):
+    """Lists of what does not fit as one line, in which each kind has its first few."""
+    return "; ".join(listed(kind, "; ") for kind in kinds if kind)
 
 
 def float32_of(same):

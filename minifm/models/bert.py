@@ -87,6 +87,9 @@ class BertConfig:
         if self.padding >= self.vocabulary:
             raise ConfigError(f"padding: expected an id below the vocabulary of "
                               f"{self.vocabulary}, got {self.padding}")
+        if self.sentence_head and self.layout == "roberta":
+            raise ConfigError("next_sentence: RoBERTa does without it (Liu et al. 2019); leave it "
+                              "out, or choose the architecture bert")
         if any(self._parts[1:]) and self._parts not in ARCHITECTURES:
             parts = [name for name in BARE if getattr(self, name)]
             raise ConfigError(f"layout: {self.layout} is not known with {' and '.join(parts)}; "

@@ -19,7 +19,7 @@ import numpy as np
 from minifm import backends, ops
 from minifm.backends.reference.packed import Packed
 from minifm.config import check, setting
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, listed
 from minifm.nn.freezing import freeze, matches, matching
 from minifm.nn.layers import Linear
 from minifm.nn.module import Module, constant, normal
@@ -91,7 +91,7 @@ def add_adapters(model, config, *, rng):
     layers = {name: layer for name, layer in target_layers(model, config.targets).items()
               if not any(f"{name}.".startswith(f"{part}.") for part in parts)}
     if not layers:
-        raise ConfigError(f"targets: all of {', '.join(config.targets)} is trained whole")
+        raise ConfigError(f"targets: all of {listed(config.targets)} is trained whole")
     attach(model, {name: LoRA(*layer.weight.shape, config, rng=rng and rng.child(name))
                    for name, layer in layers.items()}, parts)
 
@@ -104,7 +104,7 @@ def attach(model, adapters, whole):
                if adapter.config.dropout and not in_block(name)]
     if outside:
         raise ConfigError(f"dropout: adapters have some within blocks only, not in "
-                          f"{', '.join(outside)}")
+                          f"{listed(outside)}")
     freeze(model)
     for part in whole.values():
         freeze(part, False)
@@ -179,7 +179,7 @@ def target_layers(model, targets):
         if target != ALL_LINEAR and not any(matches(name, target) for name in layers):
             last = dict.fromkeys(name.rpartition(".")[2] for name in layers)
             raise ConfigError(f"targets: no linear layer is called {target!r}; there are "
-                              f"{', '.join(last)}, and {ALL_LINEAR}")
+                              f"{listed(last)}, and {ALL_LINEAR}")
     return {name: layer for name, layer in layers.items()
             if any(target == ALL_LINEAR and in_block(name) or matches(name, target)
                    for target in targets)}

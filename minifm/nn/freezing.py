@@ -4,7 +4,7 @@ A frozen parameter (`requires_grad` False) gets no gradient and no moments of th
 costs no product in the backward pass. It stays a parameter, and is saved with the others.
 """
 
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, listed
 from minifm.nn.module import Module, Parameter
 
 
@@ -71,7 +71,7 @@ def matching(model, names, setting):
         if not meant:
             there = dict.fromkeys(name.partition(".")[0] for name in parts)
             raise ConfigError(f"{setting}: no part is called {wanted!r}; there are "
-                              f"{', '.join(there)}, and their parts")
+                              f"{listed(there)}, and their parts")
         found |= {name: parts[name] for name in meant}
     return found
 

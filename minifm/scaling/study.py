@@ -180,10 +180,9 @@ def take_up(directory):
     tokenizer = Tokenizer.load(directory / "tokenizer")
     parts = [shards.store(part, tokenizer, directory / "tokens")
              for part in corpus.split(text.held_out, config.seed)]
-    lines = checkpoint.differences(stored["data"], _data(*parts))
-    if lines:
-        raise ConfigError(f"{directory}: the text is not that of the study any more: "
-                          + "; ".join(lines))
+    if stored["data"] != _data(*parts):
+        raise ConfigError(f"{directory}: the text is not that of the study any more; give back "
+                          "what it was, or begin another study")
     return Study(directory, config, [Cell(**cell) for cell in stored["cells"]],
                  stored["left_out"], tokenizer, *parts)
 

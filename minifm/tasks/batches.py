@@ -11,7 +11,7 @@ import numpy as np
 from minifm.errors import ConfigError
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
-from minifm.text.permutation import Permutation
+from minifm.text.permutation import HeldOutOrder, Permutation, turns_of
 from minifm.text.rows import padded
 
 
@@ -71,12 +71,10 @@ class TaskBatches:
 
     def batch(self, step):
         """The batch of step 0, 1, …; it may hold the end of one epoch and the start of the next."""
-        turns = step * self.size + np.arange(self.size)
-        epochs = turns // len(self.rows)
+        count = len(self.rows)
         return self.rows.padded(np.concatenate([
-            Permutation(len(self.rows), self.rng.child(epoch))(
-                turns[epochs == epoch] % len(self.rows))
-            for epoch in np.unique(epochs).tolist()]).tolist())
+            Permutation(count, self.rng.child(epoch))(turns)
+            for epoch, turns in turns_of(step, self.size, count)]).tolist())
 
 
 class HeldOutTaskBatches:
@@ -84,17 +82,13 @@ class HeldOutTaskBatches:
     random but always the same, so that the first few are a fair sample; the last may be short."""
 
     def __init__(self, rows, *, batch):
-        self.rows, self.size = rows, batch
-        self.count = -(-len(rows) // batch)
-        self.order = Permutation(len(rows), Rng(0).child("held-out rows"))
+        self.rows, self.order = rows, HeldOutOrder(len(rows), batch, "held-out rows")
+        self.count = self.order.count
         self.description = {**rows.description, "batch": batch}
 
     def places(self, i):
         """Which rows batch i holds, a list. Raises IndexError beyond the last."""
-        if not 0 <= i < self.count:
-            raise IndexError(f"batch {i} of {self.count}")
-        turns = np.arange(i * self.size, min((i + 1) * self.size, len(self.rows)))
-        return self.order(turns).tolist()
+        return self.order(i).tolist()
 
     def batch(self, i):
         return self.rows.padded(self.places(i))

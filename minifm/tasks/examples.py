@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minifm.atomic import atomic_file
-from minifm.errors import ConfigError, FormatError, plural
+from minifm.errors import ConfigError, FormatError, listed, plural
 
 
 class Origin(NamedTuple):
@@ -104,7 +104,7 @@ def check_labels(examples, known):
         for label in example.labels:
             if label not in known:
                 raise example.origin.error(f"label {label!r} is unknown; expected one of "
-                                           f"{', '.join(sorted(known)):.200}")
+                                           f"{listed(sorted(known))}")
 
 
 # -- what they say together ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from minifm.errors import ConfigError
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
-from minifm.text.permutation import Permutation
+from minifm.text.permutation import HeldOutOrder, Permutation, turns_of
 
 
 def document_starts(ids, end_of_text):
@@ -49,10 +49,8 @@ class TrainingBatches:
 
     def batch(self, step):
         """The batch of step 0, 1, …; it may hold the end of one epoch and the start of the next."""
-        turns = step * self.rows + np.arange(self.rows)
-        epochs = turns // self.windows
-        starts = np.concatenate([self._starts(epoch, turns[epochs == epoch] % self.windows)
-                                 for epoch in np.unique(epochs).tolist()])
+        starts = np.concatenate([self._starts(epoch, turns) for epoch, turns
+                                 in turns_of(step, self.rows, self.windows)])
         windows = np.stack([self._window(start) for start in starts.tolist()])      # [B, T + 1]
         return with_starts(windows[:, :-1].copy(), windows[:, 1:].copy(),
                            self.tokens.end_of_text if self.apart else None)
@@ -89,18 +87,15 @@ class HeldOutBatches:
 
     def __init__(self, tokens, *, batch, length, apart=False):
         """`tokens` is a Tokens (shards.py), `batch` B, `length` T."""
-        self.tokens, self.rows, self.length, self.apart = tokens, batch, length, apart
-        self.windows = -(-tokens.count // length)
-        self.count = -(-self.windows // batch)
-        self.order = Permutation(self.windows, Rng(0).child("held-out windows"))
+        self.tokens, self.length, self.apart = tokens, length, apart
+        self.order = HeldOutOrder(-(-tokens.count // length), batch, "held-out windows")
+        self.count = self.order.count
         self.description = {**tokens.description, "batch": batch, "length": length,
                             **({"apart": True} if apart else {})}
 
     def batch(self, i):
         """Raises IndexError beyond the last."""
-        if not 0 <= i < self.count:
-            raise IndexError(f"batch {i} of {self.count}")
-        places = self.order(np.arange(i * self.rows, min((i + 1) * self.rows, self.windows)))
+        places = self.order(i)
         ids = np.full((len(places), self.length), self.tokens.end_of_text, np.int64)
         targets = np.full_like(ids, IGNORE)
         for row, place in enumerate(places.tolist()):

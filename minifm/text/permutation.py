@@ -7,6 +7,8 @@ f is, each such round can be undone, so that the whole is a permutation (Luby an
 
 import numpy as np
 
+from minifm.rng import Rng
+
 ROUNDS = 8
 
 
@@ -36,6 +38,30 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (_mixed(right ^ key) & mask)
         return left << self._half | right
+
+
+def turns_of(step, batch, count):
+    """[(epoch, int64 [K] in 0 … count - 1)]: of which epochs, and which of its turns, batch `step`
+    of `batch` things is made, where an epoch is `count` things, and another follows each."""
+    turns = step * batch + np.arange(batch)
+    epochs = turns // count
+    return [(epoch, turns[epochs == epoch] % count) for epoch in np.unique(epochs).tolist()]
+
+
+class HeldOutOrder:
+    """Batches of at most `batch` of 0 … n - 1, each of which comes once: `count` of them, in an
+    order that is random but always the same, so that the first few are a fair sample."""
+
+    def __init__(self, n, batch, name):
+        """`name` is the stream of the order."""
+        self.n, self.batch, self.count = n, batch, -(-n // batch)
+        self.order = Permutation(n, Rng(0).child(name))
+
+    def __call__(self, i):
+        """int64 [at most batch]: batch i. Raises IndexError beyond the last."""
+        if not 0 <= i < self.count:
+            raise IndexError(f"batch {i} of {self.count}")
+        return self.order(np.arange(i * self.batch, min((i + 1) * self.batch, self.n)))
 
 
 def _mixed(x):

@@ -18,12 +18,24 @@ from pathlib import Path
 import numpy as np
 
 from minifm.errors import ConfigError, FormatError
-from minifm.text.bytelevel import ALPHABET, from_alphabet
+from minifm.text.bytelevel import ALPHABET
+from minifm.text.tokenizer_json import (
+    END_OF_TEXT,
+    FIRST,
+    MASK,
+    PADDING,
+    SENTINELS,
+    byte_level_json,
+    bytes_of_tokens,
+    from_gpt2,
+    ids_of_bytes,
+    open_library,
+    read_json,
+    read_text,
+    settings_of,
+    tokenizer_json,
+)
 
-END_OF_TEXT = "<|endoftext|>"
-# The special tokens that a vocabulary may have beside it, as RoBERTa and T5 spell them.
-FIRST, PADDING, MASK = "<s>", "<pad>", "<mask>"
-SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 SEGMENT = 1 << 18           # a longer text is encoded in segments of about this many characters
 TOGETHER = 1 << 24          # characters that the library encodes in one call, on all processors
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")        # how Python decodes such bytes
@@ -44,6 +56,7 @@ class Tokenizer:
     mask          the id that stands for a masked token, or None
     sentinels     the ids that stand for spans left out, in order; may be empty
     specials      the ids of all tokens that the file adds to its merges, those above among them
+    token_bytes   [the bytes that each id stands for]; of a special token its name
     settings      what `tokenizer_config.json` says (chat template, special tokens, …)
     """
 
@@ -51,11 +64,11 @@ class Tokenizer:
         """`text` is a `tokenizer.json`, `settings` a `tokenizer_config.json` (a dict).
         Raises FormatError, naming `file`, when it is no byte-level BPE."""
         self.file, self.settings = str(file), dict(settings or {})
-        self._plain = _open(text, file)
+        self._plain = open_library(text, file)
         self._plain.encode_special_tokens = True        # "<|endoftext|>" in a text is text
-        self._bytes = _bytes_of_tokens(self._plain, file)
-        self.vocabulary = len(self._bytes)
-        self._byte_ids = _ids_of_bytes(self._plain, file)
+        self.token_bytes = bytes_of_tokens(self._plain, file)
+        self.vocabulary = len(self.token_bytes)
+        self._byte_ids = ids_of_bytes(self._plain, file)
         self._merges = len(json.loads(text)["model"]["merges"])
         self._check_that_text_comes_back()
         self.end_of_text = self._special("eos_token", END_OF_TEXT, "</s>")
@@ -77,7 +90,7 @@ class Tokenizer:
     def bytes(cls, specials=()):
         """The vocabulary of the 256 bytes, id = value, and end-of-text, 256; with `specials` as
         in `train`."""
-        return cls(_byte_level_json([], [], specials), _settings(specials))
+        return cls(byte_level_json([], [], specials), settings_of(specials))
 
     @classmethod
     def train(cls, documents, vocabulary, specials=()):
@@ -98,7 +111,8 @@ class Tokenizer:
                               f"{1 << 24}, got {vocabulary!r}")
         from tokenizers import trainers
         # Without special tokens: the library would learn their strings, where documents spell them.
-        library = _open(_json({symbol: i for i, symbol in enumerate(ALPHABET)}, [], []))
+        vocab = {symbol: i for i, symbol in enumerate(ALPHABET)}
+        library = open_library(tokenizer_json(vocab, [], []))
         trainer = trainers.BpeTrainer(
             vocab_size=int(vocabulary) - 1 - len(specials), min_frequency=2, max_token_length=64,
             initial_alphabet=sorted(ALPHABET), special_tokens=[], show_progress=False)
@@ -107,7 +121,7 @@ class Tokenizer:
         model = json.loads(library.to_str())["model"]
         tokens = sorted(model["vocab"], key=model["vocab"].get)
         learnt = [token for token in tokens if token not in set(ALPHABET)]
-        return cls(_byte_level_json(learnt, model["merges"], specials), _settings(specials))
+        return cls(byte_level_json(learnt, model["merges"], specials), settings_of(specials))
 
     # -- encoding --------------------------------------------------------------------------------
 
@@ -138,7 +152,7 @@ class Tokenizer:
     @cached_property
     def _marked(self):
         """The library's tokeniser that does read special strings as special."""
-        return _open(self._plain.to_str(), self.file)
+        return open_library(self._plain.to_str(), self.file)
 
     def decode(self, ids):
         """Token ids -> bytes: decode(encode(b)) == b for any bytes. A special token is its name.
@@ -150,14 +164,19 @@ class Tokenizer:
         outside = ids[(ids < 0) | (ids >= self.vocabulary)]
         if outside.size:
             raise ConfigError(f"token id {outside[0]}: expected 0 … {self.vocabulary - 1}")
-        return b"".join([self._bytes[i] for i in ids.tolist()])
+        return b"".join([self.token_bytes[i] for i in ids.tolist()])
+
+    @cached_property
+    def token_lengths(self):
+        """int64 [V]: how many bytes each token stands for."""
+        return np.array([len(data) for data in self.token_bytes], np.int64)
 
     @cached_property
     def spellings(self):
         """The bytes of each token that stands for text; None for a special one."""
         special = {i for i, token in self._plain.get_added_tokens_decoder().items()
                    if token.special}
-        return [None if i in special else data for i, data in enumerate(self._bytes)]
+        return [None if i in special else data for i, data in enumerate(self.token_bytes)]
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -179,13 +198,13 @@ class Tokenizer:
         directory = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
         config = directory / "tokenizer_config.json"
-        settings = _read_json(config) if config.exists() else {}
+        settings = read_json(config) if config.exists() else {}
         if file.exists():
-            return cls(_read_text(file), settings, file)
+            return cls(read_text(file), settings, file)
         old = [path / name for name in ("vocab.json", "merges.txt")]
         if not all(f.exists() for f in old):
             raise FormatError(path, None, f"no tokeniser here; expected {' or '.join(_FILES)}")
-        return cls(_from_gpt2(*old), settings, old[0])
+        return cls(from_gpt2(*old), settings, old[0])
 
     def save(self, directory):
         """Write `tokenizer.json` and `tokenizer_config.json` into an existing directory."""
@@ -275,139 +294,3 @@ def _pieces(document):
             yield text[start : cut.end()], b""
             start = cut.end()
         yield text[start:], raw.encode("utf-8", "surrogateescape")
-
-
-# -- reading and checking files ------------------------------------------------------------------
-
-
-def _open(text, file="tokenizer.json"):
-    """The library's tokeniser for the JSON `text`; raises FormatError for what is not ours."""
-    import tokenizers
-    described = _parse(text, file)
-    model = described.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" \
-            or not isinstance(model.get("vocab"), dict) \
-            or not isinstance(model.get("merges"), list):
-        raise FormatError(file, "model", "expected a byte-level BPE with vocab and merges")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise FormatError(file, f"model.{key}", f"expected none, found {model[key]!r:.60}: "
-                              "only plain byte-level BPE, which is never random, is read")
-    try:
-        library = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:      # the library raises plain Exception
-        raise FormatError(file, None, f"not a tokeniser that can be read: {error}") from error
-    library.no_truncation()
-    library.no_padding()
-    return library
-
-
-def _bytes_of_tokens(library, file):
-    """[the bytes of each token]; raises FormatError where ids or tokens are not byte-level."""
-    added = {i: token.content for i, token in library.get_added_tokens_decoder().items()}
-    ids = {i: token for token, i in library.get_vocab(with_added_tokens=True).items()} | added
-    if sorted(ids) != list(range(len(ids))):
-        gap = next(n for n, i in enumerate(sorted(ids)) if n != i)
-        raise FormatError(file, "model.vocab", f"no token has id {gap}; expected 0 … without gaps")
-    table = []
-    for i in range(len(ids)):
-        data = ids[i].encode() if i in added else from_alphabet(ids[i])
-        if data is None:
-            raise FormatError(file, f"model.vocab: token {i}",
-                              f"{ids[i]!r} is no string of bytes: only byte-level BPE is read")
-        table.append(data)
-    return table
-
-
-def _ids_of_bytes(library, file):
-    ids = [library.token_to_id(symbol) for symbol in ALPHABET]
-    missing = [byte for byte, i in enumerate(ids) if i is None]
-    if missing:
-        raise FormatError(file, "model.vocab", f"no token for {len(missing)} of the 256 bytes, "
-                          f"such as 0x{missing[0]:02X}: only byte-level BPE is read")
-    return np.array(ids, np.int32)
-
-
-def _from_gpt2(vocab_file, merges_file):
-    """The `tokenizer.json` equal to GPT-2's two files."""
-    vocab, lines = _read_json(vocab_file), _read_text(merges_file).split("\n")
-    merges = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.rstrip("\r").split(" ")
-        if len(pair) != 2:
-            raise FormatError(merges_file, f"line {number}",
-                              f"expected two tokens and a space between them, got {line!r:.60}")
-        merges.append(pair)
-    special = [(END_OF_TEXT, vocab[END_OF_TEXT])] if END_OF_TEXT in vocab else []
-    return _json(vocab, merges, special)
-
-
-def _byte_level_json(learnt, merges, specials):
-    front = [token for token in (FIRST, PADDING) if token in specials]
-    tokens = [*front, *ALPHABET, *learnt]
-    back = [END_OF_TEXT, *(token for token in specials if token not in front)]
-    ids = {token: i for i, token in enumerate([*tokens, *back])}
-    return _json({token: ids[token] for token in tokens}, merges,
-                 [(token, ids[token]) for token in front + back],
-                 _template(ids) if FIRST in specials else None)
-
-
-def _template(ids):
-    """What stands around a text for an encoder, and around two: the file's `post_processor`."""
-    def piece(kind, name, part):
-        return {kind: {"id": name, "type_id": part}}
-    first, end = (piece("SpecialToken", token, 0) for token in (FIRST, END_OF_TEXT))
-    single = [first, piece("Sequence", "A", 0), end]
-    pair = [*single, piece("Sequence", "B", 1), piece("SpecialToken", END_OF_TEXT, 1)]
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {
-        token: {"id": token, "ids": [ids[token]], "tokens": [token]}
-        for token in (FIRST, END_OF_TEXT)}}
-
-
-def _settings(specials):
-    """What `tokenizer_config.json` says of a vocabulary with these; None: nothing special."""
-    if not specials:
-        return None
-    roles = {"cls_token": FIRST, "bos_token": FIRST, "pad_token": PADDING, "mask_token": MASK}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False, "eos_token": END_OF_TEXT,
-            "sep_token": END_OF_TEXT,
-            **{role: token for role, token in roles.items() if token in specials},
-            "additional_special_tokens": [token for token in specials if token in SENTINELS]}
-
-
-def _json(vocab, merges, special, template=None):
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-             "use_regex": True}
-    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": True} for token, i in special]
-    return json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": level, "post_processor": template, "decoder": level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": vocab | dict(special), "merges": merges}})
-
-
-def _read_text(file):
-    try:
-        return Path(file).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(file, None, f"cannot be read as UTF-8 text: {error}") from error
-
-
-def _read_json(file):
-    return _parse(_read_text(file), file)
-
-
-def _parse(text, file):
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(file, None, f"not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise FormatError(file, None, f"expected a JSON object, got {type(found).__name__}")
-    return found

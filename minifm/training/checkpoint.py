@@ -24,13 +24,14 @@ import numpy as np
 from minifm import backends, hub
 from minifm.atomic import atomic_directory, replace_link
 from minifm.backends.reference.packed import Packed
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import ConfigError, FormatError, listed
 from minifm.nn import adapter_config, trainable
 
 FORMAT = 1
-LISTED = 8              # differences, or arrays that do not fit, that one message tells
 PLANNED = re.compile(r"config\.steps: (\d+) in the checkpoint, (\d+) now")
 OTHER_TEXT = re.compile(r"data\.\w+\.(corpus|tokens): ")
+OTHER_ROWS = re.compile(r"data\.\w+\.(sha256|rows): ")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 STATE, OPTIMIZER = "trainer_state/state.json", "trainer_state/optimizer.safetensors"
 
@@ -144,8 +145,7 @@ def read_weights(path, model, optimizer, updates):
              f"{list(p.shape)}" for name, p in needed.items()
              if name not in stored or stored[name].shape != p.shape]
     if wrong:
-        more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-        raise FormatError(path, None, "; ".join(wrong[:LISTED]) + more)
+        raise FormatError(path, None, listed(wrong, "; "))
     optimizer.load(hub.load_arrays(path / OPTIMIZER), updates, path / OPTIMIZER)
     trained = optimizer.parameters if optimizer.averages else {}    # those are in its own file
     for name, parameter in needed.items():
@@ -167,28 +167,32 @@ def differences(stored, own, free=()):
         if isinstance(was, dict) and isinstance(now, dict):
             lines += [f"{key}.{line}" for line in differences(was, now, free)]
         elif was != now and key not in free:
-            lines.append(f"{key}: {was!r} in the checkpoint, {now!r} now")
+            lines.append(f"{key}: {_shown(was)} in the checkpoint, {_shown(now)} now")
     return lines
+
+
+def _shown(value):
+    """As a message shows it: of a digest the beginning."""
+    return f"{value[:8]}…" if isinstance(value, str) and DIGEST.fullmatch(value) else repr(value)
 
 
 def refuse_differences(path, lines):
     """Raise ConfigError that tells how the run and the checkpoint differ, if they do."""
-    lines = _of_texts(lines)
+    for other, what in ((OTHER_TEXT, "the text is another one"),
+                        (OTHER_ROWS, "the examples, as rows of tokens, are other ones")):
+        lines = _in_one(lines, other, f"{what} than in the checkpoint")
     if len(lines) == 1 and (steps := PLANNED.fullmatch(lines[0])):
         raise ConfigError(f"{path}: the run was planned for {steps[1]} steps, not {steps[2]}; "
                           "--force changes that, and the learning rate's way to its end with it")
     if lines:
-        more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         raise ConfigError(f"{path} was made by another run than this one (--force goes on anyway): "
-                          + "; ".join(lines[:LISTED]) + more)
+                          + listed(lines, "; "))
 
 
-def _of_texts(lines):
-    """`lines` of differences, in which another text, whatever its digests and lengths, is one."""
-    if not any(OTHER_TEXT.match(line) for line in lines):
-        return lines
-    others = [line for line in lines if not OTHER_TEXT.match(line)]
-    return ["the text is another one than in the checkpoint", *others]
+def _in_one(lines, alike, said):
+    """`lines` of differences, of which those that begin `alike` are one, and plainly `said`."""
+    others = [line for line in lines if not alike.match(line)]
+    return lines if len(others) == len(lines) else [said, *others]
 
 
 def _digest(file):

@@ -53,7 +53,7 @@ class TaskConfig:
         "(default: that of a built-in stdlib- task)", choices=(None, *TASKS, "lm"))
     data: tuple[str, ...] = setting(
         (), "labelled examples: .jsonl, .csv, .tsv, .conll, SQuAD's .json; or one of "
-        f"{', '.join(stdlib.TASKS)}, from the source of Python's standard library")
+        f"{', '.join(stdlib.DATASETS)}, from the source of Python's standard library")
     held_out_data: tuple[str, ...] = setting(
         (), "examples to evaluate on (default: a part of --data)")
     held_out: float = setting(0.2, "the part of the groups of examples that is held out, where "
@@ -232,13 +232,13 @@ def examples_of(task, seed):
 
     Raises ConfigError, or FormatError with file and line.
     """
-    built = [name for name in task.data if name in stdlib.TASKS]
+    built = [name for name in task.data if name in stdlib.DATASETS]
     if built and len(task.data) > 1 or not task.data:
         raise ConfigError("data: expected files of examples, or one of "
-                          f"{', '.join(stdlib.TASKS)}")
+                          f"{', '.join(stdlib.DATASETS)}")
     if built:
         name = next(name for name, kind in TASKS.items()
-                    if kind.example is stdlib.EXAMPLES[built[0]])
+                    if kind.example is stdlib.DATASETS[built[0]].kind)
         if task.task not in (None, name):
             raise ConfigError(f"task: {built[0]} is for {name}, not for {task.task}")
         examples = stdlib.build(built)[built[0]]

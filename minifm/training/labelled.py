@@ -9,7 +9,7 @@ the head that learns from them, and how well its answers agree with the labels.
 What rows and scores are stands in tasks/, which knows no model; the heads stand in models/heads.py.
 """
 
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, listed
 from minifm.generation import Sampling, generate
 from minifm.models.causal import CausalModel
 from minifm.models.heads import QuestionAnswerer, SequenceClassifier, TokenClassifier, with_head
@@ -57,8 +57,8 @@ class Task:
             unknown = [label for label in labels if label not in model.config.labels]
             if unknown:
                 raise ConfigError(
-                    f"labels: the model knows {', '.join(model.config.labels):.200}, and the "
-                    f"examples have {', '.join(unknown):.200}; start from the model before its "
+                    f"labels: the model knows {listed(model.config.labels)}, and the "
+                    f"examples have {listed(unknown)}; start from the model before its "
                     "head to learn other labels")
             return model
         if isinstance(model, Seq2SeqModel):
@@ -123,7 +123,7 @@ class Tag(Task):
         types = tuple(tag.removeprefix("B-") for tag in model.config.labels if tag[:2] == "B-")
         if model.config.labels != tag_names(types):
             raise ConfigError("labels: expected tags O, B-TYPE, I-TYPE, … of the types in order, "
-                              f"the model has {', '.join(model.config.labels):.200}")
+                              f"the model has {listed(model.config.labels)}")
         return TaggedRows(examples, tokenizer, types, length=length, overlap=length // 4)
 
 

@@ -70,8 +70,8 @@ def _claim(directory, made_of):
         stored = json.loads(file.read_text("utf-8"))
         other = [name for name in made_of if stored.get(name) != made_of[name]]
         if other:
-            raise ConfigError(f"{directory} holds a study of another {' and '.join(other)}; choose "
-                              "another --out")
+            raise ConfigError(f"{directory} holds another study (it differs in "
+                              f"{' and '.join(other)}); choose another --out")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(made_of, file)
 

@@ -141,18 +141,18 @@ class MaskedLanguageModel(TokenObjective):
         return length - 2
 
     def batches(self, windows, tokenizer, *, seed, apart=False):
-        rows = EncoderRows(windows, first=tokenizer.first, separator=tokenizer.separator,
-                    padding=tokenizer.padding, apart=tokenizer.end_of_text if apart else None)
+        rows = EncoderRows(
+            windows, first=tokenizer.first, separator=tokenizer.separator,
+            padding=tokenizer.padding, apart=tokenizer.end_of_text if apart else None)
         return MaskedBatches(rows, **self.masks(tokenizer, seed),
                              padding=tokenizer.padding if apart else None)
 
     def masks(self, tokenizer, seed):
         """How batches are masked."""
-        tokens = [tokenizer.decode([i]) for i in range(tokenizer.vocabulary)]
         return {"mask": tokenizer.mask, "specials": tokenizer.specials,
                 "vocabulary": tokenizer.vocabulary, "seed": seed,
                 "probability": self.learning.hidden_part,
-                "words": Words(tokens) if self.learning.whole_words else None}
+                "words": Words(tokenizer.token_bytes) if self.learning.whole_words else None}
 
     def loss(self, model, batch, *, denominator, rng):
         ids, targets, *mask = batch

@@ -7,7 +7,7 @@ import math
 from contextlib import contextmanager
 
 from minifm import backends
-from minifm.errors import FormatError
+from minifm.errors import FormatError, listed
 
 
 class AdamW:
@@ -88,7 +88,7 @@ class AdamW:
     def load(self, arrays, steps, source="optimizer state"):
         """Take back what `state` gave, after `steps` updates.
 
-        Raises FormatError, naming every entry that is missing, unknown or of another shape; then
+        Raises FormatError, naming entries that are missing, unknown or of another shape; then
         nothing has changed.
         """
         own = self.state()
@@ -99,7 +99,7 @@ class AdamW:
                   for key in own.keys() & arrays.keys()
                   if (arrays[key].shape, arrays[key].dtype) != (own[key].shape, own[key].dtype)]
         if wrong:
-            raise FormatError(source, None, "; ".join(sorted(wrong)))
+            raise FormatError(source, None, listed(sorted(wrong), "; "))
         backend = backends.active()
         for group, held in self._groups().items():
             for name in held:

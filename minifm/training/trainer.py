@@ -17,6 +17,7 @@ from minifm.errors import AnomalyError, ConfigError, UserError
 from minifm.nn import adapter_config
 from minifm.observe import detect_anomaly
 from minifm.ops.precision import precision
+from minifm.picture import MISSING
 from minifm.rng import Rng
 from minifm.tensor import no_grad
 from minifm.training import checkpoint, memory
@@ -241,11 +242,10 @@ class Trainer:
     def _lengths(self):
         """Bytes of text of each token, int64 [V]; the end-of-text mark is none."""
         if self._byte_lengths is None:
-            tokenizer = self.tokenizer
-            lengths = [len(tokenizer.decode([i])) for i in range(tokenizer.vocabulary)]
-            if tokenizer.end_of_text is not None:
-                lengths[tokenizer.end_of_text] = 0
-            self._byte_lengths = np.array(lengths, np.int64)
+            lengths = self.tokenizer.token_lengths.copy()
+            if self.tokenizer.end_of_text is not None:
+                lengths[self.tokenizer.end_of_text] = 0
+            self._byte_lengths = lengths
         return self._byte_lengths
 
     # -- checkpoints -----------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class Trainer:
         if self.draw:
             self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png")
             if not self.draw:
-                bar.say("no loss.png: matplotlib is not installed (the extra viz brings it)")
+                bar.say(f"no loss.png: {MISSING}")
 
 
 def _badness(evaluation):
