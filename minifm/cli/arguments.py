@@ -134,10 +134,15 @@ def settings(args, *classes, also):
     return stored | given
 
 
+def part_of(cls, values):
+    """Those of `values`, {name: value}, that are fields of the dataclass."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if name in names}
+
+
 def build(cls, values, **defaults):
     """The dataclass from those of `values` that are its fields, over `defaults`."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**defaults | {k: v for k, v in values.items() if k in names})
+    return cls(**defaults | part_of(cls, values))
 
 
 def read_config(path):

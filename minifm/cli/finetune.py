@@ -3,7 +3,7 @@
 import math
 import sys
 
-from minifm.cli.arguments import add_config, add_fields, add_run, build, settings
+from minifm.cli.arguments import add_config, add_fields, add_run, build, part_of, settings
 from minifm.errors import ConfigError
 from minifm.nn import AdapterConfig
 from minifm.training.config import TrainConfig
@@ -42,13 +42,12 @@ def run(args):
     said = said_in_all(args, kinds)
     if said.get("model") is None:
         raise ConfigError("model: expected a model to start from, a directory or a name on the hub")
-    adapted = said.keys() & _names(AdapterConfig)
+    adapted = part_of(AdapterConfig, said)
     if adapted and said.get("method") != "lora" and not args.resume:
         raise ConfigError(f"{sorted(adapted)[0]}: only for --method lora")
-    training = {name: said[name] for name in _names(TrainConfig) if name in said}
     given = {"resume": args.resume, "force": args.force, "ceiling": flop_ceiling().rate}
-    task, rest = build(TaskConfig, said), (build(MethodConfig, said), training,
-                                           build(AdapterConfig, said))
+    task = build(TaskConfig, said)
+    rest = build(MethodConfig, said), part_of(TrainConfig, said), build(AdapterConfig, said)
     if task.task == "lm":
         return run_text(args.out, said, task, rest, given)
     prepared = prepare(args.out, said["model"], task, *rest, **given)
@@ -88,8 +87,8 @@ def said_in_all(args, kinds):
         said.pop("model", None)
     if not args.resume:
         return said
-    stored = read_settings(args.out, "finetune")
-    fixed = {name: value for name, value in said.items() if name not in _names(TrainConfig)}
+    stored, free = read_settings(args.out, "finetune"), part_of(TrainConfig, said)
+    fixed = {name: value for name, value in said.items() if name not in free}
     if not args.force:
         checkpoint.refuse_differences(args.out, checkpoint.differences(
             {name: _plain(stored.get(name)) for name in fixed},
@@ -100,11 +99,6 @@ def said_in_all(args, kinds):
 def _plain(value):
     """As JSON has it."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _names(config):
-    from dataclasses import fields
-    return {field.name for field in fields(config)}
 
 
 def summary(prepared):

@@ -4,7 +4,7 @@ random weights; a table and a picture."""
 import sys
 from pathlib import Path
 
-from minifm.cli.arguments import add_config, add_fields, build, settings
+from minifm.cli.arguments import add_config, add_fields, build, part_of, settings
 from minifm.errors import ConfigError
 from minifm.training.config import TrainConfig
 
@@ -30,16 +30,13 @@ def arguments(parser, argv):
 
 
 def run(args):
-    from dataclasses import fields
-
     from minifm.training.finetune import TaskConfig
     from minifm.training.labels import study
     if any(count < 2 for count in args.counts):
         raise ConfigError(f"counts: expected at least 2, got {min(args.counts)}")
     said = settings(args, TaskConfig, TrainConfig, also={})
-    known = {field.name for field in fields(TrainConfig)}
     found = study(args.out, args.model, build(TaskConfig, said), args.counts,
-                  {name: value for name, value in said.items() if name in known},
+                  part_of(TrainConfig, said),
                   say=lambda line: print(line, file=sys.stderr, flush=True))
     print(shown(found))
     picture = Path(args.out) / "labels.png"

@@ -74,7 +74,7 @@ class Speculative:
         for _ in range(min(self.tokens, most)):
             known = draft.cache.lengths
             logits = draft(*batched([forks[row].ids[known[row] :] if row in rows else []
-                                    for row in range(len(texts))]))
+                                     for row in range(len(texts))]))
             # The token behind all proposals needs room, and behind an end there is none.
             rows = [row for row in rows if forks[row].room > 1
                     and not (proposals[row] and forks[row].ids[-1] == job.end_of_text)]

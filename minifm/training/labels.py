@@ -5,7 +5,7 @@ model and by one that begins with random weights, beside what is reached without
       pretrained-50/  scratch-50/ …     runs of fine-tuning (finetune.py)
       baselines-50.json …               the baselines' scores on the same examples
       study.json                        of what model, examples and settings they are
-    labels.json  labels.png           the table, and its picture
+      labels.json  labels.png           the table, and its picture
 
 A study that is begun again keeps the runs that are finished, if they are of the same.
 """
