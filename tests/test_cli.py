@@ -298,6 +298,17 @@ def test_of_many_differences_the_first_are_told():
     assert str(caught.value).endswith("config.h: 1 in the checkpoint, 2 now; and 4 more")
 
 
+@pytest.mark.parametrize("key, said", [
+    ("corpus", "the text is another one"), ("tokenizer", "the vocabulary is another one"),
+    ("sha256", "the examples, as rows of tokens, are other ones")])
+def test_other_data_are_called_so_in_place_of_their_digests(key, said):
+    stored, own = ({"data": {side: {key: digit * 64} for side in ("training", "held_out")}}
+                   for digit in "01")
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.refuse_differences("here", checkpoint.differences(stored, own))
+    assert str(caught.value).endswith(f"anyway): {said} than in the checkpoint")
+
+
 def test_digests_are_told_by_their_beginning():
     lines = checkpoint.differences({"words": "0" * 64}, {"words": None})
     assert lines == ["words: 00000000… in the checkpoint, None now"]

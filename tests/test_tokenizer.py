@@ -1,4 +1,4 @@
-"""The laws of tokenisers: bytes come back, ids are in range, files open here and elsewhere.
+"""The laws of tokenizers: bytes come back, ids are in range, files open here and elsewhere.
 
 Two vocabularies stand for all: raw bytes, and one learnt from the text below.
 """
@@ -28,7 +28,7 @@ TEXT = b"""The cat sat on the mat, and the cat's hat sat there too.
 BYTES, LEARNT = Tokenizer.bytes(), Tokenizer.train([TEXT] * 3, 300)
 both = pytest.mark.parametrize("vocabulary", [BYTES, LEARNT], ids=["bytes", "learnt"])
 
-# What makes tokenisers stumble, between ordinary pieces.
+# What makes tokenizers stumble, between ordinary pieces.
 PIECES = [b"the", b" cat", b"'s", b" ", b"  ", b"\n", b"\r\n", b"\t", b"x\ny", b"123", b"\0",
           b"<|endoftext|>", b"<|", b"\xff", b"\xc3", b"\xa9", b"\xc3\xa9", b"\xed\xa0\x80",
           b"\xf0\x9f\x98\x80", b"\xe2\x80", "\u0301".encode(), "\u00a0".encode(), "Ġ".encode(),
@@ -108,7 +108,7 @@ def test_a_streamed_character_is_held_back_until_it_is_whole():
     assert [stream.add(0xE6), stream.finish()] == ["", "\ufffd"]
 
 
-# Each is 1 MB and once took some tokeniser minutes: what is quadratic would take hours here.
+# Each is 1 MB and once took some tokenizer minutes: what is quadratic would take hours here.
 ADVERSARIAL = """
 import numpy as np
 from minifm.text import Tokenizer
@@ -278,17 +278,17 @@ def test_the_two_files_of_gpt2_are_a_tokenizer_json(tmp_path, line_end):
     found = Tokenizer.load(tmp_path)
     assert found.sha256 == LEARNT.sha256 and found.end_of_text == LEARNT.end_of_text
     assert found.encode(TEXT).tolist() == LEARNT.encode(TEXT).tolist()
-    with pytest.raises(FormatError, match="no tokeniser here"):
+    with pytest.raises(FormatError, match="no tokenizer here"):
         Tokenizer.load(tmp_path / "tokenizer.json")     # not the other files in its place
 
 
 @pytest.mark.parametrize("file, text, said", [
     ("merges.txt", "#version: 0.2\nt h\nonly\n", "merges.txt: line 3: expected two tokens"),
-    ("merges.txt", "t nowhere\n", "vocab.json: not a tokeniser that can be read"),
+    ("merges.txt", "t nowhere\n", "vocab.json: not a tokenizer that can be read"),
     ("vocab.json", "[]", "vocab.json: expected a JSON object, got list"),
     ("vocab.json", '{"a": 0}', "vocab.json"),
-    ("vocab.json", None, "no tokeniser here; expected tokenizer.json or vocab.json and merges"),
-    ("merges.txt", None, "no tokeniser here"),
+    ("vocab.json", None, "no tokenizer here; expected tokenizer.json or vocab.json and merges"),
+    ("merges.txt", None, "no tokenizer here"),
     ("merges.txt", b"\xff\xff", "merges.txt: cannot be read as UTF-8 text"),
     ("tokenizer.json", "{", "tokenizer.json: not JSON"),
     ("tokenizer.json", "[" * 100_000, "tokenizer.json: not JSON"),
@@ -305,9 +305,9 @@ def test_bad_files_are_named(tmp_path, file, text, said):
     assert said in str(refusal.value)
 
 
-def test_nothing_is_no_tokeniser(tmp_path):
+def test_nothing_is_no_tokenizer(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FormatError, match="no tokeniser here"):
+        with pytest.raises(FormatError, match="no tokenizer here"):
             Tokenizer.load(path)
 
 

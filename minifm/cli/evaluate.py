@@ -42,17 +42,13 @@ def arguments(parser, argv):
 
 def run(args):
     from minifm.evaluation.perplexity import perplexity
-    from minifm.hub import load_causal, resolve, tokenizer_of
-    from minifm.models import pack_model, packed_format
-    from minifm.text import Corpus, Tokenizer
+    from minifm.hub import load_causal
+    from minifm.text import Corpus
     config = build(WindowConfig, vars(args))
     if args.task:
         return run_labelled(args, config)
     corpus = Corpus(args.data, pattern=args.pattern, separator=args.separator)
-    directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_causal(directory)
-    if args.format and args.format != packed_format(model):
-        pack_model(model, args.format)
+    tokenizer, model = loaded(args, load_causal)
     found = perplexity(model, tokenizer, (document.text for document in corpus), config)
     if args.json:
         print(json.dumps(described(found, args.model, corpus.description), indent=2,
@@ -63,10 +59,8 @@ def run(args):
 
 def run_labelled(args, config):
     """How well the model does its task on labelled examples."""
-    from minifm.hub import load_model, resolve, tokenizer_of
-    from minifm.models import pack_model, packed_format
+    from minifm.hub import load_model
     from minifm.tasks import describe, read
-    from minifm.text import Tokenizer
     from minifm.training.config import row_length
     from minifm.training.labelled import TASKS
     for name, value in (("pattern", args.pattern), ("separator", args.separator),
@@ -74,13 +68,11 @@ def run_labelled(args, config):
                         ("tokens", config.tokens)):
         if value is not None:
             raise ConfigError(f"{name}: is for text without labels; leave it out with --task")
-    task, directory = TASKS[args.task], resolve(args.model)
+    task = TASKS[args.task]
     examples = [found for file in args.data
                 for found in read(file, task.example, scheme=args.scheme)]
-    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_model(directory)
+    tokenizer, model = loaded(args, load_model)
     task.require(model)
-    if args.format and args.format != packed_format(model):
-        pack_model(model, args.format)
     rows = task.rows(model, examples, tokenizer, row_length(config.context, model.config))
     scores = task.scores(examples, task.answers(model, rows, tokenizer, config.batch))
     if args.json:
@@ -91,6 +83,18 @@ def run_labelled(args, config):
     facts = ", ".join(f"{what}: {count:,}" for what, count in rows.facts.items() if count)
     print(f"{describe(examples)}\n{len(rows):,} rows{f'; {facts}' if facts else ''}\n")
     print(scores.table())
+
+
+def loaded(args, load):
+    """(the tokenizer, the model that `load` reads, its weights packed as the user said)."""
+    from minifm.hub import resolve, tokenizer_of
+    from minifm.models import pack_model, packed_format
+    from minifm.text import Tokenizer
+    directory = resolve(args.model)
+    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load(directory)
+    if args.format and args.format != packed_format(model):
+        pack_model(model, args.format)
+    return tokenizer, model
 
 
 def described(found, model, data):

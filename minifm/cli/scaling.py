@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from minifm.cli import program
-from minifm.cli.arguments import add_fields, build
+from minifm.cli.arguments import add_fields, build, part_of
 from minifm.cli.plan import number
 from minifm.errors import ConfigError
 from minifm.picture import MISSING
@@ -83,7 +83,7 @@ def the_study(args):
     from minifm.training.pretrain import TextConfig
     said = vars(args)
     if args.resume:
-        own = {*StudyConfig.__dataclass_fields__, *TextConfig.__dataclass_fields__} & said.keys()
+        own = part_of(StudyConfig, said) | part_of(TextConfig, said)
         if own:
             raise ConfigError(f"{', '.join(sorted(own))}: a study that is resumed has its own; "
                               "leave it out")

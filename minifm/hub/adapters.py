@@ -162,7 +162,7 @@ def load_adapter(model, directory):
 
     Raises FormatError, and changes nothing, for anything in the directory that is not as expected;
     tensors that are missing, unknown or of another shape, as those of an adapter for another model
-    are, are all listed in one. Raises ConfigError for a model that has adapters.
+    are, are told in one. Raises ConfigError for a model that has adapters.
     """
     require_plain(model)
     config, arrays = read_adapter(model, directory)

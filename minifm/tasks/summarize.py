@@ -68,9 +68,7 @@ class SummaryRows(LabelledRows):
     by_token, masked = True, False
 
     def __init__(self, examples, tokenizer, *, length, separator=SEPARATOR):
-        if tokenizer.end_of_text is None:
-            raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
-                              "without which a model does not learn where a summary ends")
+        end = _end_of(tokenizer)
         self.examples, self.prompts = list(examples), []
         frame, between = Frame.of(tokenizer), tokenizer.encode(separator)
         facts, ids, targets = {"truncated": 0, "tokens cut": 0, "summaries cut": 0}, [], []
@@ -85,8 +83,8 @@ class SummaryRows(LabelledRows):
             facts["truncated"] += len(kept) < len(text)
             facts["tokens cut"] += len(text) - len(kept)
             prompt = np.concatenate([frame.before, kept, between]).astype(np.int64)
-            end = [tokenizer.end_of_text] if len(said) == len(summary) else []
-            whole = np.concatenate([prompt, said, end]).astype(np.int64)
+            ending = [end] if len(said) == len(summary) else []
+            whole = np.concatenate([prompt, said, ending]).astype(np.int64)
             self.prompts.append(prompt)
             ids.append(whole[:-1])
             targets.append(np.where(np.arange(1, len(whole)) < len(prompt), IGNORE, whole[1:]))
@@ -108,11 +106,8 @@ class PairRows(LabelledRows):
     by_token = True
 
     def __init__(self, examples, tokenizer, *, length):
-        end = tokenizer.end_of_text
-        if end is None:
-            raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
-                              "without which a model does not learn where a summary ends")
-        self.examples, padding = list(examples), tokenizer.padding
+        end, padding = _end_of(tokenizer), tokenizer.padding
+        self.examples = list(examples)
         room, most = room_in(length, 1, "its end"), most_of_summary(length)
         texts = tokenizer.encode_all([e.text for e in self.examples])
         summaries = tokenizer.encode_all([e.summary.strip() for e in self.examples])
@@ -125,3 +120,11 @@ class PairRows(LabelledRows):
         self.longest = most + 1
         super().__init__(self.prompts, targets, length=length,
                          padding=end if padding is None else padding, facts=facts)
+
+
+def _end_of(tokenizer):
+    """The id of end-of-text; raises ConfigError for a vocabulary without one."""
+    if tokenizer.end_of_text is None:
+        raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
+                          "without which a model does not learn where a summary ends")
+    return tokenizer.end_of_text

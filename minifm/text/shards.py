@@ -1,7 +1,7 @@
 """The token ids of a corpus on disk, encoded once, read from there ever after.
 
     tokens/                     the directory that the caller gives: a cache
-      3f2a…/                    one corpus as one tokeniser encodes it, named by both digests
+      3f2a…/                    one corpus as one tokenizer encodes it, named by both digests
         index.json              what is in it, and the digest of every file
         00000.bin, 00001.bin …  little-endian ids, SHARD in each file but the last
 
@@ -34,11 +34,11 @@ def store(documents, tokenizer, directory, *, progress=None):
     """The Tokens of `documents` (a Corpus or a part of one), from the cache `directory`.
 
     Encodes them where the cache does not have them yet, or has them damaged. Any number of
-    corpora and tokenisers may share one directory.
+    corpora and tokenizers may share one directory.
 
     progress   progress(done, size): called now and then, with bytes of text
 
-    Raises ConfigError: no documents, or a tokeniser without end-of-text; FormatError: documents
+    Raises ConfigError: no documents, or a tokenizer without end-of-text; FormatError: documents
     that cannot be read; UserError: they changed while they were read, or the disk is full.
     """
     expected = _expected(documents, tokenizer)
@@ -92,7 +92,7 @@ class Tokens:
 
 
 def _expected(documents, tokenizer):
-    """What index.json must say of these documents and this tokeniser."""
+    """What index.json must say of these documents and this tokenizer."""
     if tokenizer.end_of_text is None:
         raise ConfigError("tokenizer: has no end-of-text token to put between documents; name one "
                           "as `eos_token` in its tokenizer_config.json")

@@ -39,7 +39,7 @@ from minifm.text.tokenizer_json import (
 SEGMENT = 1 << 18           # a longer text is encoded in segments of about this many characters
 TOGETHER = 1 << 24          # characters that the library encodes in one call, on all processors
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")        # how Python decodes such bytes
-# Within a longer text: a line feed with text on both sides, where every pre-tokeniser cuts.
+# Within a longer text: a line feed with text on both sides, where every pre-tokenizer cuts.
 _CUT = re.compile(r"(?<=[^\W_]\n)(?=[^\W_])")
 _ASCII = "a b  c\n\n\td " + "".join(map(chr, range(33, 65))) + "[\\]^_`xyz{|}~"
 _FILES = ("tokenizer.json", "vocab.json and merges.txt")
@@ -151,7 +151,7 @@ class Tokenizer:
 
     @cached_property
     def _marked(self):
-        """The library's tokeniser that does read special strings as special."""
+        """The library's tokenizer that does read special strings as special."""
         return open_library(self._plain.to_str(), self.file)
 
     def decode(self, ids):
@@ -187,7 +187,7 @@ class Tokenizer:
 
     @property
     def sha256(self):
-        """What tells this tokeniser from any other."""
+        """What tells this tokenizer from any other."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     @classmethod
@@ -203,7 +203,7 @@ class Tokenizer:
             return cls(read_text(file), settings, file)
         old = [path / name for name in ("vocab.json", "merges.txt")]
         if not all(f.exists() for f in old):
-            raise FormatError(path, None, f"no tokeniser here; expected {' or '.join(_FILES)}")
+            raise FormatError(path, None, f"no tokenizer here; expected {' or '.join(_FILES)}")
         return cls(from_gpt2(*old), settings, old[0])
 
     def save(self, directory):
@@ -286,7 +286,7 @@ def _groups(data):
 
 def _pieces(document):
     """(text, bytes behind it that are not UTF-8) until the end. A text beyond SEGMENT is cut
-    between two lines where the pre-tokenisers cut anyway."""
+    between two lines where the pre-tokenizers cut anyway."""
     pieces = _NOT_UTF8.split(document.decode("utf-8", "surrogateescape"))
     for text, raw in zip(pieces[::2], [*pieces[1::2], ""]):
         start = 0

@@ -19,7 +19,7 @@ SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 
 
 def open_library(text, file="tokenizer.json"):
-    """The library's tokeniser for the JSON `text`; raises FormatError for what is not ours."""
+    """The library's tokenizer for the JSON `text`; raises FormatError for what is not ours."""
     import tokenizers
     described = _parse(text, file)
     model = described.get("model")
@@ -34,7 +34,7 @@ def open_library(text, file="tokenizer.json"):
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:      # the library raises plain Exception
-        raise FormatError(file, None, f"not a tokeniser that can be read: {error}") from error
+        raise FormatError(file, None, f"not a tokenizer that can be read: {error}") from error
     library.no_truncation()
     library.no_padding()
     return library

@@ -29,8 +29,11 @@ from minifm.nn import adapter_config, trainable
 
 FORMAT = 1
 PLANNED = re.compile(r"config\.steps: (\d+) in the checkpoint, (\d+) now")
-OTHER_TEXT = re.compile(r"data\.\w+\.(corpus|tokens): ")
-OTHER_ROWS = re.compile(r"data\.\w+\.(sha256|rows): ")
+# Of what names the data, the digests and lengths, and what it means that they are others.
+OTHER_DATA = {re.compile(r"data\.\w+\.(corpus|tokens): "): "the text is another one",
+              re.compile(r"data\.\w+\.tokenizer: "): "the vocabulary is another one",
+              re.compile(r"data\.\w+\.(sha256|rows): "):
+                  "the examples, as rows of tokens, are other ones"}
 DIGEST = re.compile(r"[0-9a-f]{64}")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 STATE, OPTIMIZER = "trainer_state/state.json", "trainer_state/optimizer.safetensors"
@@ -178,9 +181,8 @@ def _shown(value):
 
 def refuse_differences(path, lines):
     """Raise ConfigError that tells how the run and the checkpoint differ, if they do."""
-    for other, what in ((OTHER_TEXT, "the text is another one"),
-                        (OTHER_ROWS, "the examples, as rows of tokens, are other ones")):
-        lines = _in_one(lines, other, f"{what} than in the checkpoint")
+    for digests, other in OTHER_DATA.items():
+        lines = _in_one(lines, digests, f"{other} than in the checkpoint")
     if len(lines) == 1 and (steps := PLANNED.fullmatch(lines[0])):
         raise ConfigError(f"{path}: the run was planned for {steps[1]} steps, not {steps[2]}; "
                           "--force changes that, and the learning rate's way to its end with it")
