@@ -469,7 +469,7 @@ def test_what_does_not_go_together_is_refused():
     text = json.loads(BYTES.json)
     text["added_tokens"] = []
     text["model"]["vocab"].pop("<|endoftext|>", None)
-    with pytest.raises(ConfigError, match="an end-of-text token, and this one has none"):
+    with pytest.raises(ConfigError, match="no end-of-text token with which a text under a"):
         Choices(["a"]).guide(Tokenizer(json.dumps(text)), 300)
 
 

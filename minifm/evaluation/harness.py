@@ -13,6 +13,7 @@ from minifm.errors import ConfigError, UserError
 from minifm.evaluation.perplexity import sliding_requests
 from minifm.evaluation.score import Request, score
 from minifm.generation import Sampling, generate
+from minifm.text import end_of_text_of
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -26,9 +27,8 @@ class Adapter:
 
     def __init__(self, model, tokenizer, *, batch=8, max_tokens=256):
         """Raises ConfigError for a tokenizer without an end-of-text token."""
-        if tokenizer.end_of_text is None:
-            raise ConfigError("evaluation: a text without a context follows an end-of-text, and "
-                              "this tokenizer has none")
+        self.end_of_text = end_of_text_of(
+            tokenizer, "that a text without a context would follow")
         self.model, self.tokenizer = model, tokenizer
         self.batch, self.max_tokens = batch, max_tokens
 
@@ -47,7 +47,7 @@ class Adapter:
         ids = self.tokenizer.encode(context + continuation).tolist()
         scored = len(ids) - len(before)
         if not before:
-            ids = [self.tokenizer.end_of_text, *ids]
+            ids = [self.end_of_text, *ids]
         most = self.model.config.context
         if scored < 1:
             raise ConfigError(f"evaluation: nothing of {continuation!r:.60} is left to score: the "
@@ -63,7 +63,7 @@ class Adapter:
         context, parts, owners = self.model.config.context, [], []
         for number, request in enumerate(requests):
             ids = self.tokenizer.encode(request.args[0]).tolist()
-            mine = list(sliding_requests(ids, context, context, self.tokenizer.end_of_text))
+            mine = list(sliding_requests(ids, context, context, self.end_of_text))
             parts += mine
             owners += [number] * len(mine)
         totals = [0.0] * len(requests)
@@ -107,7 +107,7 @@ class Adapter:
             raise ConfigError(f"max_gen_toks: {max_tokens} tokens leave nothing of the model's "
                               f"context of {self.model.config.context} for the prompt")
         return self.tokenizer.encode(context)[-room:] if context else \
-            [self.tokenizer.end_of_text]
+            [self.end_of_text]
 
 
 def harness_model(model, tokenizer, **options):

@@ -14,6 +14,7 @@ from itertools import islice
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.evaluation.score import Request, score
+from minifm.text import end_of_text_of
 
 TOGETHER = 32               # batches of windows that are sorted by length
 
@@ -85,9 +86,7 @@ def sliding_requests(ids, context, stride, before):
 def perplexity(model, tokenizer, documents, config=WindowConfig()):
     """The Measured of texts (bytes or str). Raises ConfigError for a tokenizer without an
     end-of-text, or documents without a token."""
-    if tokenizer.end_of_text is None:
-        raise ConfigError("evaluation: a document's first token follows an end-of-text, and this "
-                          "tokenizer has none")
+    end_of_text_of(tokenizer, "that a document's first token would follow")
     context, stride = config.of(model)
     tally = {"tokens": 0, "bytes": 0, "documents": 0}
     requests = _requests(tokenizer, documents, context, stride, config.tokens, tally)

@@ -14,7 +14,7 @@ from minifm.generation.job import Job
 from minifm.generation.sampling import Sampling
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.rng import Rng
-from minifm.text import StreamDecoder
+from minifm.text import StreamDecoder, end_of_text_of
 
 
 @dataclass
@@ -59,11 +59,9 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
            for prompt in prompts]
     if isinstance(model, Seq2SeqModel):
         require_sources(ids)
-        if tokenizer.end_of_text is None:
-            raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
-                              "with which an encoder-decoder's sources end")
+        end = end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")
         model = Conditioned(model, [
-            source if source is prompt else np.append(source, tokenizer.end_of_text)
+            source if source is prompt else np.append(source, end)
             for source, prompt in zip(ids, prompts)])
         ids = model.prompts
     guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)

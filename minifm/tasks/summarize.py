@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minifm.errors import ConfigError
 from minifm.ops.loss import IGNORE
 from minifm.tasks.batches import LabelledRows, room_in
 from minifm.tasks.examples import Example, need, need_text
 from minifm.tasks.scores import summary_scores
+from minifm.text import end_of_text_of
 from minifm.text.offsets import Frame
 
 SEPARATOR = "\nTL;DR:"
+FOR_THE_END = "by which a model learns where a summary ends"
 PART = 4            # a summary has a row's length / PART tokens at most, and so many are kept free
 
 
@@ -68,7 +69,7 @@ class SummaryRows(LabelledRows):
     by_token, masked = True, False
 
     def __init__(self, examples, tokenizer, *, length, separator=SEPARATOR):
-        end = _end_of(tokenizer)
+        end = end_of_text_of(tokenizer, FOR_THE_END)
         self.examples, self.prompts = list(examples), []
         frame, between = Frame.of(tokenizer), tokenizer.encode(separator)
         facts, ids, targets = {"truncated": 0, "tokens cut": 0, "summaries cut": 0}, [], []
@@ -106,7 +107,7 @@ class PairRows(LabelledRows):
     by_token = True
 
     def __init__(self, examples, tokenizer, *, length):
-        end, padding = _end_of(tokenizer), tokenizer.padding
+        end, padding = end_of_text_of(tokenizer, FOR_THE_END), tokenizer.padding
         self.examples = list(examples)
         room, most = room_in(length, 1, "its end"), most_of_summary(length)
         texts = tokenizer.encode_all([e.text for e in self.examples])
@@ -120,11 +121,3 @@ class PairRows(LabelledRows):
         self.longest = most + 1
         super().__init__(self.prompts, targets, length=length,
                          padding=end if padding is None else padding, facts=facts)
-
-
-def _end_of(tokenizer):
-    """The id of end-of-text; raises ConfigError for a vocabulary without one."""
-    if tokenizer.end_of_text is None:
-        raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token), "
-                          "without which a model does not learn where a summary ends")
-    return tokenizer.end_of_text

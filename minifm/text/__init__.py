@@ -3,4 +3,4 @@ what is made of those to learn from: rows, masked tokens (masking), spans left o
 
 from minifm.text.corpus import Corpus
 from minifm.text.packing import HeldOutBatches, TrainingBatches
-from minifm.text.tokenizer import StreamDecoder, Tokenizer
+from minifm.text.tokenizer import StreamDecoder, Tokenizer, end_of_text_of

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from minifm.atomic import atomic_directory
-from minifm.errors import ConfigError, FormatError, UserError
+from minifm.errors import FormatError, UserError
 from minifm.text.corpus import Tally
+from minifm.text.tokenizer import end_of_text_of
 
 FORMAT = 1
 SHARD = 1 << 24             # ids in one file: 32 MiB, or 64 where the vocabulary is large
@@ -93,12 +94,10 @@ class Tokens:
 
 def _expected(documents, tokenizer):
     """What index.json must say of these documents and this tokenizer."""
-    if tokenizer.end_of_text is None:
-        raise ConfigError("tokenizer: has no end-of-text token to put between documents; name one "
-                          "as `eos_token` in its tokenizer_config.json")
+    end_of_text = end_of_text_of(tokenizer, "to put between documents")
     return {"format": FORMAT, "corpus": documents.sha256, "tokenizer": tokenizer.sha256,
             "documents": documents.count, "size": documents.size,
-            "end_of_text": int(tokenizer.end_of_text),
+            "end_of_text": int(end_of_text),
             "dtype": "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"}
 
 

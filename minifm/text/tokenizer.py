@@ -261,6 +261,14 @@ class StreamDecoder:
         return self.decoder.decode(b"", True)
 
 
+def end_of_text_of(tokenizer, use):
+    """The id of its end-of-text; raises ConfigError, with the `use` it would have, for none."""
+    if tokenizer.end_of_text is None:
+        raise ConfigError(f"tokenizer: has no end-of-text token {use}; name one as `eos_token` in "
+                          "its tokenizer_config.json")
+    return tokenizer.end_of_text
+
+
 def _as_bytes(text):
     if isinstance(text, str):
         return text.encode("utf-8", "surrogatepass")

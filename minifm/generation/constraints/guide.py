@@ -9,6 +9,7 @@ import numpy as np
 
 from minifm.errors import ConfigError
 from minifm.generation.constraints.automaton import DEAD, START
+from minifm.text import end_of_text_of
 
 REMEMBERED = 1 << 26        # bytes of tables that a Guide keeps
 
@@ -23,14 +24,11 @@ class Guide:
     start = START
 
     def __init__(self, automaton, tokenizer, vocabulary):
-        if tokenizer.end_of_text is None:
-            raise ConfigError("a constraint needs a tokenizer with an end-of-text token, and this "
-                              "one has none")
+        self.end_of_text = end_of_text_of(tokenizer, "with which a text under a constraint ends")
         if vocabulary < tokenizer.vocabulary:
             raise ConfigError(f"the tokenizer has {tokenizer.vocabulary} tokens, and the model "
                               f"knows only {vocabulary}")
         self.automaton, self.vocabulary = automaton, vocabulary
-        self.end_of_text = tokenizer.end_of_text
         self.trie = _Trie(tokenizer.spellings)
         self._after, self._most = {}, max(1, REMEMBERED // (4 * vocabulary))
 
