@@ -423,7 +423,8 @@ def test_a_config_json_that_lacks_its_shape_says_what():
     ({"heads": 3}, "heads: 3 heads do not divide the width 16"),
     ({"padding": V}, f"padding: expected an id below the vocabulary of {V}, got {V}"),
     ({"pooler": True}, "layout: bert is not known with pooler and masked_head; expected the parts"),
-    ({"layout": "roberta", "pooler": True, "sentence_head": True}, "layout: roberta is not known"),
+    ({"layout": "roberta", "sentence_head": True}, "sentence_head: RoBERTa has none, it learns"),
+    ({"layout": "roberta", "pooler": True}, "layout: roberta is not known with pooler and"),
     ({"layout": "albert"}, "layout: expected one of bert, roberta, got 'albert'"),
     ({"types": 0}, "types: expected at least 1, got 0"),
 ])

@@ -37,11 +37,11 @@ def spellings(key, accepted_name):
 
 
 def misfits(found, slots):
-    """One line for each tensor that is missing, of another shape, or not of numbers."""
+    """One line for each tensor that is missing, of another shape, or not of numbers, in the order
+    of the model."""
     wrong = [f"{name} is missing" for name in slots if name not in found]
-    for name, same in found.items():
-        expected, dtypes = slots[name]
-        for entry in same:
+    for name, (expected, dtypes) in slots.items():
+        for entry in found.get(name, ()):
             if entry.shape != tuple(expected):
                 wrong.append(f"{shown(entry.name)} is {list(entry.shape)}, expected "
                              f"{list(expected)}")

@@ -88,8 +88,9 @@ class BertConfig:
             raise ConfigError(f"padding: expected an id below the vocabulary of "
                               f"{self.vocabulary}, got {self.padding}")
         if self.sentence_head and self.layout == "roberta":
-            raise ConfigError("next_sentence: RoBERTa does without it (Liu et al. 2019); leave it "
-                              "out, or choose the architecture bert")
+            raise ConfigError("sentence_head: RoBERTa has none, it learns without the next "
+                              "sentence (Liu et al. 2019); leave next_sentence out, or choose the "
+                              "architecture bert")
         if any(self._parts[1:]) and self._parts not in ARCHITECTURES:
             parts = [name for name in BARE if getattr(self, name)]
             raise ConfigError(f"layout: {self.layout} is not known with {' and '.join(parts)}; "
