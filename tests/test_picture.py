@@ -27,6 +27,14 @@ def test_where_the_block_raises_the_old_picture_stays(tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
+def test_a_picture_that_cannot_be_made_leaves_the_old_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a.nothing").write_bytes(b"old")
+    with pytest.raises(ValueError), picture(tmp_path / "a.nothing", 2, 1):
+        pass
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
 def test_the_settings_of_matplotlib_are_as_they_were(tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     before = {key: matplotlib.rcParams[key] for key in STYLE}
