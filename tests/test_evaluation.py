@@ -26,7 +26,7 @@ from minifm.evaluation import (
 from minifm.evaluation.harness import Adapter
 from minifm.generation import Sampling, generate
 from minifm.hub import save_model
-from minifm.models import GPT, GPTConfig
+from minifm.models import GPT, GPTConfig, Llama, LlamaConfig
 from minifm.text import Tokenizer
 
 BYTES = Tokenizer.bytes()
@@ -87,6 +87,43 @@ def test_logits_beyond_what_is_held_at_a_time_change_no_score(backend, monkeypat
     for one, other in zip(whole, score(model, requests)):
         assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-5)
         assert mf.backend().name != "c" or one == other
+
+
+ALIKE = st.lists(st.tuples(st.integers(0, 8), st.lists(st.integers(0, 256), min_size=1, max_size=4),
+                           st.integers(0, 4)), min_size=1, max_size=9)
+
+
+@given(ALIKE, st.integers(1, 4), st.sampled_from([GPT, Llama]))
+def test_what_requests_have_in_common_is_computed_once(backend, drawn, batch, kind):
+    """Beginnings that grow and shrink from batch to batch; the scores are those of each alone."""
+    common = {"vocabulary": 257, "context": 12, "layers": 2, "heads": 2, "width": 8}
+    model = randomised(GPT(GPTConfig(**common)) if kind is GPT else
+                       Llama(LlamaConfig(**common, key_heads=1, hidden=16, window=5)), 3, 0.7)
+    requests = []
+    for shared, rest, scored in drawn:
+        ids = [*range(shared), *rest, 7]
+        requests.append(Request(ids, min(max(len(ids) - scored, 1), len(ids))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["minifm.evaluation.score"], "SHARED", 1)
+        found = score(model, requests, batch=batch)
+    for one, request in zip(found, requests):
+        alone = score(model, [request])[0]
+        if mf.backend().name == "c":
+            assert one == alone             # bitwise
+        assert one.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-5, abs=1e-5)
+
+
+def test_a_common_beginning_costs_once(monkeypatch):
+    model, seen = small_model(context=60), []
+    features = model.features
+
+    def counted(ids, **options):
+        seen.append(np.size(ids))
+        return features(ids, **options)
+
+    monkeypatch.setattr(model, "features", counted)
+    score(model, [Request([*range(40), i], 40) for i in range(9)], batch=3)
+    assert sum(seen) == 39 + 9              # all but the last of the 40, once
 
 
 def test_the_text_that_greedy_decoding_writes_is_greedy(backend):

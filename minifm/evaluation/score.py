@@ -2,6 +2,10 @@
 
 All else here stands on `score`. Rows are padded on the right, where nothing looks, so that on the C
 backend a score is the same to the bit whatever it is batched with.
+
+Texts are often asked about behind one context: the answers to a question, questions behind the same
+examples. What the rows of a batch have in common at their beginnings is computed once, and kept
+from batch to batch as far as the next one begins alike: a cached token has the bits of any other.
 """
 
 from dataclasses import dataclass
@@ -12,9 +16,10 @@ import numpy as np
 from minifm import ops
 from minifm.errors import AnomalyError, ConfigError
 from minifm.tensor import Tensor, no_grad
-from minifm.text.rows import padded
+from minifm.text.rows import common_prefix, padded
 
 TOGETHER = 1 << 23          # logits that are held at a time: 32 MB
+SHARED = 16                 # tokens at the beginning of rows, from which on they are computed once
 
 
 class Request(NamedTuple):
@@ -49,12 +54,39 @@ def score(model, requests, *, batch=8):
     for request in requests:
         _check(request, model.config.context)
     order = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))   # alike together
-    found = [None] * len(requests)
+    found, beginning = [None] * len(requests), Beginning(model)
     for first in range(0, len(order), batch):
         rows = order[first : first + batch]
-        for row, result in zip(rows, _score_together(model, [requests[row] for row in rows])):
+        for row, result in zip(rows, _score_together(beginning, [requests[r] for r in rows])):
             found[row] = result
     return found
+
+
+class Beginning:
+    """The keys and values of one text, behind which rows go on that begin so."""
+
+    def __init__(self, model):
+        self.model, self.ids, self.cache = model, [], None
+
+    def features(self, ids, shared):
+        """ids [B, T], whose rows have the first `shared` in common -> the features of all those
+        behind them, [B, T - shared, C]."""
+        if not shared:
+            return self.model.features(ids)
+        self._become(ids[0, :shared].tolist())
+        cache = self.model.cache(*ids.shape)
+        cache.take(self.cache, np.zeros(len(ids), np.int64))
+        return self.model.features(ids[:, shared:], placement=cache.place(ids.shape[1] - shared))
+
+    def _become(self, ids):
+        """Forget what is not the beginning of these ids, and add the rest of them."""
+        if self.cache is None:
+            self.cache = self.model.cache(1)
+        kept = common_prefix([self.ids, ids])
+        self.cache.rewind([kept])
+        if kept < len(ids):
+            self.model.features(np.array([ids[kept:]]), placement=self.cache.place(len(ids) - kept))
+        self.ids = ids
 
 
 def _check(request, context):
@@ -66,15 +98,18 @@ def _check(request, context):
                           f"the model's context of {context}")
 
 
-def _score_together(model, requests):
+def _score_together(beginning, requests):
+    model = beginning.model
     ids = padded([request.ids[:-1] or [0] for request in requests])             # [B, T]
     # The scored tokens of all rows, one after the other: the place before each, and the token.
     counts = [len(request.ids) - request.start for request in requests]
     rows = np.repeat(np.arange(len(requests)), counts)
     places = np.concatenate([np.arange(r.start, len(r.ids)) - 1 for r in requests])
     targets = np.concatenate([np.asarray(r.ids[r.start :], np.int64) for r in requests])
+    shared = min(common_prefix([r.ids for r in requests]), min(r.start for r in requests) - 1)
+    shared = min(shared, ids.shape[1] - 1) if len(requests) > 1 and shared >= SHARED else 0
     with no_grad():
-        features = model.features(ids)[rows, places]                            # [N, C]
+        features = beginning.features(ids, shared)[rows, places - shared]       # [N, C]
         losses, likeliest = _losses(model, features, targets)
     if not np.isfinite(losses).all():
         raise AnomalyError("the model's logits are not finite: its weights are damaged, or its "

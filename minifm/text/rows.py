@@ -53,6 +53,14 @@ def padded(rows, padding=0):
     return out
 
 
+def common_prefix(rows):
+    """How many items all these sequences have in common at their beginnings."""
+    for place, items in enumerate(zip(*rows)):
+        if any(item != items[0] for item in items):
+            return place
+    return min(map(len, rows))
+
+
 class EncoderRows(MadeBatches):
     """(ids [B, R + 2],): windows of R tokens between `first` and `separator`, as RoBERTa reads
     them (Liu et al. 2019, section 4.2).
