@@ -22,6 +22,7 @@ from minifm.tasks.scores import (
     rouge_n,
     summary_scores,
     table,
+    text_scores,
     word_f1,
 )
 
@@ -62,6 +63,13 @@ def test_classes_by_definition(pairs):
             f1s.append(f1)
     assert scores.macro[2] == pytest.approx(sum(f1s) / len(f1s))
     assert scores.micro == pytest.approx([scores.accuracy] * 3)     # each has one label
+
+
+def test_what_is_no_label_is_wrong_and_no_class():
+    scores = class_scores(list("aab"), ["a", None, None])
+    assert scores.labels == ("a", "b") and scores.matrix.tolist() == [[1, 0], [0, 0]]
+    assert scores.gold.tolist() == [2, 1] and scores.predicted.tolist() == [1, 0]
+    assert scores.figures == pytest.approx({"accuracy": 1 / 3, "macro_f1": (2 / 3 + 0) / 2})
 
 
 # -- entities --------------------------------------------------------------------------------------
@@ -139,10 +147,19 @@ def test_rouge_is_symmetric_and_1_of_itself(a, b):
         assert rouge_n(a, b, n) == rouge_n(b, a, n)
 
 
+# -- texts -----------------------------------------------------------------------------------------
+
+
+def test_texts_are_the_same_or_not():
+    found = text_scores(["a b", " c\n", "", "D"], ["a b ", "c", "x", "d"])
+    assert found.figures == {"accuracy": 0.5}
+
+
 # -- all together ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("score", [class_scores, entity_scores, answer_scores, summary_scores])
+@pytest.mark.parametrize("score", [class_scores, entity_scores, answer_scores, summary_scores,
+                                   text_scores])
 def test_an_answer_for_each_example(score):
     for gold, said in (([], []), (["a"], [])):
         with pytest.raises(ConfigError, match=f"got {len(said)} for {len(gold)}"):
@@ -158,7 +175,8 @@ def test_pictures(tmp_path, monkeypatch):
     scores = class_scores(list("aab"), list("abb"))
     curves = {"ours": [(1, 0.2), (2, math.sqrt(0.5))]}
     for name, drawn in [("c.png", draw_confusion(scores, tmp_path / "c.png")),
-                        ("l.png", draw_learning(curves, tmp_path / "l.png", levels={"m": 0.3}))]:
+                        ("l.png", draw_learning(curves, tmp_path / "l.png", levels={"m": 0.3},
+                                               bands={"ours": [(1, 0.1, 0.3), (2, 0.6, 0.8)]}))]:
         assert drawn and (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert draw_confusion(scores, tmp_path / "d.png") is False

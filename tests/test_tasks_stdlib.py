@@ -8,7 +8,7 @@ import pytest
 
 from minifm import cli
 from minifm.errors import ConfigError
-from minifm.tasks import Classified, Question, Summary, Tagged, read, stdlib
+from minifm.tasks import Answered, Classified, Question, Summary, Tagged, read, stdlib
 from minifm.tasks.baselines import compare
 from minifm.tasks.rules import RULES
 from minifm.text.corpus import Document
@@ -151,16 +151,18 @@ TRAINING = {
     "questions": [Question(f"Where is {n}?", f"{n} is in {c}, says X", ((c, len(n) + 7),))
                   for n in ("Ada", "Bob", "Eve") for c in ("Rome", "Oslo", "Bern")],
     "summaries": [Summary(f"def {w}(x): go", f"The {w}.") for w in ("one", "two", "one", "one")],
+    "free text": [Answered(f"plural of {w}", f"{w}s") for w in ("cat", "dog", "cat", "hen")],
 }
 HELD_OUT = {
     "classes": [Classified("poor 3", "-"), Classified("fine", "+")],
     "tags": [Tagged.of_words(["in", "Rome", "by", "Zed"], ["O", "B-LOC", "O", "B-PER"])],
     "questions": [Question("Where is Eve?", "Eve is in Paris, says X", (("Paris", 10),))],
     "summaries": [Summary("def two(y): stop", "The two.")],
+    "free text": [Answered("the plural of a dog", "dogs"), Answered("plural: cat", "cats")],
 }
 # The first figure of: the majority, what is learnt.
 EXPECTED = {"classes": (0.5, 1.0), "tags": (2 / 3, 1.0), "questions": (0.0, 1.0),
-            "summaries": (0.5, 1.0)}
+            "summaries": (0.5, 1.0), "free text": (0.5, 1.0)}
 
 
 @pytest.mark.parametrize("name", TRAINING)

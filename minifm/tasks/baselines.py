@@ -2,7 +2,8 @@
 
     majority     the most frequent answer of the training examples
     TF-IDF + …   scikit-learn's logistic regression on words and their neighbours, weighted by how
-                 rare they are (Spärck Jones 1972); for summaries the nearest training example's
+                 rare they are (Spärck Jones 1972); for summaries and free text the nearest training
+                 example's
     rules        by hand, where there are some (rules.py)
 
 Each takes (training, held out) and returns a prediction for each held-out example, which is scored
@@ -17,6 +18,7 @@ from collections import Counter, defaultdict
 
 from minifm.errors import ConfigError
 from minifm.tasks.classify import Classified
+from minifm.tasks.freetext import Answered
 from minifm.tasks.ner import Tagged
 from minifm.tasks.qa import Question
 from minifm.tasks.spans import OUTSIDE, parts, spans_of, tags_of, words_in
@@ -82,6 +84,11 @@ def majority_answer(training, held_out):
 def majority_summary(training, held_out):
     """The most frequent summary."""
     return [_most_frequent(example.summary for example in training)] * len(held_out)
+
+
+def majority_output(training, held_out):
+    """The most frequent answer."""
+    return [_most_frequent(example.output for example in training)] * len(held_out)
 
 
 # -- TF-IDF ----------------------------------------------------------------------------------------
@@ -221,15 +228,25 @@ def _answer(learnt, example):
 
 def nearest_summary(training, held_out):
     """The summary of the training example whose words and pairs have the largest cosine."""
+    return [example.summary for example in _nearest(training, held_out)]
+
+
+def nearest_output(training, held_out):
+    """The answer of that example."""
+    return [example.output for example in _nearest(training, held_out)]
+
+
+def _nearest(training, held_out):
     text, _ = _sklearn()
     weights = text.TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True)
-    known = weights.fit_transform([example.text for example in training])
-    near = (weights.transform([example.text for example in held_out]) @ known.T).toarray()
-    return [training[i].summary for i in near.argmax(axis=1).tolist()]
+    known = weights.fit_transform([example.content for example in training])
+    near = (weights.transform([example.content for example in held_out]) @ known.T).toarray()
+    return [training[i] for i in near.argmax(axis=1).tolist()]
 
 
-_REGRESSION = "TF-IDF + logistic regression"
+_REGRESSION, _NEAREST = "TF-IDF + logistic regression", "TF-IDF, nearest example"
 BASELINES = {Classified: (majority_class, learnt_class, _REGRESSION),
              Tagged: (majority_tags, learnt_tags, _REGRESSION),
              Question: (majority_answer, learnt_answer, _REGRESSION),
-             Summary: (majority_summary, nearest_summary, "TF-IDF, nearest example")}
+             Summary: (majority_summary, nearest_summary, _NEAREST),
+             Answered: (majority_output, nearest_output, _NEAREST)}

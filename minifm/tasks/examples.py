@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from minifm.atomic import atomic_file
 from minifm.errors import ConfigError, FormatError, listed, plural
+from minifm.rng import Rng
 
 
 class Origin(NamedTuple):
@@ -146,6 +147,15 @@ def split(examples, fraction, seed=0):
     pairs = list(zip(examples, sides))
     return ([example for example, side in pairs if side >= threshold],
             [example for example, side in pairs if side < threshold])
+
+
+def sides(examples, held_out=None, *, fraction, seed):
+    """(training, held out), both in an order that the seed shuffles. Where there are no `held_out`
+    examples, a part of the others is; see `split`."""
+    if held_out is None:
+        examples, held_out = split(examples, fraction, seed)
+    return tuple([part[i] for i in Rng(seed).child("examples").permutation(len(part)).tolist()]
+                 for part in (examples, held_out))
 
 
 def _group(example):

@@ -53,9 +53,10 @@ def _name_classes(axes, scores):
 
 
 def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", levels=None,
-                  logarithmic=False):
+                  bands=None, logarithmic=False):
     """`curves` {name: [(x, score), …]}, and `levels` {name: score}, such as those of baselines,
-    as lines across. Scores are fractions. `logarithmic`: x, marked where there are points."""
+    as lines across; `bands` {name of a curve: [(x, low, high), …]}, about it. Scores are fractions.
+    `logarithmic`: x, marked where there are points."""
     if not can_draw():
         return False
     with picture(path, 8, 4.6) as figure:
@@ -64,6 +65,8 @@ def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", level
                                                   itertools.cycle(MARKERS)):
             axes.plot(*zip(*points), color=colour, marker=marker, markersize=4, linewidth=1.4,
                       label=name)
+            if bands:
+                axes.fill_between(*zip(*bands[name]), color=colour, alpha=0.15, linewidth=0)
         for (name, level), style in zip((levels or {}).items(),
                                         itertools.cycle(["--", ":", "-.", (0, (1, 3))])):
             axes.axhline(level, color="#666666", linewidth=1, linestyle=style, label=name)

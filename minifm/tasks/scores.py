@@ -4,6 +4,7 @@
     entity_scores    the same of entities that agree in place and type (CoNLL-2003)
     answer_scores    exact match and F1 over words (SQuAD)
     summary_scores   ROUGE-1, ROUGE-2 and ROUGE-L
+    text_scores      whether two texts are the same
 
 Each gives an object with `figures`, {name: fraction}, the first the one to look at, and
 `table()`, text. All scores are fractions in [0, 1]. A ratio of nothing to nothing is 0.
@@ -111,7 +112,8 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class ClassScores(Counts):
-    """And `matrix` int64 [K, K]: how often label i (row) was said to be label j (column)."""
+    """And `matrix` int64 [K, K]: how often label i (row) was said to be label j (column). Of a row
+    the labels may be more than its sum: where no label was said."""
 
     matrix: np.ndarray
 
@@ -128,17 +130,20 @@ class ClassScores(Counts):
 
 
 def class_scores(gold, predicted, labels=None):
-    """ClassScores of two lists of labels.
+    """ClassScores of two lists of labels. A prediction may be None, which is no label: it counts
+    against its example, and is no class by itself.
 
     labels  in what order to show them, those first that may not occur (default: sorted)
     """
     _same_length(gold, predicted)
-    names = tuple(dict.fromkeys([*(labels or ()), *sorted({*gold, *predicted})]))
+    names = tuple(dict.fromkeys([*(labels or ()), *sorted({*gold, *predicted} - {None})]))
     number = {label: i for i, label in enumerate(names)}
+    rows = np.array([number[label] for label in gold])
+    columns = np.array([number.get(label, -1) for label in predicted])
     matrix = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(matrix, ([number[label] for label in gold],
-                       [number[label] for label in predicted]), 1)
-    return ClassScores(names, np.diag(matrix).copy(), matrix.sum(0), matrix.sum(1), matrix)
+    np.add.at(matrix, (rows[columns >= 0], columns[columns >= 0]), 1)
+    return ClassScores(names, np.diag(matrix).copy(), matrix.sum(0),
+                       np.bincount(rows, minlength=len(names)), matrix)
 
 
 # -- entities --------------------------------------------------------------------------------------
@@ -246,3 +251,13 @@ def summary_scores(references, summaries):
                 "rougeL": rouge_l}
     return Means({name: float(np.mean(list(map(measure, references, summaries))))
                   for name, measure in measures.items()})
+
+
+# -- texts -----------------------------------------------------------------------------------------
+
+
+def text_scores(gold, predicted):
+    """Means "accuracy": how many of the texts are the same, but for white space at their ends."""
+    _same_length(gold, predicted)
+    return Means({"accuracy": float(np.mean([a.strip() == b.strip()
+                                             for a, b in zip(gold, predicted)]))})

@@ -65,6 +65,20 @@ def build(names=None, documents=None):
     return found
 
 
+def named_in(sources, setting):
+    """The name of DATASETS that stands in `sources`, names of tasks and files; None: only files do.
+
+    setting  what the user calls the sources. Raises ConfigError for a name beside others, one that
+             is unknown, and for no source at all.
+    """
+    names = [name for name in sources if name.startswith("stdlib-") and "." not in name]
+    if not sources or names and (len(sources) > 1 or names[0] not in DATASETS):
+        got = f", got {' '.join(sources)}" if sources else ""
+        raise ConfigError(f"{setting}: expected files of examples, or one of {', '.join(DATASETS)}"
+                          f"{got}")
+    return names[0] if names else None
+
+
 def without_copies(examples):
     """The first of the examples that say the same: copies must not stand on both sides."""
     return list({example.content: example for example in reversed(examples)}.values())[::-1]

@@ -21,7 +21,7 @@ from minifm.models import pack_model
 from minifm.models.heads import Headed, new_parameters
 from minifm.nn import AdapterConfig, add_adapters, freeze_layers, train_only
 from minifm.rng import Rng
-from minifm.tasks import read, split, stdlib
+from minifm.tasks import read, sides, stdlib
 from minifm.tasks.batches import HeldOutTaskBatches, TaskBatches
 from minifm.tasks.pictures import draw_confusion, draw_learning
 from minifm.tasks.scores import ClassScores
@@ -232,27 +232,19 @@ def examples_of(task, seed):
 
     Raises ConfigError, or FormatError with file and line.
     """
-    built = [name for name in task.data if name in stdlib.DATASETS]
-    if built and len(task.data) > 1 or not task.data:
-        raise ConfigError("data: expected files of examples, or one of "
-                          f"{', '.join(stdlib.DATASETS)}")
+    built = stdlib.named_in(task.data, "data")
     if built:
         name = next(name for name, kind in TASKS.items()
-                    if kind.example is stdlib.DATASETS[built[0]].kind)
+                    if kind.example is stdlib.DATASETS[built].kind)
         if task.task not in (None, name):
-            raise ConfigError(f"task: {built[0]} is for {name}, not for {task.task}")
-        examples = stdlib.build(built)[built[0]]
+            raise ConfigError(f"task: {built} is for {name}, not for {task.task}")
+        examples = stdlib.build([built])[built]
     elif task.task is None:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
     else:
         name, examples = task.task, _read_all(task.data, TASKS[task.task].example, task)
-    if task.held_out_data:
-        held_out = _read_all(task.held_out_data, TASKS[name].example, task)
-    else:
-        examples, held_out = split(examples, task.held_out, seed)
-    shuffled = [[part[i] for i in Rng(seed).child("examples").permutation(len(part)).tolist()]
-                for part in (examples, held_out)]
-    return TASKS[name], *shuffled
+    held_out = _read_all(task.held_out_data, TASKS[name].example, task) or None
+    return TASKS[name], *sides(examples, held_out, fraction=task.held_out, seed=seed)
 
 
 def _read_all(files, example, task):
