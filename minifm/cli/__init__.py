@@ -16,6 +16,7 @@ VERBS = {
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "evaluate": "measure a model: perplexity on text, or scores on labelled examples",
+    "prompt": "ask a model by a few solved examples in its prompt, and score its answers",
     "quantize": "store a model in low precision, and say what that changes",
     "dataset": "write labelled tasks from Python's own source, with what baselines reach",
     "demo": "train a small GPT on Python's own source and look at the result",

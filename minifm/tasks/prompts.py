@@ -1,0 +1,348 @@
+"""Prompts: a few solved examples and one to solve, as one text that a language model goes on with
+(Brown et al. 2020). No weight learns; what the model knows of the task is what it has just read.
+
+    form = form_of(examples)                        # which fields such examples have
+    template = Template("Review: {text}\\nVerdict: {label}", form)
+    prompter = Prompter(template, tokenizer, 1024, answers=("bad", "good"))
+    prompt = prompter(form.given(example), shots)   # as many of the shots as the model can look at
+
+No model is known here: evaluation/prompting.py asks one.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from minifm.errors import ConfigError, FormatError
+from minifm.tasks.classify import Classified
+from minifm.tasks.freetext import NAMES, Answered
+from minifm.tasks.qa import Question
+from minifm.tasks.summarize import SEPARATOR, Summary
+from minifm.text.offsets import Frame
+from minifm.text.rows import common_prefix
+
+CUT = " […]"            # where the rest of a text is left out
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]*)\}|[{}]")
+
+
+# -- what kinds of examples give to a prompt -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a kind of example stands in a prompt.
+
+    fields    the attributes that a model is given
+    answer    the name of what it is to say
+    said      of an example, its answer, a str
+    template  the text of one example, where the user has none
+    """
+
+    fields: tuple
+    answer: str
+    said: object
+    template: str
+
+    def given(self, example):
+        """{field: its text}."""
+        return {field: getattr(example, field) for field in self.fields}
+
+
+def _answer(question):
+    """The first; "" where nothing answers."""
+    return question.answers[0].text if question.answers else ""
+
+
+FORMS = {
+    Classified: Form(("text",), "label", attrgetter("label"), "Text: {text}\nLabel: {label}"),
+    Answered: Form(("input",), "output", attrgetter("output"), "Input: {input}\nOutput: {output}"),
+    Question: Form(("context", "question"), "answer", _answer,
+                   "{context}\nQuestion: {question}\nAnswer: {answer}"),
+    Summary: Form(("text",), "summary", attrgetter("summary"), f"{{text}}{SEPARATOR} {{summary}}")}
+PAIRS = replace(FORMS[Classified], fields=("text", "text_pair"), template=(
+    "Text: {text}\nSecond text: {text_pair}\nLabel: {label}"))
+
+
+def require_form(kind):
+    """Raise ConfigError for a kind of examples that does not come in prompts."""
+    if kind not in FORMS:
+        raise ConfigError(f"task: a prompt asks for one answer, a label or a text; examples of "
+                          f"{kind.__name__} have no such")
+
+
+def form_of(examples):
+    """The Form of examples of one kind; raises ConfigError for a kind that has none, FormatError
+    where some are pairs of texts and others are not."""
+    kind = type(examples[0])
+    require_form(kind)
+    if kind is not Classified:
+        return FORMS[kind]
+    paired = examples[0].text_pair is not None
+    for example in examples:
+        if (example.text_pair is not None) != paired:
+            raise example.origin.error(f"expected {'a' if paired else 'no'} 'text_pair', as of the "
+                                       f"examples before it")
+    return PAIRS if paired else FORMS[kind]
+
+
+class AnyKind:
+    """What `read` takes for a kind, where the fields of the first record say which it is, or
+    `kind` does."""
+
+    def __init__(self, kind=None):
+        self.kind = kind
+
+    def parse(self, record, **common):
+        if self.kind is None:
+            self.kind = _kind_of(record, common["origin"])
+        return self.kind.parse(record, **common)
+
+
+def _kind_of(record, origin):
+    if {"question", "context"} <= record.keys():
+        return Question
+    if "label" in record:
+        return Classified
+    if "summary" in record:
+        return Summary
+    if all(any(name in record for name in names) for names in NAMES.values()):
+        return Answered
+    raise origin.error(
+        "expected text and label, or input and output (question and answer), or question, context "
+        f"and answers, or text and summary; the fields here are: {', '.join(record) or 'none'}")
+
+
+# -- the text of one example -----------------------------------------------------------------------
+
+
+class Template:
+    """The text of one example with fields in braces, as in str.format; {{ and }} are braces.
+
+    What stands before the answer is the question, what stands behind it the tail. White space
+    between the two belongs to the answer, as it does to a word in byte-level BPE: a prompt that
+    ended in a space would be one that the model has hardly ever seen.
+    """
+
+    def __init__(self, text, form, file="template"):
+        """Raises FormatError by `file` and line for a field that the examples do not have, one
+        without the answer or anything given, or with something given behind the answer."""
+        self.form, self.file = form, str(file)
+        pieces = list(_pieces(text.replace("\r\n", "\n").rstrip("\n"), self.file))
+        self._check([piece for piece in pieces if piece.is_field])
+        place = next(i for i, piece in enumerate(pieces) if piece[:2] == (True, form.answer))
+        self.tail = "".join(piece.text for piece in pieces[place + 1 :])
+        self.before, self.gap = pieces[:place], ""
+        last = self.before[-1]
+        if not last.is_field:
+            kept = last.text.rstrip(" \t")
+            self.before[-1], self.gap = last._replace(text=kept), last.text[len(kept) :]
+
+    def _check(self, fields):
+        given, answer = self.form.fields, self.form.answer
+        known = ", ".join(f"{{{name}}}" for name in given)
+        for _, name, line in fields:
+            if name not in (*given, answer):
+                raise self._error(line, f"{{{name}}} is no field of these examples; expected "
+                                  f"{known} or {{{answer}}} ({{{{ for a brace)")
+        names = [field.text for field in fields]
+        if names.count(answer) != 1:
+            raise self._error(None, f"expected the field {{{answer}}} once, which a model is to "
+                              f"fill in; it is there {names.count(answer)} times")
+        if len(names) == 1:
+            raise self._error(None, f"expected a field of what is given: {known}")
+        if names[-1] != answer:
+            raise self._error(fields[-1].line, f"{{{names[-1]}}} stands behind {{{answer}}}, where "
+                              "a model that is to answer would not see it")
+
+    def _error(self, line, reason):
+        return FormatError(self.file, line and f"line {line}", reason)
+
+    @classmethod
+    def read(cls, path, form):
+        """From a file; the line ends at its end are not part of it."""
+        try:
+            return cls(Path(path).read_text("utf-8"), form, path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"template: {path}: cannot be read: {error}") from error
+
+    def question(self, given):
+        """The text up to the answer; `given` {field: text}."""
+        return "".join(given[piece.text] if piece.is_field else piece.text
+                       for piece in self.before)
+
+    def solved(self, example):
+        """The whole text of an example."""
+        return (self.question(self.form.given(example)) + self.gap + self.form.said(example)
+                + self.tail)
+
+
+class Piece(NamedTuple):
+    """A part of a template: a field's name or a text, and its line."""
+
+    is_field: bool
+    text: str
+    line: int
+
+
+def _pieces(text, file):
+    """The Pieces one after the other; raises FormatError for a single brace."""
+    end = 0
+    for match in _FIELD.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        if end < match.start():
+            yield Piece(False, text[end : match.start()], line)
+        end = match.end()
+        if match[0] in ("{{", "}}"):
+            yield Piece(False, match[0][0], line)
+        elif match[1] is None:
+            raise FormatError(file, f"line {line}", f"a single {match[0]!r}; expected a field such "
+                              "as {text}, or {{ or }} for a brace")
+        else:
+            yield Piece(True, match[1], line)
+    if end < len(text):
+        yield Piece(False, text[end:], text.count("\n") + 1)
+
+
+# -- which examples are shown ----------------------------------------------------------------------
+
+
+def without_copies(pool, asked):
+    """Those of `pool` whose text none of the `asked` examples has, whatever the white space."""
+    texts = {_plain(example) for example in asked}
+    return [example for example in pool if _plain(example) not in texts]
+
+
+def _plain(example):
+    return " ".join(example.content.split())
+
+
+def draw_shots(pool, count, rng):
+    """`count` examples in the order in which they are shown. Of each label there are as many as of
+    any other, or one fewer, while the pool has them. Of one `rng`, the fewer shots are among the
+    more: only their order differs.
+
+    Raises ConfigError for more than there are.
+    """
+    if count > len(pool):
+        raise ConfigError(f"shots: expected at most the {len(pool):,} examples that there are to "
+                          f"draw from, got {count:,}")
+    waiting, drawn, turn = {}, [], 0
+    for place in rng.child("pool").permutation(len(pool)).tolist():
+        waiting.setdefault(tuple(pool[place].labels), []).append(pool[place])
+    while len(drawn) < count:                           # a turn takes one of each label
+        labels = sorted(label for label, examples in waiting.items() if len(examples) > turn)
+        order = rng.child("turn", turn).permutation(len(labels)).tolist()
+        drawn += [waiting[labels[i]][turn] for i in order]
+        turn += 1
+    order = rng.child("order", count).permutation(count).tolist()
+    return [drawn[i] for i in order]
+
+
+# -- the prompt ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads.
+
+    rows   lists of ids: of the text with each answer, or only of the text, where the model writes
+    start  in all rows, the first id of the answer; those before it are the same
+    shots  how many of the shots are in it, the last ones
+    cut    whether a text was cut, as CUT shows
+    """
+
+    rows: list
+    start: int
+    shots: int
+    cut: bool = False
+
+    @property
+    def ids(self):
+        """What stands before any answer."""
+        return self.rows[0][: self.start]
+
+
+class Prompter:
+    """Makes prompts of at most `context` tokens.
+
+    answers      what may be said, each of which is to be scored; none: the model writes
+    written      where it writes, how many tokens there must be room for
+    separator    stands between two examples
+    instruction  stands before the first, if it is not empty
+    """
+
+    def __init__(self, template, tokenizer, context, *, answers=(), written=0, separator="\n\n",
+                 instruction=""):
+        self.template, self.tokenizer, self.context = template, tokenizer, context
+        self.answers, self.written = tuple(answers), written
+        self.separator, self.instruction = separator, instruction
+        self.front = list(Frame.of(tokenizer).before)
+
+    def __call__(self, given, shots=()):
+        """The Prompt for `given` {field: text} after `shots`, examples. Where they do not fit, the
+        first ones are left out; where none fits, the longest texts are cut.
+
+        Raises ConfigError where even that is not enough.
+        """
+        parts = [self.template.solved(shot) for shot in shots]
+        prompt = largest(len(parts), lambda n: self._prompt(given, parts[len(parts) - n :]))
+        if prompt is not None:
+            return prompt
+        longest = max(map(len, given.values()))
+        prompt = largest(longest, lambda n: self._prompt(
+            {field: shortened(text, n) for field, text in given.items()}))
+        if prompt is None:
+            least = self._taken(*self._rows(self._text(dict.fromkeys(given, CUT), [])))
+            raise ConfigError(f"template: by itself, without an example but with room for an "
+                              f"answer, it takes {least} tokens, and the model's context is "
+                              f"{self.context}")
+        return replace(prompt, cut=True)
+
+    def _prompt(self, given, parts=()):
+        """The Prompt with all that, or None where it does not fit."""
+        rows, start = self._rows(self._text(given, parts))
+        fits = self._taken(rows, start) <= self.context
+        return Prompt(rows, start, len(parts)) if fits else None
+
+    def _text(self, given, parts):
+        instruction = [self.instruction] if self.instruction else []
+        return self.separator.join([*instruction, *parts, self.template.question(given)])
+
+    def _rows(self, text):
+        """(rows, start) as of Prompt. Text and answer are encoded together, as a model has read
+        them; where a token holds the end of one and the beginning of the other, it is scored."""
+        texts = [text, *(text + self.template.gap + answer for answer in self.answers)]
+        rows = [self.front + ids.tolist() for ids in self.tokenizer.encode_all(texts)]
+        start = common_prefix(rows)
+        if start == 0:                  # an answer follows something
+            if self.tokenizer.end_of_text is None:
+                raise ConfigError(f"{self.tokenizer.file}: the vocabulary has no end-of-text "
+                                  "(eos_token) that an empty prompt could begin with")
+            rows, start = [[self.tokenizer.end_of_text, *row] for row in rows], 1
+        return (rows[1:], start) if self.answers else (rows, start)
+
+    def _taken(self, rows, start):
+        """The tokens that a model looks at: the last of an answer is only guessed."""
+        return max(map(len, rows)) - 1 if self.answers else start + self.written
+
+
+def shortened(text, length):
+    """The first `length` characters and a mark, or the text if it has no more."""
+    return text if len(text) <= length else text[:length].rstrip() + CUT
+
+
+def largest(most, attempt):
+    """attempt(n) for the largest n of 0 … most that gives something, not None; None where 0 does
+    not. It is taken for granted that what fails goes on to fail."""
+    low, high, found = -1, most + 1, None       # low: the largest known to succeed
+    n = most                                    # mostly all goes well at once
+    while high - low > 1:
+        tried = attempt(n)
+        if tried is None:
+            high = n
+        else:
+            low, found = n, tried
+        n = (low + high) // 2
+    return found
