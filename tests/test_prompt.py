@@ -26,7 +26,7 @@ from minifm.evaluation.prompting import (
 )
 from minifm.generation import Completion, Sampling, generate
 from minifm.hub import save_model
-from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config
+from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config, packed_format
 from minifm.tasks import Answered, Classified, Question, Summary, Tagged, read
 from minifm.tasks.prompts import (
     CUT,
@@ -493,6 +493,19 @@ def test_the_command_shows_a_table_and_writes_it(minifm, gpt, tmp_path):  # noqa
     assert one["scores"]["likelihood"]["accuracy"]["spread"] == pytest.approx(np.std(draws, ddof=1))
     gold = Counter(e.label for e in prompt_task(data(tmp_path), PromptConfig()).asked)
     assert stored["majority"]["accuracy"] in [n / gold.total() for n in gold.values()]
+
+
+def test_weights_are_packed_as_the_user_says(minifm, gpt, tmp_path, monkeypatch):  # noqa: F811
+    formats = []
+
+    def asked(model, tokenizer, task, counts, config, say):
+        formats.append(packed_format(model))
+        return prompt_study(model, tokenizer, task, counts, config, say=say)
+
+    monkeypatch.setattr("minifm.evaluation.prompting.prompt_study", asked)
+    words = ["prompt", gpt, "--task", *data(tmp_path), "--shots", 0, "--examples", 2]
+    assert minifm(*words, "--format", "int8")[0] == minifm(*words)[0] == 0
+    assert formats == ["int8", None]
 
 
 def test_the_command_shows_a_prompt(minifm, gpt, tmp_path):  # noqa: F811

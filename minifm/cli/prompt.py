@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_fields, build
 from minifm.errors import ConfigError, plural
 from minifm.evaluation.prompting import PromptConfig
@@ -33,6 +34,8 @@ def arguments(parser, argv):
                              "between (default: 0,1,2,4,8)")
     parser.add_argument("--show", action="store_true",
                         help="print one prompt with the most shots, as the model sees it, and stop")
+    parser.add_argument("--format", choices=FORMATS,
+                        help="pack the weights so (default: as they are stored)")
     parser.add_argument("--out", metavar="DIRECTORY", help="gets prompt.json and prompt.png")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     add_fields(parser, PromptConfig, "how the model is asked")
@@ -40,13 +43,12 @@ def arguments(parser, argv):
 
 def run(args):
     from minifm.atomic import write_json
+    from minifm.cli.evaluate import loaded
     from minifm.evaluation.prompting import prompt_study, prompt_task
-    from minifm.hub import load_causal, resolve, tokenizer_of
+    from minifm.hub import load_causal
     from minifm.tasks import describe
-    from minifm.text import Tokenizer
     counts, config = numbers(args.shots), build(PromptConfig, vars(args))
-    directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), load_causal(directory)
+    tokenizer, model = loaded(args, load_causal)
     task = prompt_task(args.task, config)
     if args.show:
         return show(task, tokenizer, model.config.context, max(counts), config)

@@ -20,6 +20,7 @@ from minifm.tasks.classify import Classified
 from minifm.tasks.freetext import NAMES, Answered
 from minifm.tasks.qa import Question
 from minifm.tasks.summarize import SEPARATOR, Summary
+from minifm.text import end_of_text_of
 from minifm.text.offsets import Frame
 from minifm.text.rows import common_prefix
 
@@ -317,10 +318,8 @@ class Prompter:
         rows = [self.front + ids.tolist() for ids in self.tokenizer.encode_all(texts)]
         start = common_prefix(rows)
         if start == 0:                  # an answer follows something
-            if self.tokenizer.end_of_text is None:
-                raise ConfigError(f"{self.tokenizer.file}: the vocabulary has no end-of-text "
-                                  "(eos_token) that an empty prompt could begin with")
-            rows, start = [[self.tokenizer.end_of_text, *row] for row in rows], 1
+            end = end_of_text_of(self.tokenizer, "with which an empty prompt begins")
+            rows, start = [[end, *row] for row in rows], 1
         return (rows[1:], start) if self.answers else (rows, start)
 
     def _taken(self, rows, start):
