@@ -10,9 +10,12 @@ from test_cli import minifm, refused  # noqa: F401
 import minifm as mf
 from minifm.hub import load_model, save_model
 from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config
+from minifm.models.heads import QuestionAnswerer, SequenceClassifier
 from minifm.nn import adapter_config
+from minifm.tasks import read
 from minifm.text import Tokenizer
 from minifm.text.tokenizer import FIRST, MASK, PADDING
+from minifm.training.labelled import TASKS
 
 SHAPE = {"layers": 2, "heads": 2, "width": 32}
 ANIMALS, PLANTS = ("cat", "dog", "cow", "hen"), ("oak", "elm", "fir", "ivy")
@@ -186,6 +189,37 @@ def test_a_run_ends_when_patience_does(minifm, data, tmp_path):  # noqa: F811
     assert status == 0 and "step 8: no evaluation was better than that of step 2" in err
     assert (run / "last").resolve().name == "step-00000008"
     assert json.loads((run / "scores.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("types", [1, 2])
+@pytest.mark.parametrize("task, head, records", [
+    ("classify", SequenceClassifier, [
+        {"text": "cat", "text_pair": "dog", "label": "a"}, {"text": "c", "label": "b"}]),
+    ("qa", QuestionAnswerer, [{"question": "who?", "context": "a cat",
+                               "answers": [{"text": "cat", "start": 2}]}])])
+def test_a_model_that_tells_texts_apart_is_told(tmp_path, task, head, records, types):
+    """In training and in its answers, as other libraries tell it: by the tokenizer's file."""
+    kind, tokenizer = TASKS[task], Tokenizer.bytes((FIRST, PADDING, MASK))
+    bert = Bert(BertConfig(vocabulary=tokenizer.vocabulary, context=32, types=types, dropout=0.0,
+                           padding=tokenizer.padding, **SHAPE), mf.Rng(0))
+    bert.type_embedding.weight.data += 0.5 * np.arange(types, dtype="f4")[:, None]
+    examples = list(read(write(tmp_path / "x.jsonl", records), kind.example))
+    model = kind.model(bert, examples, tokenizer, mf.Rng(1))
+    rows = kind.rows(model, examples, tokenizer, 32)
+    batch = rows.padded(range(len(rows)))
+    assert len(batch) == 2 + types
+    ids, targets, mask = batch[:3]
+    second = np.cumsum(ids == tokenizer.separator, 1) > (ids == tokenizer.separator)
+    told = {"types": (second & mask).astype(int)} if types == 2 else {}
+    loss = kind.objective(model).loss(model, batch, denominator=None, rng=None).item()
+    assert loss == model.loss(ids, targets, key_mask=mask, **told).item()
+    assert (types == 2) == (loss != model.loss(ids, targets, key_mask=mask).item())
+    said = []
+    rows.predictions = lambda outputs, **choice: said.extend(outputs)
+    kind.answers(model, rows, tokenizer, len(rows))
+    expected = model(ids, key_mask=mask, **told).numpy()
+    for row, output in enumerate(said):
+        np.testing.assert_allclose(output, expected[row][: len(output)], atol=1e-6)
 
 
 def test_a_head_goes_on_learning_and_refuses_other_labels(minifm, data, tmp_path):  # noqa: F811

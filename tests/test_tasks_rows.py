@@ -28,6 +28,7 @@ from minifm.tasks.spans import Span, words_in
 from minifm.tasks.summarize import PairRows
 from minifm.text import Tokenizer
 from minifm.text.offsets import Encoded, Frame, encode_all_with_offsets, encode_with_offsets
+from minifm.text.tokenizer import FIRST, MASK, PADDING
 
 TEXT = "The cat sat on the mat; it's é漢字漢字 there ((x)) = None, that's 😀😀 the cat's hat. " * 3
 BYTES, LEARNT = Tokenizer.bytes(), Tokenizer.train([TEXT], 330)
@@ -36,8 +37,8 @@ texts = st.text(st.sampled_from("the cat's é漢字😀(x)\n\ud800\u0301"), max_
 written = texts.filter(str.strip)
 
 
-def roberta():
-    """LEARNT, with <s> and </s> put around texts as RoBERTa's files ask for."""
+def framed(processor):
+    """LEARNT, with <s> and </s> put around texts as files of RoBERTa or BERT ask for."""
     described = json.loads(LEARNT.json)
     count = LEARNT.vocabulary
     for i, token in enumerate(("<s>", "</s>")):
@@ -45,15 +46,17 @@ def roberta():
             "id": count + i, "content": token, "single_word": False, "lstrip": False,
             "rstrip": False, "normalized": False, "special": True})
     described["post_processor"] = {
-        "type": "RobertaProcessing", "cls": ["<s>", count], "sep": ["</s>", count + 1],
-        "trim_offsets": True, "add_prefix_space": False}
+        "type": processor, "cls": ["<s>", count], "sep": ["</s>", count + 1]} | (
+        {"trim_offsets": True, "add_prefix_space": False} if processor == "RobertaProcessing"
+        else {})
     return Tokenizer(json.dumps(described))
 
 
-ROBERTA = roberta()
+ROBERTA, BERT = framed("RobertaProcessing"), framed("BertProcessing")
+OWN = Tokenizer.train([TEXT], 330, (FIRST, PADDING, MASK))
 CLS, SEP = LEARNT.vocabulary, LEARNT.vocabulary + 1
-some = pytest.mark.parametrize("tokenizer", [BYTES, LEARNT, ROBERTA],
-                               ids=["bytes", "learnt", "roberta"])
+some = pytest.mark.parametrize("tokenizer", [BYTES, LEARNT, ROBERTA, BERT],
+                               ids=["bytes", "learnt", "roberta", "bert"])
 
 
 # -- offsets ---------------------------------------------------------------------------------------
@@ -117,9 +120,26 @@ def test_a_normaliser_that_changes_the_text_is_refused():
 
 
 def test_a_frame_is_what_the_file_says():
-    assert Frame.of(ROBERTA) == Frame((CLS,), (SEP, SEP), (SEP,), LEARNT.end_of_text)
+    alike = ((0,), (0,), (0, 0), (0,), (0,))
+    assert Frame.of(ROBERTA) == Frame((CLS,), (SEP, SEP), (SEP,), LEARNT.end_of_text, alike)
     end = LEARNT.end_of_text
-    assert Frame.of(LEARNT) == Frame((), (end,), (), end)
+    assert Frame.of(LEARNT) == Frame((), (end,), (), end, ((), (0,), (0,), (1,), ()))
+    assert Frame.of(BERT).types == ((0,), (0,), (0,), (1,), (1,))
+
+
+@pytest.mark.parametrize("described", [ROBERTA.json, BERT.json, OWN.json])
+@given(first=written, second=written)
+def test_a_frame_around_texts_is_the_librarys(described, first, second):
+    import tokenizers
+    library, tokenizer = tokenizers.Tokenizer.from_str(described), Tokenizer(described)
+    frame, (one, two) = Frame.of(tokenizer), (t.encode("utf-8", "replace").decode()
+                                              for t in (first, second))
+    ids, types = frame.around(tokenizer.encode(one), tokenizer.encode(two))
+    expected = library.encode(one, two)
+    assert (ids.tolist(), types.tolist()) == (expected.ids, expected.type_ids)
+    ids, types = frame.around(tokenizer.encode(one))
+    expected = library.encode(one)
+    assert (ids.tolist(), types.tolist()) == (expected.ids, expected.type_ids)
 
 
 # -- windows ---------------------------------------------------------------------------------------
@@ -183,6 +203,28 @@ def test_rows_that_cannot_be():
         ClassifiedRows([Classified("x", "a")], ROBERTA, ("a",), length=2)
     with pytest.raises(ConfigError, match="examples: expected at least one"):
         ClassifiedRows([], LEARNT, ("a",), length=2)
+
+
+def test_types_tell_the_texts_of_a_row_apart():
+    """0 up to the first separator, then 1, and 0 in padding, cut or not; of one text 0."""
+    examples = [Classified("the cat", "a", "sat " * 30), Classified("the cat sat", "b")]
+    rows = ClassifiedRows(examples, BERT, ("a", "b"), length=20, typed=True)
+    _, _, mask, types = rows.padded([0, 1])
+    first = len(BERT.encode("the cat")) + 2
+    assert types[0].tolist() == [0] * first + [1] * (20 - first) and not types[1].any()
+    assert types.shape == mask.shape
+    plain = ClassifiedRows(examples, BERT, ("a", "b"), length=20)
+    assert len(plain.padded([0, 1])) == 3 and plain.description != rows.description
+    asked = Question("the?", TEXT, (Answer("cat", 4),))
+    rows = QuestionRows([asked], BERT, length=30, typed=True)
+    first = len(BERT.encode("the?")) + 2
+    assert len(rows) > 2
+    for types in rows.types:
+        assert types.tolist() == [0] * first + [1] * (len(types) - first)
+    seen = []
+    HeldOutTaskBatches(rows, batch=2).outputs(
+        lambda ids, mask, types: seen.append(types) or np.zeros((*ids.shape, 2)))
+    assert sum(len(types) for types in seen) == len(rows) and all(t.any() for t in seen)
 
 
 # -- entities --------------------------------------------------------------------------------------

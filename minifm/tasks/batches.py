@@ -23,38 +23,42 @@ class LabelledRows:
     targets   [row]: int64, [] for a class, [T] for tags or next tokens, [2] for a span
     padding   the id that fills up a row
     facts     {what: how many} of all that aligning the examples changed, to show to the user
+    types     [row]: int64 [T], of which text each token is, for a model that tells them apart;
+              None: for one that does not
     by_token  whether a target stands beside each id
     masked    whether batches have a key_mask; a causal model's next tokens need none
     """
 
     by_token, masked = False, True
 
-    def __init__(self, ids, targets, *, length, padding, facts):
+    def __init__(self, ids, targets, *, length, padding, facts, types=None):
         if not ids:
             raise ConfigError("examples: expected at least one, got none")
         self.ids = [np.asarray(row, np.int64) for row in ids]
         self.targets = [np.asarray(target, np.int64) for target in targets]
-        self.length, self.padding, self.facts = length, padding, facts
+        self.length, self.padding, self.facts, self.types = length, padding, facts, types
 
     def __len__(self):
         return len(self.ids)
 
     def padded(self, places):
-        """(ids [B, T], targets [B, …], key_mask bool [B, T]) of these rows, padded behind: targets
-        by -100. Without the key_mask where rows are not `masked`."""
+        """(ids [B, T], targets [B, …], key_mask bool [B, T], types [B, T]) of these rows, padded
+        behind: targets by -100, types by 0. Without the key_mask where rows are not `masked`, and
+        without types where there are none."""
         rows, targets = ([found[place] for place in places]
                          for found in (self.ids, self.targets))
         ids = padded(rows, self.padding)
         targets = padded(targets, IGNORE) if self.by_token else np.stack(targets)
         lengths = np.array([len(row) for row in rows])
         mask = np.arange(ids.shape[1]) < lengths[:, None]
-        return (ids, targets, mask) if self.masked else (ids, targets)
+        types = [] if self.types is None else [_padded([self.types[at] for at in places], 0)]
+        return ids, targets, *[mask] * self.masked, *types
 
     @property
     def description(self):
         """What names the rows: another tokenizer, another label or other texts are other rows."""
         digest = hashlib.sha256()
-        for row in (*self.ids, *self.targets):
+        for row in (*self.ids, *self.targets, *(self.types or ())):
             digest.update(b"%d " % row.size + row.tobytes())
         return {"task": type(self).__name__, "rows": len(self), "length": self.length,
                 "sha256": digest.hexdigest()}
@@ -94,12 +98,13 @@ class HeldOutTaskBatches:
         return self.rows.padded(self.places(i))
 
     def outputs(self, model):
-        """[row]: what `model` says of each, in the order of the rows: `model(ids, key_mask)` gives
-        a NumPy array [B, K], or [B, T, K], of which the padded tokens are cut off here."""
+        """[row]: what `model` says of each, in the order of the rows: `model(ids, key_mask)`, or
+        `model(ids, key_mask, types)` for rows with types, gives a NumPy array [B, K], or
+        [B, T, K], of which the padded tokens are cut off here."""
         found = [None] * len(self.rows)
         for i in range(self.count):
-            ids, _, *mask = self.batch(i)
-            said = np.asarray(model(ids, mask[0] if mask else None))
+            ids, _, *others = self.batch(i)
+            said = np.asarray(model(ids, *(others or [None])))
             for place, output in zip(self.places(i), said):
                 found[place] = output[: len(self.rows.ids[place])] if said.ndim == 3 else output
         return found

@@ -63,21 +63,23 @@ class ClassifiedRows(LabelledRows):
     """A row for each example: its text, cut to `length` tokens; the target is the label's number.
 
     Of a pair the longer text loses tokens first. facts: how many examples were cut ("truncated"),
-    and how many tokens they lost ("tokens cut").
+    and how many tokens they lost ("tokens cut"). `typed`: the rows have types, for a model that
+    tells the texts of a pair apart.
     """
 
-    def __init__(self, examples, tokenizer, labels, *, length):
+    def __init__(self, examples, tokenizer, labels, *, length, typed=False):
         check_labels(examples, labels)
         self.labels, frame = tuple(labels), Frame.of(tokenizer)
         number = {label: i for i, label in enumerate(self.labels)}
         texts = tokenizer.encode_all([e.text for e in examples])
         pairs = iter(tokenizer.encode_all([e.text_pair for e in examples if e.text_pair]))
-        facts, ids = {"truncated": 0, "tokens cut": 0}, []
+        facts, framed = {"truncated": 0, "tokens cut": 0}, []
         for example, text in zip(examples, texts):
             pair = next(pairs) if example.text_pair else None
-            ids.append(_framed(text, pair, frame, length, facts))
+            framed.append(_framed(text, pair, frame, length, facts))
+        ids, types = zip(*framed) if framed else ((), ())
         super().__init__(ids, [number[e.label] for e in examples], length=length,
-                         padding=frame.padding, facts=facts)
+                         padding=frame.padding, facts=facts, types=types if typed else None)
 
     def predictions(self, outputs):
         """The label that each row's K numbers, [K], say."""
@@ -85,21 +87,20 @@ class ClassifiedRows(LabelledRows):
 
 
 def _framed(text, pair, frame, length, facts):
-    """The ids of one row; what is cut is counted in `facts`."""
+    """(ids, types) of one row; what is cut is counted in `facts`."""
     taken = len(frame.before) + len(frame.behind)
     if pair is None:
         room = room_in(length, taken, "what stands around it")
-        parts = [text[:room]]
+        kept = [text[:room]]
     else:
         taken += len(frame.between)
         room = 1 + room_in(length, taken + 1, "what stands around it and the other text")
         first, second = sizes_in(room, len(text), len(pair))
-        parts = [text[:first], frame.between, pair[:second]]
-    row = np.concatenate([frame.before, *parts, frame.behind])
-    lost = taken + len(text) + (0 if pair is None else len(pair)) - len(row)
+        kept = [text[:first], pair[:second]]
+    lost = len(text) + (0 if pair is None else len(pair)) - sum(map(len, kept))
     facts["truncated"] += lost > 0
     facts["tokens cut"] += lost
-    return row
+    return frame.around(*kept)
 
 
 def sizes_in(room, first, second):

@@ -95,10 +95,11 @@ class QuestionRows(LabelledRows):
     overlap   tokens that neighbouring windows share (default: half of a window)
     longest   tokens that an answer may have
     facts: windows, and those with an answer; answers whose tokens hold more than they ("widened");
-    questions that were cut, to half the length ("questions cut").
+    questions that were cut, to half the length ("questions cut"). `typed`: the rows have types,
+    for a model that tells question and context apart.
     """
 
-    def __init__(self, examples, tokenizer, *, length, overlap=None, longest=30):
+    def __init__(self, examples, tokenizer, *, length, overlap=None, longest=30, typed=False):
         if longest < 1:
             raise ConfigError(f"longest: expected at least 1, got {longest}")
         self.examples, self.longest = list(examples), longest
@@ -106,24 +107,26 @@ class QuestionRows(LabelledRows):
         facts = {"windows": 0, "with an answer": 0, "widened": 0, "questions cut": 0}
         questions = tokenizer.encode_all([e.question for e in self.examples])
         self.contexts = Encoded.all(tokenizer, [e.context for e in self.examples])
-        self._places, ids, targets = [], [], []
+        self._places, framed, targets = [], [], []
         for number, (example, asked, context) in enumerate(
                 zip(self.examples, questions, self.contexts)):
             kept = asked[: max(length // 2, 1)]
             facts["questions cut"] += len(kept) < len(asked)
             facts["widened"] += sum(not context.fits(start, start + len(text))
                                     for text, start in example.answers)
-            before = np.concatenate([frame.before, kept, frame.between]).astype(np.int64)
-            room = room_in(length, len(before) + len(frame.behind), "the question and its frame")
+            before = len(frame.before) + len(kept) + len(frame.between)
+            room = room_in(length, before + len(frame.behind), "the question and its frame")
             spans = overlapping(len(context.ids), room, room // 2 if overlap is None else overlap)
             owner = owners(spans, len(context.ids))
             for window, (start, stop) in enumerate(spans):
-                self._places.append((number, start, len(before), owner[start:stop] == window))
-                ids.append(np.concatenate([before, context.ids[start:stop], frame.behind]))
-                targets.append(_target(example, context, start, stop, len(before)))
+                self._places.append((number, start, before, owner[start:stop] == window))
+                framed.append(frame.around(kept, context.ids[start:stop]))
+                targets.append(_target(example, context, start, stop, before))
                 facts["with an answer"] += targets[-1] != (0, 0)
-        facts["windows"] = len(ids)
-        super().__init__(ids, targets, length=length, padding=frame.padding, facts=facts)
+        facts["windows"] = len(framed)
+        ids, types = zip(*framed) if framed else ((), ())
+        super().__init__(ids, targets, length=length, padding=frame.padding, facts=facts,
+                         types=types if typed else None)
 
     def predictions(self, outputs, *, may_be_none=False):
         """For each example the answer, a str, that the rows' outputs, [T, 2] each, say.

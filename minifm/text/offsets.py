@@ -86,12 +86,18 @@ class Encoded:
 @dataclass(frozen=True)
 class Frame:
     """The ids that a model of this vocabulary reads before a text, between two, and behind the
-    last; and the one that fills short rows, which a mask hides."""
+    last; and the one that fills short rows, which a mask hides.
+
+    types   of the five parts of a pair (what stands before, the first text, between, the second,
+            behind), of which kind each token is, for a model that tells them apart: of a text, one
+            for all of its tokens. BERT's files say 0 up to the first separator, then 1
+    """
 
     before: tuple
     between: tuple
     behind: tuple
     padding: int
+    types: tuple = ((), (0,), (), (0,), ())
 
     @classmethod
     def of(cls, tokenizer):
@@ -103,19 +109,38 @@ class Frame:
         import tokenizers
         library = tokenizers.Tokenizer.from_str(tokenizer.json)
         one, two = library.encode("a"), library.encode("a", "b")
-        before, _, behind = _around(one)
-        _, between, _ = _around(two)
+        before, _, behind = _around(one, one.ids)
+        _, between, _ = _around(two, two.ids)
         end = tokenizer.end_of_text
         padding = tokenizer.padding if tokenizer.padding is not None else end
         if padding is None or (not between and end is None):
             raise ConfigError(f"{tokenizer.file}: the vocabulary has no end-of-text (eos_token) "
                               "to stand between texts and to fill short rows")
-        return cls(before, between or (end,), behind, padding)
+        around, texts = _around(two, two.type_ids), _texts(two)
+        first, second = ((two.type_ids[place],) for place in (texts[0], texts[-1]))
+        types = around[0], first, around[1] or first, second, around[2]
+        return cls(before, between or (end,), behind, padding, types)
+
+    def around(self, first, second=None):
+        """(ids, types) of a text, or of two, in this frame: int64 [T] each."""
+        if second is None:
+            ids = np.concatenate([self.before, first, self.behind]).astype(np.int64)
+            return ids, np.zeros_like(ids)
+        parts = self.before, first, self.between, second, self.behind
+        ids = np.concatenate(parts).astype(np.int64)
+        return ids, np.concatenate([np.resize(types, len(part)) for types, part
+                                    in zip(self.types, parts)]).astype(np.int64)
 
 
-def _around(encoding):
-    """(ids before the first text, between the two, behind the last) of a library's Encoding."""
-    texts = [i for i, text in enumerate(encoding.sequence_ids) if text is not None]
-    ids, first, last = encoding.ids, texts[0], texts[-1]
-    between = [ids[i] for i in range(first, last) if encoding.sequence_ids[i] is None]
-    return tuple(ids[:first]), tuple(between), tuple(ids[last + 1 :])
+def _texts(encoding):
+    """Where the tokens of texts stand in a library's Encoding, not those around them."""
+    return [i for i, text in enumerate(encoding.sequence_ids) if text is not None]
+
+
+def _around(encoding, values):
+    """Of `values`, one for each token of a library's Encoding, those (before the first text,
+    between the two, behind the last)."""
+    texts = _texts(encoding)
+    first, last = texts[0], texts[-1]
+    between = [values[i] for i in range(first, last) if encoding.sequence_ids[i] is None]
+    return tuple(values[:first]), tuple(between), tuple(values[last + 1 :])

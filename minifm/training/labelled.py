@@ -32,15 +32,22 @@ from minifm.training.objectives import CausalLanguageModel, Denoising, TokenObje
 
 
 class Labelled(TokenObjective):
-    """Say the labels: the batch is (ids [B, T], targets [B, …], key_mask [B, T])."""
+    """Say the labels: the batch is (ids [B, T], targets [B, …], key_mask [B, T]), and types
+    [B, T], where the model tells the texts of a pair apart."""
 
     name = "labelled"
     unit = "label"
 
     def loss(self, model, batch, *, denominator, rng):
-        ids, targets, mask = batch
-        return model.loss(ids, targets, key_mask=None if mask.all() else mask,
-                          denominator=denominator, rng=rng, recompute=self.recompute)
+        ids, targets, mask, *types = batch
+        return model.loss(ids, targets, types=types[0] if types else None,
+                          key_mask=None if mask.all() else mask, denominator=denominator,
+                          rng=rng, recompute=self.recompute)
+
+
+def tells_texts_apart(model):
+    """Whether a Headed model has embeddings of types, as BERT does and RoBERTa does not."""
+    return getattr(model.config.body, "types", 1) > 1
 
 
 class Task:
@@ -88,9 +95,9 @@ class Task:
 
     def answers(self, model, rows, tokenizer, batch):
         """What the model says of each example; `batch` rows are looked at together."""
-        def said(ids, mask):
+        def said(ids, mask, types=None):
             with no_grad():
-                return model(ids, key_mask=None if mask.all() else mask).numpy()
+                return model(ids, types=types, key_mask=None if mask.all() else mask).numpy()
         return self.predictions(rows, HeldOutTaskBatches(rows, batch=batch).outputs(said))
 
     def predictions(self, rows, outputs):
@@ -108,7 +115,8 @@ class Classify(Task):
     example, head = Classified, SequenceClassifier
 
     def rows(self, model, examples, tokenizer, length):
-        return ClassifiedRows(examples, tokenizer, model.config.labels, length=length)
+        return ClassifiedRows(examples, tokenizer, model.config.labels, length=length,
+                              typed=tells_texts_apart(model))
 
 
 class Tag(Task):
@@ -136,7 +144,7 @@ class Answer(Task):
         return ("start", "end")
 
     def rows(self, model, examples, tokenizer, length):
-        return QuestionRows(examples, tokenizer, length=length)
+        return QuestionRows(examples, tokenizer, length=length, typed=tells_texts_apart(model))
 
     def predictions(self, rows, outputs):
         # A model that never met a question without an answer has learnt to point elsewhere.
