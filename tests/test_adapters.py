@@ -34,7 +34,9 @@ from minifm.models import (
     pack_model,
     packed_format,
     unpack_model,
+    with_head,
 )
+from minifm.models.heads import SequenceClassifier
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.nn import (
     AdapterConfig,
@@ -627,6 +629,65 @@ def tuned(base, **settings):
     return random_adapters(model)
 
 
+def changed(base):
+    """The model of those files trained on, in the same shapes."""
+    model = load_model(base)
+    model.blocks[0].perceptron_norm.gain.data[3] += 1e-6
+    save_model(model, base)
+
+
+def test_another_base_of_the_same_shapes_is_noticed(backend, base, tmp_path):
+    place, said = tmp_path / "place", "sha256: the adapter has learnt over other weights"
+    place.mkdir()
+    model = tuned(base, whole=("norm",))
+    save_model(model, place)
+    save_model(load_model(base), base, shard_bytes=5000)        # the same weights in other files
+    assert bits(load_model(place)) == bits(model)
+    changed(base)
+    with pytest.raises(FormatError, match=said) as told:
+        load_model(place)
+    assert str(place / "adapter_base.json") in str(told.value)
+    assert "a GPT" in str(told.value) and "delete this file" in str(told.value)
+    untouched = load_model(base)
+    before = bits(untouched)
+    with pytest.raises(FormatError, match=said):
+        load_adapter(untouched, place)
+    assert bits(untouched) == before and adapter_config(untouched) is None
+    (place / "adapter_base.json").unlink()                      # the way out; and peft's adapters
+    assert adapter_config(load_model(place)) is not None
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_an_adapter_knows_over_which_format_it_has_learnt(backend, base, tmp_path, format):
+    place, model, ids = tmp_path / "place", tuned(base), np.arange(20).reshape(2, 10)
+    place.mkdir()
+    pack_model(model, format)
+    save_model(model, place)
+    loaded = load_model(place)                                  # comes packed as it learnt
+    assert packed_format(loaded) == format and bits(loaded) == bits(model)
+    with mf.no_grad():
+        assert (loaded(ids).numpy() == model(ids).numpy()).all()
+    said = f"format: the adapter has learnt over weights that are packed as {format}, those of "
+    with pytest.raises(FormatError, match=said + "the model are not packed; if you mean"):
+        load_adapter(load_model(base), place)
+    changed(base)
+    with pytest.raises(FormatError, match="sha256: the adapter has learnt over other"):
+        load_model(place)
+
+
+def test_what_is_trained_whole_is_not_packed(backend):
+    """The head of a RoBERTa has a layer that products read, and which learns beside adapters."""
+    bert = Bert(replace(MODELS["bert"][1], layout="roberta", pooler=False, sentence_head=False),
+                mf.Rng(0))
+    model = with_head(bert, SequenceClassifier, ("a", "b"), rng=mf.Rng(1))
+    add_adapters(model, replace(SMALL, whole=("dense", "output")), rng=mf.Rng(2))
+    pack_model(model, "int8")
+    assert packed_format(model) == "int8"
+    assert {"dense.weight", "output.weight"} <= trainable(model).keys()
+    model.loss(np.array([[1, 2, 3]]), np.array([1])).backward()
+    assert np.abs(model.dense.weight.grad).max() > 0
+
+
 SETTINGS = [{}, {"targets": ("project",), "rank_stabilised": True, "alpha": 2.5},
             {"targets": ("blocks.1.perceptron.output", "attention.output"), "dropout": 0.25},
             {"whole": ("norm", "position_embedding")}]
@@ -639,7 +700,7 @@ def test_save_load_save_is_byte_identical(backend, base, tmp_path, settings):
     first.mkdir(), second.mkdir()
     save_model(model, first, Tokenizer.bytes())
     assert sorted(file.name for file in first.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
+        "adapter_base.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
         "tokenizer_config.json"]
     loaded = load_model(first)
     assert bits(loaded) == bits(model) and trainable(loaded).keys() == trainable(model).keys()
@@ -737,6 +798,12 @@ BAD = [
     (changed_arrays(lambda arrays: arrays.update({A: np.full((3, 16), 1e300)})), ["float32"]),
     (as_pickle, ["adapter_model.safetensors is not here", "adapter_model.bin may be a pickle"]),
     (lambda place: (place / "adapter_config.json").write_text("[]"), ["expected a JSON object"]),
+    *((lambda place, said=said: (place / "adapter_base.json").write_text(said), parts)
+      for said, parts in {
+          "{": ["adapter_base.json: not JSON"],
+          '{"sha256": "0"}': ["adapter_base.json: format: expected one of null, fp32, bf16, int8"],
+          '{"sha256": "0", "format": ["int8"]}': ["format: expected one of null"],
+          '{"sha256": 0, "format": null}': ["sha256: expected a digest, got 0"]}.items()),
     (lambda place: (place / "adapter_model.safetensors").write_bytes(b"1234"), ["4 bytes"]),
 ]
 
@@ -864,8 +931,8 @@ def test_a_checkpoint_holds_the_adapter_and_opens_as_a_model(backend, base, tmp_
     trainer.train()
     last = checkpoint.path_of(tmp_path / "run", 5)
     files = {str(file.relative_to(last)) for file in last.rglob("*") if file.is_file()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
-                     "tokenizer_config.json", "trainer_state/state.json",
+    assert files == {"adapter_base.json", "adapter_config.json", "adapter_model.safetensors",
+                     "tokenizer.json", "tokenizer_config.json", "trainer_state/state.json",
                      "trainer_state/optimizer.safetensors"}
     loaded = load_model(last)
     assert bits(loaded) == bits(trainer.model)
@@ -924,13 +991,20 @@ def test_generate_from_an_adapter_and_from_its_merged_model(minifm, base, adapte
 
 
 def test_merge_rounds_the_base_as_it_was_in_training(minifm, base, adapter, tmp_path):  # noqa: F811
-    assert minifm("merge", adapter, "--format", "int4", "--out", tmp_path / "merged")[0] == 0
+    packed = tuned(base)
+    pack_model(packed, "int4")
+    (tmp_path / "packed").mkdir()
+    save_adapter(packed, tmp_path / "packed")
     model = load_model(base)
     pack_model(model, "int4")
     unpack_model(model)
-    load_adapter(model, adapter)
-    merge_adapters(model)
-    assert bits(load_model(tmp_path / "merged")) == bits(model)
+    add_adapters(model, SMALL, rng=mf.Rng(0))
+    merge_adapters(random_adapters(model))
+    (adapter / "adapter_base.json").unlink()        # as other libraries write adapters
+    for place, words in ((adapter, ("--format", "int4")), (tmp_path / "packed", ())):
+        out = tmp_path / f"{place.name}-merged"
+        assert minifm("merge", place, *words, "--out", out)[0] == 0
+        assert bits(load_model(out)) == bits(model)
 
 
 def test_merge_takes_another_base_and_other_models(minifm, base, adapter, tmp_path):  # noqa: F811
@@ -948,6 +1022,7 @@ def test_a_users_mistakes_are_one_line_and_leave_nothing(minifm, base, adapter, 
     refused(minifm("merge", adapter, "--base", adapter, *out), "an adapter itself")
     refused(minifm("merge", adapter, "--out", base), "exists already")
     refused(minifm("merge", GOLDEN / "adapter-gpt2", "--base", base, *out), "expected [3, 16]")
+    refused(minifm("merge", adapter, "--format", "int8", *out), "learnt over weights that are not")
     refused(minifm("quantize", adapter, "--format", "int8", *out), "merge it first")
     refused(minifm("pretrain", "--init", adapter, "--data", __file__,
                    "--out", tmp_path / "run"), "merge it first")

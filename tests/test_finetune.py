@@ -222,6 +222,19 @@ def test_a_model_that_tells_texts_apart_is_told(tmp_path, task, head, records, t
         np.testing.assert_allclose(output, expected[row][: len(output)], atol=1e-6)
 
 
+def test_an_adapter_over_packed_weights_is_scored_as_in_its_run(minifm, data,  # noqa: F811
+                                                                tmp_path):
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    words = ["--task", "classify", "--data", data["classify"]]
+    assert minifm("finetune", model, *words, "--held-out-data", data["classify"], "--method",
+                  "lora", "--format", "int4", "--steps", 40, "--learning-rate", 1e-2, "--batch", 8,
+                  "--out", run)[0] == 0
+    scores = json.loads((run / "scores.json").read_text())["scores"]
+    assert json.loads(minifm("evaluate", run, *words, "--json")[1])["scores"] == scores
+    assert scores["accuracy"] > 0.6
+    refused(minifm("evaluate", run, *words, "--format", "int8"), "is packed already, as int4")
+
+
 def test_a_head_goes_on_learning_and_refuses_other_labels(minifm, data, tmp_path):  # noqa: F811
     model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
     common = ["--task", "classify", "--steps", 2, "--batch", 4]

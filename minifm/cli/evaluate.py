@@ -34,8 +34,8 @@ def arguments(parser, argv):
     parser.add_argument("--separator", metavar="TEXT",
                         help="a string that ends a document within a plain file")
     parser.add_argument("--format", choices=FORMATS,
-                        help="pack the weights so (default: as they are stored; an adapter that "
-                             "learnt over packed weights is to be measured over the same)")
+                        help="pack the weights so (default: as they are stored, and those under "
+                             "an adapter as they were packed while it learnt)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     add_fields(parser, WindowConfig, "windows")
 

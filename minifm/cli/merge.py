@@ -17,9 +17,10 @@ def arguments(parser, argv):
     parser.add_argument("--base", metavar="MODEL",
                         help="the model, a directory or a name on the hub (default: the one that "
                              "adapter_config.json names)")
-    parser.add_argument("--format", choices=FORMATS, default="fp32",
+    parser.add_argument("--format", choices=FORMATS,
                         help="how the model was packed while the adapter learnt: it is rounded so "
-                             "first, and the sum is kept in float32 (default: fp32, not rounded)")
+                             "first, and the sum is kept in float32 (default: as the adapter says; "
+                             "fp32, not rounded, where it does not)")
 
 
 def run(args):
@@ -30,11 +31,14 @@ def run(args):
         has_tokenizer,
         headed_as,
         is_adapter,
+        learnt_format,
         load_adapter,
         load_model,
+        pack_as_learnt,
         resolve,
         save_model,
     )
+    from minifm.models import unpack_model
     from minifm.nn import merge_adapters
     from minifm.text import Tokenizer
     directory = resolve(args.adapter)
@@ -45,23 +49,16 @@ def run(args):
         raise ConfigError(f"base: {args.base} is an adapter itself: merge that first")
     place = next((place for place in (directory, base) if has_tokenizer(place)), None)
     tokenizer = None if place is None else Tokenizer.load(place)
-    model = headed_as(directory, rounded(load_model(base), args.format))
+    model = headed_as(directory, load_model(base))
+    pack_as_learnt(model, args.format or learnt_format(directory))
     load_adapter(model, directory)
+    unpack_model(model)
     inputs = sample(model)
     with atomic_directory(args.out) as aside:
         change = merge_adapters(model, *inputs)
         save_model(model, aside, tokenizer)
     print(f"{args.out}: a {type(model).__name__}, the adapter of {args.adapter} added in float32")
     print(f"  logits      change by at most {change:.2g} (rounding), over {inputs[-1].size} tokens")
-
-
-def rounded(model, format):
-    """`model` with plain weights that have the values which they have when packed in `format`."""
-    from minifm.models import pack_model, packed_format, unpack_model
-    if format not in ("fp32", packed_format(model)):
-        pack_model(model, format)
-    unpack_model(model)
-    return model
 
 
 def sample(model):

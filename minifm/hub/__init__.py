@@ -3,7 +3,7 @@ the directories they publish open here.
 
 Read `arrays.py` first (one file of named arrays), then `matching.py` (which of them is which of a
 model's), `locate.py` (from what a user types to a directory), `adapters.py` (an adapter's
-directory) and `directory.py` (a model's).
+directory), `base.py` (which weights it has learnt over) and `directory.py` (a model's).
 """
 
 from minifm.hub.adapters import (
@@ -16,9 +16,10 @@ from minifm.hub.adapters import (
     tokenizer_of,
 )
 from minifm.hub.arrays import load_arrays, save_arrays
-from minifm.hub.directory import headed_as, load_causal, load_model, save_model
+from minifm.hub.base import learnt_format
+from minifm.hub.directory import headed_as, load_causal, load_model, pack_as_learnt, save_model
 from minifm.hub.locate import resolve
 
-__all__ = ["base_of", "has_tokenizer", "headed_as", "is_adapter", "load_adapter", "load_arrays",
-           "load_causal", "load_model", "read_adapter", "resolve", "save_adapter", "save_arrays",
-           "save_model", "tokenizer_of"]
+__all__ = ["base_of", "has_tokenizer", "headed_as", "is_adapter", "learnt_format", "load_adapter",
+           "load_arrays", "load_causal", "load_model", "pack_as_learnt", "read_adapter", "resolve",
+           "save_adapter", "save_arrays", "save_model", "tokenizer_of"]

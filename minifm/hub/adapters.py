@@ -5,6 +5,7 @@
                                 for it: base_model.model.L.lora_A.weight [r, inputs] and
                                 base_model.model.L.lora_B.weight [outputs, r]; of parts that were
                                 trained whole, their tensors: base_model.model.NAME
+    adapter_base.json           which weights it has learnt over (base.py); ours alone
 
 `fan_in_fan_out` says how the adapted weight lies in the model's files; the adapter's own matrices
 lie as above whatever it says, and so it is written and not read. Kinds of adapters that compute
@@ -23,6 +24,7 @@ from minifm import backends
 from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, UserError
 from minifm.hub.arrays import opened, parse_json, read_header, save_arrays
+from minifm.hub.base import check_base, write_base
 from minifm.hub.locate import ADAPTER, resolve
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings, told
 from minifm.nn import LoRA, adapter_config, trainable
@@ -80,6 +82,7 @@ def save_adapter(model, directory, *, base=None):
         "task_type": _task(model), "use_rslora": config.rank_stabilised}
     save_arrays(_arrays_of(model, layers, names, whole), directory / WEIGHTS)
     write_json(said, directory / ADAPTER)
+    write_base(model, directory, {ours for ours in names if _within(names[ours].name, whole)})
 
 
 def _arrays_of(model, layers, names, whole):
@@ -162,7 +165,8 @@ def load_adapter(model, directory):
 
     Raises FormatError, and changes nothing, for anything in the directory that is not as expected;
     tensors that are missing, unknown or of another shape, as those of an adapter for another model
-    are, are told in one. Raises ConfigError for a model that has adapters.
+    are, are told in one. So are weights of the model other than those that it has learnt over
+    (base.py). Raises ConfigError for a model that has adapters.
     """
     require_plain(model)
     config, arrays = read_adapter(model, directory)
@@ -200,6 +204,7 @@ def read_adapter(model, directory):
     if unknown or wrong:
         raise FormatError(file, None, f"does not fit {ADAPTER} and this model, a "
                           f"{type(model).__name__}: {told(unknown, wrong)}")
+    check_base(model, directory, whole)
     arrays = {ours: _turned(float32_of(found[name]), transposed)
               for name, (ours, transposed) in meant.items()}
     return replace(

@@ -43,9 +43,10 @@ from minifm.hub.arrays import (
     save_arrays,
     shown,
 )
-from minifm.hub.locate import ADAPTER
+from minifm.hub.base import learnt_format
+from minifm.hub.locate import ADAPTER, ADAPTER_BASE
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, told
-from minifm.models import MODELS, packed_format
+from minifm.models import MODELS, pack_model, packed_format
 from minifm.models.causal import CausalModel
 from minifm.models.heads import Headed, described, with_head
 from minifm.nn import adapter_config
@@ -98,7 +99,7 @@ def _save_whole(model, directory, end_of_text, shard_bytes):
     write_json(config, directory / CONFIG)
     written = _write_weights(_arrays_of(model), directory, shard_bytes)
     for entry in directory.iterdir():           # a reader would find an earlier model's instead
-        if entry.name in (ADAPTER, ADAPTER_WEIGHTS) or (
+        if entry.name in (ADAPTER, ADAPTER_BASE, ADAPTER_WEIGHTS) or (
                 _WEIGHT_FILE.fullmatch(entry.name) and entry.name not in written):
             entry.unlink()
 
@@ -167,7 +168,8 @@ def _shards(arrays, most):
 
 def load_model(directory):
     """The model in a directory, on the active backend: its weights as float32, or packed where
-    they are stored so. An adapter comes with the model that it adapts (adapters.py).
+    they are stored so. An adapter comes with the model that it adapts (adapters.py), packed as it
+    was while the adapter learnt.
 
     Raises FormatError for anything in the directory that is not as expected; weights that are
     missing, unknown or of another shape are told in one.
@@ -175,6 +177,7 @@ def load_model(directory):
     directory = Path(directory)
     if is_adapter(directory):
         model = headed_as(directory, load_model(base_of(directory)))
+        pack_as_learnt(model, learnt_format(directory))
         load_adapter(model, directory)
         return model
     stored = _read_config(directory / CONFIG)
@@ -204,6 +207,13 @@ def load_model(directory):
                 parameter.data = backends.active().pack(parameter.data, format, inner)
         parameter.requires_grad = inner is None
     return model
+
+
+def pack_as_learnt(model, format):
+    """Pack the weights of a model in the format in which an adapter has learnt over them; None:
+    they stay as they are. Raises ConfigError for a model that is packed otherwise."""
+    if format not in (None, packed_format(model)):
+        pack_model(model, format)
 
 
 def headed_as(directory, model):

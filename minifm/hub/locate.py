@@ -9,8 +9,9 @@ from minifm.errors import UserError
 LAST = "last"               # a run's link to its newest checkpoint
 BEST, SCORES = "best", "scores.json"    # the one that a run of fine-tuning has scored, and where
 ADAPTER = "adapter_config.json"     # what tells an adapter's directory from a model's
+ADAPTER_BASE = "adapter_base.json"  # and which weights it has learnt over
 # All that is ever read of a model on the hub; above all, no pickle.
-DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, "*.safetensors",
+DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, ADAPTER_BASE, "*.safetensors",
               "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
               "merges.txt"]
 PATIENCE = 10               # seconds for the hub to answer at all

@@ -3,6 +3,7 @@
 from minifm import backends
 from minifm.backends.reference.packed import Packed
 from minifm.errors import ConfigError
+from minifm.nn import adapter_config
 
 
 def pack_model(model, format):
@@ -13,14 +14,17 @@ def pack_model(model, format):
     gradients go through those, and through the rounding of a product's other factor, which the int
     formats have, as if it were not there (the straight-through estimator, Bengio et al. 2013).
 
+    What is trained whole beside adapters stays plain, and is trained.
+
     Formats: backends/reference/packed.py. Raises ConfigError for a model that is packed already,
     ShapeError for weights that the format cannot hold; the model is then what it was.
     """
     if packed_format(model):
         raise ConfigError(f"format: this model is packed already, as {packed_format(model)}")
-    parameters = model.parameters()
+    parameters, adapted = model.parameters(), adapter_config(model) is not None
     packed = {name: backends.active().pack(parameters[name].data, format, inner)
-              for name, inner in model.products(model.config).items()}
+              for name, inner in model.products(model.config).items()
+              if not (adapted and parameters[name].requires_grad)}
     for name, data in packed.items():
         parameters[name].data = data
         parameters[name].requires_grad, parameters[name].grad = False, None
