@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minifm as mf
@@ -183,16 +183,19 @@ def test_rotated_scores_depend_on_distance_alone(shift, D):
 
 
 @given(N=SIZES, C=st.sampled_from([1, 3, 16]), V=st.sampled_from([2, 9, 65]),
-       smoothing=st.sampled_from([0.0, 0.1]), ignored=st.booleans())
-def test_fused_linear_cross_entropy_is_the_composed_one(backend, N, C, V, smoothing, ignored):
+       smoothing=st.sampled_from([0.0, 0.1]), ignored=st.booleans(), bias=st.booleans())
+@example(N=600, C=3, V=9, smoothing=0.1, ignored=True, bias=True)       # more than two chunks
+def test_fused_linear_cross_entropy_is_the_composed_one(backend, N, C, V, smoothing, ignored,
+                                                        bias):
     x, w = normal(N, C, seed=1, dtype=np.float64), normal(V, C, seed=2, dtype=np.float64)
+    operands = (x, w, normal(V, seed=3, dtype=np.float64)) if bias else (x, w)
     targets = np.random.default_rng(N).integers(0, V, N)
     if ignored:
         targets[::2] = -100
-    fused = gradients(lambda x, w: mf.linear_cross_entropy(
-        x, w, targets, smoothing=smoothing), x, w)
-    composed = gradients(lambda x, w: mf.cross_entropy(
-        mf.matmul(x, w.transpose(1, 0)), targets, smoothing=smoothing), x, w)
+    fused = gradients(lambda x, w, b=None: mf.linear_cross_entropy(
+        x, w, targets, smoothing=smoothing, bias=b), *operands)
+    composed = gradients(lambda x, w, b=0.0: mf.cross_entropy(
+        mf.matmul(x, w.transpose(1, 0)) + b, targets, smoothing=smoothing), *operands)
     assert fused[0] == pytest.approx(composed[0], rel=1e-12, abs=1e-12)
     for found, wanted in zip(fused[1], composed[1]):
         np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)

@@ -27,6 +27,7 @@ from minifm.models import (
     transformer,
 )
 from minifm.text import Tokenizer
+from minifm.training.memory import kept_bytes
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["marian", "marian-swish", "t5", "t5-v1.1"]
@@ -494,3 +495,15 @@ def test_commands_for_texts_refuse_it_in_one_line(words, tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" …")]
     assert said == [f"minifm: {directory}: expected a model that predicts the next token, got a T5"]
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_loss_never_holds_the_logits_of_all_tokens(kind):
+    """Nothing that the graph keeps is as large as they are, nor what an op makes."""
+    V, shape = 5000, (16, 20)
+    model = model_class(kind)(replace(CONFIGS[kind], vocabulary=V), mf.Rng(0))
+    source, targets = np.arange(48).reshape(16, 3), np.arange(320).reshape(shape)
+    with mf.MemoryMeter() as meter:
+        loss = model.loss(source, targets, targets)
+    logits = 4 * V * targets.size
+    assert kept_bytes(loss) < logits / 2 and meter.largest[0] < logits / 2

@@ -180,8 +180,8 @@ class Transformer(Seq2SeqModel):
         return super().logits(x) + self.logits_bias
 
     def loss_of(self, x, targets, denominator):
-        # The op that needs no logits of all tokens at once knows no offset of each logit.
-        return ops.cross_entropy(self.logits(x), targets, denominator=denominator)
+        return ops.linear_cross_entropy(x, self.head, targets, denominator=denominator,
+                                        bias=self.logits_bias.reshape(self.config.vocabulary))
 
     def cache(self, batch, capacity=None, format=None):
         context = self.config.context

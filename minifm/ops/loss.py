@@ -51,30 +51,31 @@ class CrossEntropy(Op):
 
 
 class LinearCrossEntropy(Op):
-    """Cross-entropy of x @ weightᵀ, without ever holding the logits of all tokens."""
+    """Cross-entropy of x @ weightᵀ + bias, without ever holding the logits of all tokens."""
 
-    signature = "x[*B, C], weight[V, C], targets[*B] -> [*B]"
+    signature = "x[*B, C], weight[V, C], bias[V], targets[*B] -> [*B]"
     fresh = True
 
-    def forward(self, x, weight, targets, ignore_index=IGNORE, smoothing=0.0,
+    def forward(self, x, weight, bias, targets, ignore_index=IGNORE, smoothing=0.0,
                 precision="fp32"):
         if self.needs[1]:
             refuse_gradient(weight)
         b = self.backend
         self.options, self.precision = (ignore_index, smoothing), precision
-        self.shape, self.weight = x.shape, weight
+        self.shape, self.weight, self.bias = x.shape, weight, bias
         self.x = b.reshape(x, (math.prod(targets.shape), x.shape[-1]))      # [N, C]
         self.targets = b.reshape(targets, (-1,))                            # [N]
-        losses, self.lse = b.linear_cross_entropy(self.x, weight, self.targets, *self.options,
-                                                   precision)
+        losses, self.lse = b.linear_cross_entropy(self.x, weight, bias, self.targets,
+                                                  *self.options, precision)
         return b.reshape(losses, targets.shape)
 
     def backward(self, dy):
         b = self.backend
-        dx, dw = b.linear_cross_entropy_backward(
-            b.reshape(dy, (-1,)), self.x, self.weight, self.targets, self.lse, *self.options,
-            self.needs[:2], leaf_grad(self, 1) if self.needs[1] else None, self.precision)
-        return None if dx is None else b.reshape(dx, self.shape), dw, None
+        dx, dw, db = b.linear_cross_entropy_backward(
+            b.reshape(dy, (-1,)), self.x, self.weight, self.bias, self.targets, self.lse,
+            *self.options, self.needs[:3], leaf_grad(self, 1) if self.needs[1] else None,
+            self.precision)
+        return None if dx is None else b.reshape(dx, self.shape), dw, db, None
 
     @classmethod
     def check(cls, inputs):
@@ -84,11 +85,11 @@ class LinearCrossEntropy(Op):
     @classmethod
     def examples(cls, draw):
         B, C, V = draw.batch(), draw.size("C", 1), draw.size("V", 2)
-        return (draw.normal((*B, C)), draw.normal((V, C)), draw.targets(B, V, IGNORE)), \
-            {"smoothing": draw.choice([0.0, 0.1])}
+        return (draw.normal((*B, C)), draw.normal((V, C)), draw.choice([draw.normal((V,)), None]),
+                draw.targets(B, V, IGNORE)), {"smoothing": draw.choice([0.0, 0.1])}
 
     @classmethod
-    def flops(cls, x, weight, targets, ignore_index=IGNORE, smoothing=0.0, precision="fp32"):
+    def flops(cls, x, weight, bias, targets, ignore_index=IGNORE, smoothing=0.0, precision="fp32"):
         return 2 * math.prod(x.shape) * weight.shape[0]
 
     def backward_products(self):
@@ -111,9 +112,10 @@ def cross_entropy(logits, targets, ignore_index=IGNORE, smoothing=0.0, denominat
 
 
 def linear_cross_entropy(x, weight, targets, ignore_index=IGNORE, smoothing=0.0,
-                         denominator=None):
-    """cross_entropy(x @ weightᵀ, targets): x [*B, C], weight [V, C], targets [*B]."""
-    losses = apply(LinearCrossEntropy, x, weight, targets, ignore_index=ignore_index,
+                         denominator=None, bias=None):
+    """cross_entropy(x @ weightᵀ + bias, targets): x [*B, C], weight [V, C], targets [*B],
+    bias [V]."""
+    losses = apply(LinearCrossEntropy, x, weight, bias, targets, ignore_index=ignore_index,
                    smoothing=_checked(smoothing), precision=active_precision())
     return _average(losses, targets, ignore_index, denominator)
 

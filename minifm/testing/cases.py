@@ -176,7 +176,7 @@ def over_rows(kind, op, shape, **options):
 
 def linear_cross_entropy(tokens, C=768, V=50257):
     def make():
-        return (numbers((tokens, C)), numbers((V, C)), np.arange(tokens) * 7 % V), {}
+        return (numbers((tokens, C)), numbers((V, C)), None, np.arange(tokens) * 7 % V), {}
     return _op_case(
         "linear+cross-entropy", f"{tokens}·{C}→{V}", "LinearCrossEntropy", make, ("both",),
         {"kind": "linear_cross_entropy", "tokens": tokens, "width": C, "vocabulary": V},

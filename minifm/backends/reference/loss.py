@@ -37,15 +37,16 @@ class Loss:
         return d * np.where(counts, dlosses, np.asarray(0, dlosses.dtype))[:, None]
 
     @composed
-    def linear_cross_entropy(self, x, w, targets, ignore_index, smoothing, precision="fp32"):
-        """cross_entropy(x @ wᵀ, targets) without ever holding all the logits.
+    def linear_cross_entropy(self, x, w, b, targets, ignore_index, smoothing, precision="fp32"):
+        """cross_entropy(x @ wᵀ + b, targets) without ever holding all the logits.
 
-        x [N, C], w [V, C] (an embedding's layout), targets [N] -> losses [N], lse [N].
+        x [N, C], w [V, C] (an embedding's layout), b [V] or None, targets [N] -> losses [N],
+        lse [N].
         """
         classes = self.transpose(w, (1, 0))                                 # [C, V]
         parts = [
             self.cross_entropy(
-                self.linear(self.getitem(x, rows), classes, None, None, None, precision)[0],
+                self.linear(self.getitem(x, rows), classes, b, None, None, precision)[0],
                 self.getitem(targets, rows), ignore_index, smoothing)
             for rows in _chunks(x.shape[0])
         ]
@@ -54,16 +55,16 @@ class Loss:
 
     @composed
     def linear_cross_entropy_backward(
-        self, dlosses, x, w, targets, lse, ignore_index, smoothing, needs, weight_grad,
+        self, dlosses, x, w, b, targets, lse, ignore_index, smoothing, needs, weight_grad,
         precision="fp32",
     ):
-        """dx [N, C] and dw [V, C], each None where `needs` says so. Logits are computed again,
-        a chunk of tokens at a time."""
-        classes, dx, dw = self.transpose(w, (1, 0)), [], weight_grad
+        """dx [N, C], dw [V, C] and db [V], each None where `needs` says so. Logits are computed
+        again, a chunk of tokens at a time."""
+        classes, dx, dw, db = self.transpose(w, (1, 0)), [], weight_grad, None
         table = self.unpacked(w) if needs[0] else None
         for rows in _chunks(x.shape[0]):
             part = self.getitem(x, rows)
-            logits, _ = self.linear(part, classes, None, None, None, precision)
+            logits, _ = self.linear(part, classes, b, None, None, precision)
             d = self.cross_entropy_backward(
                 self.getitem(dlosses, rows), logits, self.getitem(targets, rows),
                 self.getitem(lse, rows), ignore_index, smoothing)
@@ -71,8 +72,11 @@ class Loss:
                 dx.append(self.matmul(d, table, precision))                 # [n, C]
             if needs[1]:
                 dw = self.accumulate_product(self.transpose(d, (1, 0)), part, dw, precision)
+            if needs[2]:
+                more = self.sum(d, axis=0)
+                db = more if db is None else self.add(db, more)
             del logits, d           # a chunk of a large vocabulary is large: not two at a time
-        return (self.concatenate(dx, 0) if needs[0] else None), (dw if needs[1] else None)
+        return (self.concatenate(dx, 0) if needs[0] else None), (dw if needs[1] else None), db
 
 
 def _chunks(tokens):
