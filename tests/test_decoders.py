@@ -17,6 +17,7 @@ from minifm.generation.decoder import Decoder
 from minifm.hub import load_model
 from minifm.models import GPT, GPTConfig, Llama, LlamaConfig, pack_model
 from minifm.models import llama as llama_file
+from minifm.nn.experts import unevenness
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["gpt2", "openai-gpt", "gpt-neo", "llama", "llama-linear", "llama-yarn", "mistral",
@@ -300,6 +301,79 @@ def test_each_token_goes_through_its_likeliest_experts_alone(backend):
     assert len(set(best.tolist())) > 1
     model.loss(*(random_ids(2, 6),) * 2).backward()
     assert np.abs(part.router.weight.grad).max() == 0      # one expert: its weight is always 1
+
+
+def balanced(model, ids, balance=1.0, **choice):
+    """(the loss, how unevenly tokens go to the experts, what training makes small)."""
+    model.config = replace(model.config, balance=balance)
+    total, figures = model.training_loss(ids[:, :-1], ids[:, 1:], **choice)
+    return model.loss(ids[:, :-1], ids[:, 1:], **choice).item(), figures["unevenness"], total
+
+
+def test_the_balance_of_experts_is_the_real_librarys_in_float64():
+    outputs = load_file(GOLDEN / "mixtral" / "outputs.safetensors")
+    with mf.use("numpy"):
+        model = in_float64(load_model(GOLDEN / "mixtral"))
+        assert model.config.balance == 0.001            # router_aux_loss_coef
+        ids, routing = outputs["ids"][:2], []
+        model.features(ids, routing=routing)
+        found = unevenness(routing)
+        assert found.item() == pytest.approx(outputs["aux_loss"][0], rel=1e-12)
+        found.backward()
+    for i, block in enumerate(model.blocks):
+        np.testing.assert_allclose(block.perceptron.router.weight.grad.T,
+                                   outputs[f"aux_gradient.{i}"], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_training_adds_the_balance_of_experts(recompute):
+    with mf.use("numpy"):
+        model, ids = in_float64(random_model("experts")), random_ids(3, 9)
+        loss, uneven, total = balanced(model, ids, 0.5, recompute=recompute)
+        assert total.item() == pytest.approx(loss + 0.5 * uneven, rel=1e-12) and uneven > 2
+        total.backward()
+        found = model.blocks[0].perceptron.router.weight
+        routing = []
+        features = model.features(ids[:, :-1], routing=routing)
+        gradient, found.grad = found.grad.copy(), None
+        (mf.linear_cross_entropy(features, model.head, ids[:, 1:])
+         + 0.5 * unevenness(routing)).backward()
+        np.testing.assert_allclose(gradient, found.grad, rtol=1e-10, atol=1e-14)
+        assert np.abs(gradient).max() > 0
+
+
+def test_the_gradient_of_the_balance_is_its_slope():
+    part = in_float64(random_model("experts")).blocks[0].perceptron
+
+    def uneven(x):
+        routing = []
+        part(x, routing=routing)
+        return unevenness(routing)
+    with mf.use("numpy"):
+        mf.gradcheck(uneven, [mf.Rng(5).normal((2, 6, 16)).astype(float)])
+
+
+def test_the_balance_is_least_where_all_experts_get_alike():
+    alike = mf.Tensor(np.stack([np.full(4, 0.5), np.full(4, 0.25)]))
+    assert unevenness([alike, alike]).item() == 2               # two of four for each token
+    one = mf.Tensor(np.array([[1.0, 1, 0, 0], [0.5, 0.5, 0, 0]]))
+    assert unevenness([one]).item() == 4
+    other = mf.Tensor(np.array([[0.0, 0, 1, 1], [0, 0, 0.5, 0.5]]))
+    assert unevenness([one, other]).item() == 2                 # of all layers together
+
+
+def test_pieces_of_a_batch_weigh_the_balance_by_their_targets():
+    model, ids = random_model("experts"), random_ids(4, 9)
+    parts = [balanced(model, ids[rows], denominator=32) for rows in (slice(0, 1), slice(1, 4))]
+    alone = [balanced(model, ids[rows])[1] for rows in (slice(0, 1), slice(1, 4))]
+    assert sum(uneven for _, uneven, _ in parts) == pytest.approx(alone[0] / 4 + alone[1] * 3 / 4)
+
+
+@pytest.mark.parametrize("change", [{"experts": 0}, {"balance": 0.0}])
+def test_without_experts_or_weight_the_loss_is_all(change):
+    model, ids = random_model_of(replace(CONFIGS["experts"], **change)), random_ids(2, 9)
+    total, figures = model.training_loss(ids, ids)
+    assert total.item() == model.loss(ids, ids).item() and figures == {}
 
 
 def random_model_of(config):

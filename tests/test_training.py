@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import minifm as mf
 from minifm import hub
 from minifm.errors import ConfigError, FormatError
+from minifm.models import Llama, LlamaConfig
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.training import checkpoint, memory, report
 from minifm.training.config import TrainConfig
@@ -452,3 +453,24 @@ def test_a_model_learns_to_count(tmp_path):
     assert abs(losses[0] - math.log(MODEL.vocabulary)) < 0.2
     assert max(losses[-10:]) < 0.1
     assert report.plot_losses([], tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_balance_of_experts_is_learnt_and_logged(tmp_path, accumulate):
+    """Only in training: the held-out loss is that of the text alone."""
+    shape = LlamaConfig(vocabulary=MODEL.vocabulary, context=6, layers=2, heads=2, width=8,
+                        hidden=8, experts=4, balance=0.5)
+    found = {}
+    for balance in (0.5, 0.0):
+        model = Llama(replace(shape, balance=balance), mf.Rng(1))
+        trainer = Trainer(
+            model, Noise(3), replace(CONFIG, accumulate=accumulate, average=0.0),
+            directory=tmp_path / str(balance), shown=False, draw=False, check_memory=False,
+            held_out=Noise(11))
+        first = trainer.evaluate()["held_out_loss"]
+        trainer.train()
+        line = trainer.metrics.read()[0]
+        found[balance] = line["loss"], line.get("unevenness"), first
+    assert found[0.0][1] is None and found[0.5][1] >= 1.9       # two of four experts each
+    assert found[0.5][0] == pytest.approx(found[0.0][0] + 0.5 * found[0.5][1], rel=1e-5)
+    assert found[0.5][2] == found[0.0][2]

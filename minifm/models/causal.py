@@ -41,6 +41,11 @@ class CausalModel(Model):
         x = self.features(ids, document_starts=document_starts, rng=rng, recompute=recompute)
         return ops.linear_cross_entropy(x, self.head, targets, denominator=denominator)
 
+    def training_loss(self, ids, targets, **inputs):
+        """(what training makes small: `loss` and whatever a model adds to it, {name: figure} of
+        what it adds); arguments as of `loss`."""
+        return self.loss(ids, targets, **inputs), {}
+
     def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,
                  recompute=False):
         """ids [B, T] -> what the head reads, [B, T, C].

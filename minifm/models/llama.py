@@ -22,7 +22,7 @@ from minifm.models.activations import ACTIVATIONS
 from minifm.models.causal import CausalModel, seen
 from minifm.models.stored import HeadLayout, Stored
 from minifm.nn import Attention, Block, Embedding, GatedPerceptron, RMSNorm, Rotary
-from minifm.nn.experts import Experts
+from minifm.nn.experts import Experts, unevenness
 
 INITIAL = 0.02          # standard deviation of the initial weights
 LAYOUTS = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
@@ -71,6 +71,9 @@ class LlamaConfig:
     experts: int = setting(0, "perceptrons of a block, of which each token takes some; 0: one for "
                            "all (Mixtral has 8)", least=0)
     experts_chosen: int = setting(2, "that each token takes", least=1)
+    balance: float = setting(
+        0.001, "with experts: of how unevenly tokens go to them, so much is added to the loss in "
+        "training", least=0)
     tied: bool = setting(False, "the head is the token embedding, transposed")
     dropout: float = setting(0.0, "of what each half of a block adds", least=0, below=1)
     norm_epsilon: float = setting(1e-5, "inside the square root of the norms", above=0, below=1)
@@ -172,6 +175,12 @@ def new_block(config, rng):
                  perceptron)
 
 
+def _with_shares(block, x):
+    """(block(x), how its experts share the tokens)."""
+    routing = []
+    return block(x, routing=routing), *routing
+
+
 class Llama(CausalModel):
     """Token ids in, logits of the next token out."""
 
@@ -201,8 +210,23 @@ class Llama(CausalModel):
         body.untied_head = None
         return body
 
+    def training_loss(self, ids, targets, *, denominator=None, **inputs):
+        """The loss, plus `balance` times how unevenly all tokens of `ids` go to the experts
+        (nn/experts.py), and {"unevenness"}. Both are weighed by the part of the denominator that
+        is in `targets`: for pieces of a batch, their sum is the mean over the pieces."""
+        if not self.config.experts or not self.config.balance:
+            return super().training_loss(ids, targets, denominator=denominator, **inputs)
+        routing = []
+        x = self.features(ids, routing=routing, **inputs)
+        loss = ops.linear_cross_entropy(x, self.head, targets, denominator=denominator)
+        part = 1 if denominator is None else ops.count_targets(np.asarray(targets)) / denominator
+        found = unevenness(routing) * part
+        return loss + found * self.config.balance, {"unevenness": found.item()}
+
     def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,
-                 recompute=False):
+                 recompute=False, routing=None):
+        """As of all causal models; `routing`, a list, gets of each block how its experts share
+        the tokens (nn/experts.py)."""
         ids = np.asarray(ids)
         positions = self.positions(ids, placement, key_mask, document_starts)
         x = self.token_embedding(ids)                                           # [B, T, C]
@@ -213,7 +237,12 @@ class Llama(CausalModel):
             block = partial(block, layer=layer, placement=placement, key_mask=key_mask,
                             causal=True, first_keys=first_keys, rotation=rotation,
                             dropout=self.config.dropout, rng=rng and rng.child("block", layer))
+            if routing is not None:
+                block = partial(_with_shares, block)
             x = ops.checkpoint(block, x) if recompute else block(x)
+            if routing is not None:
+                x, shares = x
+                routing.append(shares)
         return self.norm(x)
 
     @staticmethod
@@ -268,7 +297,8 @@ class Llama(CausalModel):
         theta, scaling = _rotation_from_hub(stored)
         window, window_from = _window_from_hub(kind, stored)
         experts = {"experts": stored.get("num_local_experts", 8),
-                   "experts_chosen": stored.get("num_experts_per_tok", 2)}
+                   "experts_chosen": stored.get("num_experts_per_tok", 2),
+                   "balance": stored.get("router_aux_loss_coef", 0.001)}
         return LlamaConfig(
             **{ours: stored[theirs] for ours, theirs in required.items()},
             context=stored.get("max_position_embeddings", CONTEXTS[kind]),
@@ -307,7 +337,8 @@ class Llama(CausalModel):
                           "use_sliding_window": config.window is not None}
         if kind == "mixtral":
             described |= {"num_local_experts": config.experts,
-                          "num_experts_per_tok": config.experts_chosen}
+                          "num_experts_per_tok": config.experts_chosen,
+                          "router_aux_loss_coef": config.balance}
         return described
 
 

@@ -64,9 +64,11 @@ class Block(Module):
         self.perceptron_norm, self.perceptron = perceptron_norm, perceptron
         self.arrange = arrange
 
-    def __call__(self, x, *, dropout=0.0, rng=None, **where):
-        """x [B, T, C] -> [B, T, C]; `where` goes to the attention."""
+    def __call__(self, x, *, dropout=0.0, rng=None, routing=None, **where):
+        """x [B, T, C] -> [B, T, C]; `where` goes to the attention, `routing` to a mixture of
+        experts."""
+        given = {} if routing is None else {"routing": routing}
         x = self.arrange(x, self.attention_norm, self.attention, dropout=dropout,
                          rng=rng and rng.child("attention"), **where)
         return self.arrange(x, self.perceptron_norm, self.perceptron, dropout=dropout,
-                            rng=rng and rng.child("perceptron"))
+                            rng=rng and rng.child("perceptron"), **given)

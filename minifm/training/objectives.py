@@ -87,6 +87,11 @@ class TokenObjective:
         """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
+    def training_loss(self, model, batch, *, denominator, rng):
+        """(what training makes small, {name: figure} of what a model adds to the loss): `loss`,
+        but for models that add something."""
+        return self.loss(model, batch, denominator=denominator, rng=rng), {}
+
     def count(self, batch):
         """How many targets count."""
         return ops.count_targets(batch[1])
@@ -115,10 +120,18 @@ class CausalLanguageModel(TokenObjective):
     def batches(self, windows, tokenizer, *, seed, apart=False):
         return windows                      # which have document_starts themselves
 
-    def loss(self, model, batch, *, denominator, rng):
+    def loss(self, model, batch, **choice):
+        ids, targets, inputs = self._inputs(batch)
+        return model.loss(ids, targets, **inputs, **choice)
+
+    def training_loss(self, model, batch, **choice):
+        ids, targets, inputs = self._inputs(batch)
+        return model.training_loss(ids, targets, **inputs, **choice)
+
+    def _inputs(self, batch):
         ids, targets, *starts = batch
-        return model.loss(ids, targets, document_starts=starts[0] if starts else None,
-                          denominator=denominator, rng=rng, recompute=self.recompute)
+        return ids, targets, {"document_starts": starts[0] if starts else None,
+                              "recompute": self.recompute}
 
     def target_bytes(self, batch, lengths):
         targets = batch[1]

@@ -154,11 +154,13 @@ class Trainer:
         batch = self.batches.batch(self.step)
         pieces, count = self._pieces(batch), self.objective.count(batch)
         tokens = self.objective.tokens(batch)
-        loss = 0.0
+        loss, added = 0.0, {}
         with np.errstate(all="ignore"):         # what is not finite is dealt with right here
             for i, piece in enumerate(pieces):
-                part = self._loss(piece, count, i)
+                part, figures = self._loss(piece, count, i)
                 loss += part.item()
+                for name, figure in figures.items():
+                    added[name] = added.get(name, 0.0) + figure
                 part.backward()
             norm = self.optimizer.gradient_norm()
             self.tokens += tokens
@@ -168,7 +170,7 @@ class Trainer:
         rate, clip = self.schedule(self.step), self.config.clip
         self.optimizer.update(rate, clip / norm if clip and norm > clip else 1.0)
         self.optimizer.zero_grad()
-        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate,
+        return {"loss": loss, **added, "gradient_norm": norm, "learning_rate": rate,
                 "tokens": self.tokens}, None
 
     def _pieces(self, batch):
@@ -177,8 +179,9 @@ class Trainer:
 
     def _loss(self, piece, count, i):
         with precision(self.config.precision):
-            return self.objective.loss(self.model, piece, denominator=max(count, 1),
-                                       rng=self.rng.child("step", self.step, "piece", i))
+            return self.objective.training_loss(
+                self.model, piece, denominator=max(count, 1),
+                rng=self.rng.child("step", self.step, "piece", i))
 
     def _explain(self, pieces, count, loss, norm):
         """Which op went wrong: the same pieces with the same noise once more, watched."""
@@ -187,7 +190,7 @@ class Trainer:
             self.optimizer.zero_grad()
             try:
                 with detect_anomaly():
-                    self._loss(piece, count, i).backward()
+                    self._loss(piece, count, i)[0].backward()
             except AnomalyError as anomaly:
                 self.optimizer.zero_grad()
                 return f"{what}{anomaly}"

@@ -12,6 +12,8 @@ included, saved by that library, and `outputs.safetensors`:
     loss, gradient.<name>  mean loss over all next tokens of the unpadded rows, and its gradients,
                            by the names of the parameters in files
     greedy [G]             the continuation of row 0 without sampling
+    aux_loss, aux_gradient.<name>   of a mixture of experts: how unevenly the unpadded rows' tokens
+                           go to them, and its gradients of the routers
 """
 
 import sys
@@ -89,7 +91,14 @@ def outputs(model, ids, mask):
     logits, targets = model(ids[:2]).logits[:, :-1], ids[:2, 1:]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()
-    return {"ids": ids, "lengths": torch.tensor(LENGTHS), "logits": result.logits,
+    balance = {}
+    if hasattr(model.config, "router_aux_loss_coef"):
+        uneven = model(ids[:2], output_router_logits=True).aux_loss
+        routers = {i: layer.mlp.gate.weight for i, layer in enumerate(model.model.layers)}
+        found = torch.autograd.grad(uneven, list(routers.values()))
+        balance = {"aux_loss": uneven.reshape(1)} | {
+            f"aux_gradient.{i}": gradient for i, gradient in zip(routers, found)}
+    return balance | {"ids": ids, "lengths": torch.tensor(LENGTHS), "logits": result.logits,
             "features": result.hidden_states[-1], "loss": loss.reshape(1), **gradients(model)}
 
 
