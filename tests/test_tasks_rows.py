@@ -1,6 +1,7 @@
 """Examples as rows of tokens: every label arrives at its token, and every answer comes back."""
 
 import json
+import unicodedata
 from unittest import mock
 
 import numpy as np
@@ -24,7 +25,7 @@ from minifm.tasks import (
 from minifm.tasks.batches import overlapping, owners
 from minifm.tasks.classify import sizes_in
 from minifm.tasks.qa import Answer, best_span
-from minifm.tasks.spans import Span, words_in
+from minifm.tasks.spans import Span, combines, words_in
 from minifm.tasks.summarize import PairRows
 from minifm.text import Tokenizer
 from minifm.text.offsets import Encoded, Frame, encode_all_with_offsets, encode_with_offsets
@@ -286,6 +287,31 @@ def test_a_word_within_the_token_of_another_goes_on_with_it():
     assert second.targets[0][0] == 0            # the first word of a token has its tag: O
 
 
+@given(text=st.text(st.sampled_from("ab (é)e\u0301\u0302\u0903\u093f\u0928\u200d😀 \n_7"),
+                    max_size=12))
+def test_no_word_begins_with_a_mark_on_the_character_before(text):
+    """Unless nothing that it could be on stands before it; and words cover all but white space."""
+    words = words_in(text)
+    for start, end in words:
+        assert start == 0 or text[start - 1].isspace() or not combines(text[start])
+        assert not any(c.isspace() for c in text[start:end])
+    assert "".join(text[a:b] for a, b in words) == "".join(text.split())
+    composed = unicodedata.normalize("NFC", text)
+    if len(composed) < len(text) and not any(map(combines, composed)):
+        assert len(words) == len(words_in(composed))    # however the same text is spelt
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("cafe\u0301s (e\u0301)", ["cafe\u0301s", "(", "e\u0301", ")"]),
+    ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+    ("a\u0301-b", ["a\u0301", "-", "b"]), ("x + y", ["x", "+", "y"])])
+def test_a_word_ends_behind_its_marks(text, expected):
+    assert [text[start:end] for start, end in words_in(text)] == expected
+    entity = Tagged(text, (Span(0, len(expected[0]), "X"),))
+    rows = TaggedRows([entity], BYTES, ("X",), length=60)
+    assert rows.facts["widened"] == 0 and rows.predictions(perfect(rows, 3)) == [entity.entities]
+
+
 # -- questions -------------------------------------------------------------------------------------
 
 
@@ -346,6 +372,39 @@ def test_long_contexts_are_read_in_windows_and_judged_where_context_is():
     assert rows.predictions(outputs) == [decoded.strip()]
 
 
+@some
+@given(context=st.text(st.sampled_from("the cat's é漢字😀(x)\n"), min_size=30, max_size=90).filter(
+    str.strip), data=st.data(), length=st.integers(24, 40))
+def test_an_answer_at_any_edge_of_a_window_is_learnt_and_comes_back(tokenizer, context, data,
+                                                                    length):
+    """One of at most as many tokens as windows share lies whole in some window; the target of each
+    such window is that answer, the others say that there is none, and a model that says the
+    targets is understood."""
+    start = data.draw(st.integers(0, len(context) - 1))
+    end = data.draw(st.integers(start + 1, min(len(context), start + 9)))
+    text = context[start:end]
+    if text != text.strip():
+        return
+    example = Question("?", context, (Answer(text, start),))
+    rows = QuestionRows([example], tokenizer, length=length, longest=99)
+    encoded = rows.contexts[0]
+    first, stop = encoded.tokens(start, end)
+    frame = Frame.of(tokenizer)
+    before = len(frame.before) + len(tokenizer.encode("?")) + len(frame.between)
+    room = length - before - len(frame.behind)
+    spans = windows(len(encoded.ids), room, room // 2)
+    held = [a <= first and stop <= b for a, b in spans]
+    assert any(held) or stop - first > room // 2
+    for whole, (a, _), target, ids in zip(held, spans, rows.targets, rows.ids, strict=True):
+        assert target.tolist() == ([before + first - a, before + stop - 1 - a] if whole else [0, 0])
+        if whole:
+            said = ids[target[0] : target[1] + 1]
+            assert said.tolist() == encoded.ids[first:stop].tolist()
+    outputs = pointing(rows)
+    if stop - first <= room // 2 and encoded.fits(start, end):
+        assert rows.predictions(outputs, may_be_none=True) == [text]
+
+
 @given(scores=st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=9),
        longest=st.integers(1, 10), data=st.data())
 def test_the_best_span_is_that_of_all(scores, longest, data):
@@ -353,7 +412,7 @@ def test_the_best_span_is_that_of_all(scores, longest, data):
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=len(scores),
                                           max_size=len(scores))))
     every = [(scores[i, 0] + scores[j, 1], -i, -j) for i in range(len(scores))
-             for j in range(i, min(i + longest, len(scores))) if allowed[i]]
+             for j in range(i, min(i + longest, len(scores))) if allowed[i] or allowed[j]]
     score, first, last = best_span(scores, allowed, longest)
     if every:
         assert (score, -first, -last) == max(every)

@@ -131,8 +131,9 @@ class QuestionRows(LabelledRows):
     def predictions(self, outputs, *, may_be_none=False):
         """For each example the answer, a str, that the rows' outputs, [T, 2] each, say.
 
-        An answer counts in the window where its first token has most context, and its score is
-        the sum of its two numbers. `may_be_none`: "" unless it scores above the first token of a
+        An answer counts in the windows where its first token or its last has most context (so that
+        one of at most `overlap` tokens always counts in one that holds all of it), and its score
+        is the sum of its two numbers. `may_be_none`: "" unless it scores above the first token of a
         row, at its least over the windows.
         """
         best = [(-np.inf, 0, 0)] * len(self.examples)
@@ -161,12 +162,12 @@ def _target(example, context, start, stop, before):
 
 def best_span(scores, allowed, longest):
     """(score, first, last) of the best span of at most `longest` tokens: scores [T, 2] of
-    beginning and ending at each token; one may begin where `allowed` bool [T]. Of equal ones the
-    first and shortest. The score is -inf where none may begin."""
+    beginning and ending at each token; one may begin or end where `allowed` bool [T]. Of equal
+    ones the first and shortest. The score is -inf where none may be."""
     T, found = len(scores), (-np.inf, 0, 0)
-    begins = np.where(allowed, scores[:, 0], -np.inf)
     for extra in range(min(longest, T)):
-        sums = begins[: T - extra] + scores[extra:, 1]
+        may = allowed[: T - extra] | allowed[extra:]
+        sums = np.where(may, scores[: T - extra, 0] + scores[extra:, 1], -np.inf)
         first = int(np.argmax(sums))
         if (sums[first], -first) > (found[0], -found[1]):
             found = float(sums[first]), first, first + extra

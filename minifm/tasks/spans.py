@@ -6,12 +6,15 @@ one of X at once (Tjong Kim Sang and Veenstra 1999).
 """
 
 import re
+import unicodedata
 from typing import NamedTuple
 
 OUTSIDE = "O"
 SCHEMES = ("iob2", "iob1")
 # A run of letters, digits and underscores, or any other single character that is not white space.
 WORD = re.compile(r"\w+|[^\w\s]")
+WORD_CHARACTER = re.compile(r"\w")
+JOINER = "\u200d"        # joins what stands around it to one sign, of an emoji or a script
 
 
 class Span(NamedTuple):
@@ -23,8 +26,34 @@ class Span(NamedTuple):
 
 
 def words_in(text):
-    """[(start, end)] of the words of a text that nobody has cut into words."""
-    return [match.span() for match in WORD.finditer(text)]
+    """[(start, end)] of the words of a text that nobody has cut into words. A mark that combines
+    with the character before it (an accent, a vowel sign) belongs to that one's word, and a word
+    goes on behind a mark within it."""
+    words = []
+    for start, end in (match.span() for match in WORD.finditer(text)):
+        if words and words[-1][1] == start and _belongs_together(text, start):
+            words[-1] = words[-1][0], end
+        else:
+            words.append((start, end))
+    return words
+
+
+def _belongs_together(text, place):
+    """Whether there is no boundary between words before text[place]: a mark stands there, or one
+    before it between a letter and this one."""
+    if combines(text[place]):
+        return True
+    before = place - 1
+    while before >= 0 and combines(text[before]):
+        before -= 1
+    marked = before < place - 1
+    return marked and before >= 0 and WORD_CHARACTER.match(text[before]) is not None \
+        and WORD_CHARACTER.match(text[place]) is not None
+
+
+def combines(character):
+    """Whether a character is a mark on the one before it (Unicode's category M), or joins."""
+    return unicodedata.category(character)[0] == "M" or character == JOINER
 
 
 def parts(tag):
