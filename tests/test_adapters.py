@@ -52,12 +52,13 @@ from minifm.nn import (
     trainable,
 )
 from minifm.nn.adapter import adapted_layers
+from minifm.nn.freezing import freeze
 from minifm.text import Tokenizer
 from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
-from minifm.training.objectives import CausalLanguageModel
+from minifm.training.objectives import CausalLanguageModel, MaskedLanguageModel
 from minifm.training.optim import AdamW
-from minifm.training.trainer import Trainer
+from minifm.training.trainer import Trainer, computed_part
 
 GOLDEN = Path(__file__).parent / "golden"
 V, SHAPE = 37, {"vocabulary": 37, "layers": 2, "heads": 2, "width": 16}
@@ -951,6 +952,38 @@ def test_another_adapter_or_a_damaged_one_is_not_resumed(backend, base, tmp_path
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(FormatError, match="damaged"):
         trainer_in(tmp_path / "run", base).resume()
+
+
+@pytest.mark.parametrize("kind, masked", [("gpt", False), ("llama", False), ("bert", True)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_work_of_a_step_is_what_is_computed(kind, masked, recompute):
+    objective = (MaskedLanguageModel if masked else CausalLanguageModel)(recompute)
+    ids = np.arange(48).reshape(4, 12) % V
+    batch = ids, np.where(np.arange(12) % 3, -100, ids) if masked else ids
+    model = plain(kind)
+    assert computed_part(model, objective, batch) == 1
+    freeze(model.norm)                              # which has no product
+    assert computed_part(model, objective, batch) == pytest.approx(1, rel=1e-12)
+    freeze(model)                                   # the head alone learns, and what is below it
+    last = model.masked_head if masked else model.norm
+    freeze(last, False)
+    everything = objective.flops(model, tuple(x[:1] for x in batch))
+    forward = everything / 3
+    part = computed_part(model, objective, batch)
+    assert forward < part * everything < everything / 2
+    assert all(p.grad is None for p in model.parameters().values())
+    low = computed_part(adapted(kind), objective, batch)
+    assert 0.6 < low < 0.95                         # no weights' gradients; thin matrices' own
+
+
+def test_the_speed_of_a_run_counts_what_is_computed(base, tmp_path):
+    trainer = trainer_in(tmp_path / "run", base, "int4")
+    trainer.speed.ceiling = 1e9
+    whole = trainer.objective.flops(trainer.model, Noise().batch(0))
+    trainer.speed.count = lambda tokens, flops: counted.append(flops)
+    counted = []
+    trainer.train(until=1)
+    assert counted == [trainer.computed * whole] and 0.5 < trainer.computed < 0.95
 
 
 def test_memory_counts_what_is_trained(base, tmp_path):

@@ -7,6 +7,7 @@ a run resumed from any checkpoint goes on bitwise as if it had never stopped.
 import json
 import math
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from minifm.atomic import exclusive
 from minifm.errors import AnomalyError, ConfigError, UserError
 from minifm.nn import adapter_config
-from minifm.observe import detect_anomaly
+from minifm.observe import FlopCounter, detect_anomaly
 from minifm.ops.precision import precision
 from minifm.picture import MISSING
 from minifm.rng import Rng
@@ -71,7 +72,7 @@ class Trainer:
             weight_decay=config.weight_decay, average=config.average)
         self.schedule, self.rng = config.schedule, Rng(config.seed).child("training")
         self.metrics = Metrics(self.directory / "metrics.jsonl")
-        self.speed = Speed(ceiling)
+        self.speed, self.computed = Speed(ceiling), computed_part(model, self.objective, first)
         self.step = self.tokens = self.skipped = 0
         self.best = self._saved = None
         self._byte_lengths = None
@@ -164,7 +165,7 @@ class Trainer:
                 part.backward()
             norm = self.optimizer.gradient_norm()
             self.tokens += tokens
-            self.speed.count(tokens, self.objective.flops(self.model, batch))
+            self.speed.count(tokens, self.objective.flops(self.model, batch) * self.computed)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 return None, self._explain(pieces, count, loss, norm)
         rate, clip = self.schedule(self.step), self.config.clip
@@ -339,6 +340,23 @@ class Trainer:
             self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png")
             if not self.draw:
                 bar.say(f"no loss.png: {MISSING}")
+
+
+def computed_part(model, objective, batch):
+    """Of the floating-point operations of a step in which all weights learn (objective.flops), the
+    part that is computed: frozen weights have no gradients, and adapters have products of their
+    own. Counted in a step over the first sequence of `batch`; 1 where nothing is frozen."""
+    parameters = model.parameters().values()
+    if all(p.requires_grad for p in parameters):
+        return 1.0
+    row, objective = tuple(x[:1] for x in batch), copy(objective)
+    objective.recompute = False         # what is computed again is no useful work, nor are the
+    with FlopCounter() as counter, np.errstate(all="ignore"):       # logits in a backward pass
+        objective.loss(model, row, denominator=max(objective.count(row), 1), rng=None).backward()
+    for p in parameters:
+        p.grad = None
+    counted = counter.total - counter.flops["LinearCrossEntropy", "forward"]
+    return counted / max(objective.flops(model, row), 1)
 
 
 def _badness(evaluation):
