@@ -1,6 +1,7 @@
 """Fine-tuning from the command line: each task, each way to learn, every mistake one line."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -233,6 +234,40 @@ def test_an_adapter_over_packed_weights_is_scored_as_in_its_run(minifm, data,  #
     assert json.loads(minifm("evaluate", run, *words, "--json")[1])["scores"] == scores
     assert scores["accuracy"] > 0.6
     refused(minifm("evaluate", run, *words, "--format", "int8"), "is packed already, as int4")
+
+
+@pytest.mark.parametrize("task, kind, expected", [
+    ("summarize", "gpt", r"learnt     5 of the first row's 19 tokens, in \[\[ \]\]: "
+     r"(\d) (\w{3}) \1\\nTL;DR:\[\[ \2<\|endoftext\|>\]\]"),
+    ("summarize", "t5", r"learnt     4 of the first row's 12 tokens, in \[\[ \]\]: "
+     r"(\d) (\w{3}) \1<\|endoftext\|>\[\[\2<\|endoftext\|>\]\]"),
+    ("lm", "gpt", r"learnt     64 of the first row's 65 tokens, in \[\[ \]\]: .\[\[.*\]\]"),
+    ("lm", "bert", r"learnt     \d+ of the first row's 64 tokens, in \[\[ \]\]: .*\[\[.+\]\]"),
+    ("classify", "bert", "show_mask: what is learnt by the labelled objective are no tokens")])
+def test_what_is_learnt_is_shown(minifm, data, tmp_path, task, kind, expected):  # noqa: F811
+    model, text = saved(tmp_path / "model", kind), tmp_path / "text"
+    text.mkdir()
+    for i in range(20):
+        (text / f"{i}.txt").write_text(f"some text of {i} words " * 30)
+    words = ["--length", 64] if task == "lm" else []
+    _, _, err = minifm("finetune", model, "--task", task, "--data",
+                       text if task == "lm" else data[task], "--steps", 1, "--batch", 2, *words,
+                       "--show-mask", "--out", tmp_path / "run")
+    assert re.search(expected, err), err
+
+
+@pytest.mark.parametrize("task, kind, key", [("classify", "bert", "attention_probs_dropout_prob"),
+                                             ("lm", "gpt", "attn_pdrop")])
+def test_dropout_of_attention_is_said_to_be_left_out(minifm, data, tmp_path, task,  # noqa: F811
+                                                     kind, key):
+    model, said = saved(tmp_path / "model", kind), f"model asks for ({key} 0.1)"
+    text = write(tmp_path / "text.jsonl", [{"text": f"{i} words " * 40} for i in range(9)])
+    config = json.loads((model / "config.json").read_text())
+    for value in (0.0, 0.1):
+        (model / "config.json").write_text(json.dumps(config | {key: value}))
+        status, _, err = minifm("finetune", model, "--task", task, "--data", data.get(task, text),
+                                "--steps", 1, "--batch", 2, "--out", tmp_path / str(value))
+        assert status == 0 and err.count(said) == (value > 0), err
 
 
 def test_a_head_goes_on_learning_and_refuses_other_labels(minifm, data, tmp_path):  # noqa: F811

@@ -3,6 +3,8 @@
 import math
 import sys
 
+import numpy as np
+
 from minifm.cli.arguments import add_config, add_fields, add_run, build, part_of, settings
 from minifm.errors import ConfigError
 from minifm.nn import AdapterConfig
@@ -25,6 +27,9 @@ def arguments(parser, argv):
     parser.add_argument("model", nargs="?", help="the model to start from, a directory or a name "
                                                  "on the hub")
     add_run(parser, "checkpoints, log, scores, pictures")
+    parser.add_argument("--show-mask", action="store_true",
+                        help="lm, summarize: show the first row, and which of its tokens are "
+                             "learnt")
     add_config(parser)
     add_fields(parser, TaskConfig, "task")
     add_fields(parser, MethodConfig, "which weights learn")
@@ -49,9 +54,9 @@ def run(args):
     task = build(TaskConfig, said)
     rest = build(MethodConfig, said), part_of(TrainConfig, said), build(AdapterConfig, said)
     if task.task == "lm":
-        return run_text(args.out, said, task, rest, given)
+        return run_text(args, said, task, rest, given)
     prepared = prepare(args.out, said["model"], task, *rest, **given)
-    for line in summary(prepared):
+    for line in summary(prepared) + (shown_mask(prepared.trainer) if args.show_mask else []):
         print(line, file=sys.stderr)
     status = trained(prepared.trainer, "finetune")
     if status == 0:
@@ -59,7 +64,18 @@ def run(args):
     return status
 
 
-def run_text(out, said, task, rest, given):
+def shown_mask(trainer):
+    """A line that says what the first row is, with marks around the tokens that are learnt."""
+    ids, learnt = trainer.objective.learnt(trainer.batches.batch(0))
+    edges = np.flatnonzero(np.diff(learnt)) + 1
+    parts = [repr(trainer.tokenizer.decode(part).decode("utf-8", "replace"))[1:-1]
+             for part in np.split(ids, edges)]
+    text = "".join(f"[[{part}]]" if learnt[at] else part
+                   for part, at in zip(parts, [0, *edges.tolist()]))
+    return [f"learnt     {learnt.sum():,} of the first row's {len(ids):,} tokens, in [[ ]]: {text}"]
+
+
+def run_text(args, said, task, rest, given):
     """Fine-tune on text without labels, as pretrain does."""
     from minifm.cli import pretrain
     from minifm.training.finetune import TaskConfig, prepare_text
@@ -68,8 +84,9 @@ def run_text(out, said, task, rest, given):
         if getattr(task, name) != getattr(TaskConfig(), name):
             raise ConfigError(f"{name}: is for labelled examples; leave it out with --task lm")
     text = TextConfig(data=task.data, length=task.length, held_out=said.get("held_out", 0.05))
-    prepared = prepare_text(out, said["model"], text, *rest, **given)
-    for line in pretrain.summary(prepared):
+    prepared = prepare_text(args.out, said["model"], text, *rest, **given)
+    for line in pretrain.summary(prepared) + (
+            shown_mask(prepared.trainer) if args.show_mask else []):
         print(line, file=sys.stderr)
     status = pretrain.trained(prepared.trainer, "finetune")
     if status == 0:

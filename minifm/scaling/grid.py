@@ -29,7 +29,9 @@ GROWTH = 1.1                # of the largest budget, from trial to trial
 class StudyConfig:
     """A study: how long it may take and what its cells have in common."""
 
-    minutes: float = setting(25.0, "that the whole grid may take here", above=0, most=1e5)
+    minutes: float = setting(
+        25.0, "of training, for the whole grid on this machine; reading the text and timing a step "
+        "of each size come before", above=0, most=1e5)
     budgets: int = setting(5, "IsoFLOP curves", least=1)
     spread: float = setting(2.0, "between the operations of one curve and the next", above=1)
     sizes: int = setting(5, "models on each curve", least=3)

@@ -29,7 +29,7 @@ from minifm.text import Tokenizer
 from minifm.training import pretrain
 from minifm.training.config import TrainConfig, row_length
 from minifm.training.labelled import TASKS
-from minifm.training.pretrain import require_plain_weights
+from minifm.training.pretrain import require_plain_weights, say_what_is_left_out
 from minifm.training.run import (
     newest_checkpoint,
     require_writable,
@@ -145,6 +145,7 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
     tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
     require_plain_weights(begun, model)
+    say_what_is_left_out(place, say)
     rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
     if method.scratch:
         begun = type(begun)(begun.config, rng.child("model"))

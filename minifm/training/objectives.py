@@ -15,6 +15,8 @@ whole batch: the losses and gradients of the pieces then add up to those of the 
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError
@@ -110,6 +112,12 @@ class TokenObjective:
         their probability as a text; else 0. `lengths` [V] in bytes by id."""
         return 0
 
+    def learnt(self, batch):
+        """(ids [N], bool [N]) of the first sequence of a batch: its tokens as they were before
+        anything was masked, and which of them are learnt. Raises ConfigError where it is not
+        tokens that are learnt."""
+        raise ConfigError(f"show_mask: what is learnt by the {self.name} objective are no tokens")
+
 
 class CausalLanguageModel(TokenObjective):
     """Predict the next token; where documents must not see each other, the batch has
@@ -132,6 +140,14 @@ class CausalLanguageModel(TokenObjective):
         ids, targets, *starts = batch
         return ids, targets, {"document_starts": starts[0] if starts else None,
                               "recompute": self.recompute}
+
+    def learnt(self, batch):
+        ids, targets = batch[0][0], batch[1][0]
+        counted = np.append(False, targets != ops.loss.IGNORE)
+        tokens = np.append(ids, targets[-1:])
+        tokens[1:][counted[1:]] = targets[counted[1:]]
+        end = np.flatnonzero(counted).max(initial=0) + 1        # behind it there is but padding
+        return tokens[:end], counted[:end]
 
     def target_bytes(self, batch, lengths):
         targets = batch[1]
@@ -171,6 +187,11 @@ class MaskedLanguageModel(TokenObjective):
         ids, targets, *mask = batch
         return model.loss(ids, targets, key_mask=mask[0] if mask else None,
                           denominator=denominator, rng=rng, recompute=self.recompute)
+
+    def learnt(self, batch):
+        ids, targets = batch[0][0], batch[1][0]
+        counted = targets != ops.loss.IGNORE
+        return np.where(counted, targets, ids), counted
 
     def flops(self, model, batch):
         """The head reads only what was chosen."""
@@ -258,6 +279,10 @@ class Denoising(TokenObjective):
         return model.loss(source, model.read_before(targets), targets,
                           source_mask=None if mask.all() else mask, denominator=denominator,
                           rng=rng, recompute=self.recompute)
+
+    def learnt(self, batch):
+        source, targets = batch[0][0][batch[2][0]], batch[1][0][batch[1][0] != ops.loss.IGNORE]
+        return np.append(source, targets), np.arange(len(source) + len(targets)) >= len(source)
 
     def tokens(self, batch):
         return batch[0].size + batch[1].size

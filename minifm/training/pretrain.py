@@ -8,6 +8,7 @@ A run's directory holds all that the run needs to go on:
       step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
 """
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from minifm.training.trainer import Trainer
 
 # Settings of a model that follow from the tokenizer or from what is learnt.
 NOT_CHOSEN = {"vocabulary", "padding", "start", "end", "pooler", "masked_head", "sentence_head"}
+# What files call the dropout of attention's probabilities.
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     if initial is not None:
         initial = resolve(initial)
     model, objective = _begun(newest, text, shape, config, learning, arch, initial, adapt)
+    if initial is not None:
+        say_what_is_left_out(initial, say)
     require_writable(directory)
     if resume and "-" in text.data:
         say("this run has read standard input: pipe the same text in again")
@@ -272,6 +277,16 @@ def require_plain_weights(model, name):
     if packed_format(model):
         raise ConfigError(f"{name}: its weights are packed as {packed_format(model)}, and are not "
                           "trained; start from the model that they were made of")
+
+
+def say_what_is_left_out(place, say):
+    """Say, to who trains the model in the directory `place`, that its file asks for dropout of the
+    probabilities of attention, which no model here has."""
+    stored = json.loads((Path(place) / "config.json").read_text("utf-8"))
+    for key in ATTENTION_DROPOUT:
+        if stored.get(key):
+            say(f"training without the dropout of attention's probabilities that the model asks "
+                f"for ({key} {stored[key]:g}); it is not computed here")
 
 
 def _batches(tokens, text, config, objective, tokenizer, length):
