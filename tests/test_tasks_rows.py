@@ -392,7 +392,7 @@ def test_an_answer_at_any_edge_of_a_window_is_learnt_and_comes_back(tokenizer, c
     frame = Frame.of(tokenizer)
     before = len(frame.before) + len(tokenizer.encode("?")) + len(frame.between)
     room = length - before - len(frame.behind)
-    spans = windows(len(encoded.ids), room, room // 2)
+    spans = overlapping(len(encoded.ids), room, room // 2)
     held = [a <= first and stop <= b for a, b in spans]
     assert any(held) or stop - first > room // 2
     for whole, (a, _), target, ids in zip(held, spans, rows.targets, rows.ids, strict=True):

@@ -51,7 +51,7 @@ class LabelledRows:
         targets = padded(targets, IGNORE) if self.by_token else np.stack(targets)
         lengths = np.array([len(row) for row in rows])
         mask = np.arange(ids.shape[1]) < lengths[:, None]
-        types = [] if self.types is None else [_padded([self.types[at] for at in places], 0)]
+        types = [] if self.types is None else [padded([self.types[at] for at in places], 0)]
         return ids, targets, *[mask] * self.masked, *types
 
     @property
