@@ -962,7 +962,7 @@ def test_the_work_of_a_step_is_what_is_computed(kind, masked, recompute):
     batch = ids, np.where(np.arange(12) % 3, -100, ids) if masked else ids
     model = plain(kind)
     assert computed_part(model, objective, batch) == 1
-    freeze(model.norm)          # which has no product; BERT also has parts that this loss never reads
+    freeze(model.norm)          # which has no product; BERT has parts that this loss never reads
     tolerance = 0.01 if masked else 1e-12
     assert computed_part(model, objective, batch) == pytest.approx(1, rel=tolerance)
     freeze(model)                                   # the head alone learns, and what is below it
