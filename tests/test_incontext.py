@@ -13,39 +13,53 @@ from minifm import Tensor, cli
 from minifm.errors import ConfigError
 from minifm.rng import Rng
 from minifm.tasks.incontext import (
-    ARROW,
     FAMILIES,
     LENGTH,
-    MODULUS,
-    SHOTS,
     START,
     VOCABULARY,
+    Choose,
     Classify,
+    Compare,
     Episodes,
     Mapping,
-    episode,
+    episodes,
     is_held_out,
+    orders,
+    sides_of_lines,
 )
 from minifm.training.config import TrainConfig
-from minifm.training.incontext import accuracy, interval, prepare
+from minifm.training.incontext import (
+    SHAPE,
+    SPREAD,
+    accuracy,
+    interval,
+    new_model,
+    prepare,
+    shuffled_accuracy,
+)
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 # y by the definition, one example at a time, in plain Python.
 BY_DEFINITION = {
     "mapping": lambda rule, x: [rule[x[0]]],
-    "string": lambda rule, x: [x[place] for place in rule],
-    "affine": lambda rule, x: [(rule[0] * x[0] + rule[1]) % MODULUS],
-    "classify": lambda rule, x: [int(sum(w if bit else -w for w, bit in zip(rule, x)) > 0)],
+    "choose": lambda rule, x: [max(x, key=lambda symbol: rule[symbol])],
+    "add": lambda rule, x: [(x[0] + rule[0]) % 13, (x[1] + rule[1]) % 13],
+    "compare": lambda rule, x: [rule[x[0]]],
+    "classify": lambda rule, x: [rule[x[0]]],
 }
 
 
-def examples_in(ids, family):
-    """[(x, y)] of a row, read as its format says; the last one may lack its answer's last token,
-    and is left out then."""
-    body = [ids[i : i + family.size] for i in range(1, len(ids), family.size)]
-    return [(row[: family.inputs].tolist(), row[family.inputs + 1 :].tolist()) for row in body
-            if len(row) == family.size and row[family.inputs] == ARROW]
+def examples_in(row, family):
+    """[(x, y)] of a row of LENGTH + 1 tokens, in the family's own numbers, as its format says."""
+    body = np.reshape(row[1 : 1 + LENGTH // family.size * family.size], (-1, family.size))
+    return [((x - family.first).tolist(), (y - family.first_answer).tolist())
+            for x, y in ((row[: family.inputs], row[family.inputs :]) for row in body)]
+
+
+def whole(ids, targets):
+    """A row and the last token of its last answer."""
+    return np.append(ids, targets[-1])
 
 
 # -- the families --------------------------------------------------------------------------------
@@ -54,69 +68,115 @@ def examples_in(ids, family):
 @families
 @given(seed=st.integers(0, 2**32))
 def test_who_knows_the_rule_answers_all(family, seed):
-    rule = family.draw(Rng(seed), True)
-    ids, targets = episode(family, rule, Rng(seed).child("x"))
-    assert ids.shape == targets.shape == (LENGTH,) and ids[0] == START
+    rules = family.draw(3, Rng(seed), True)
+    ids, targets = episodes(family, rules, Rng(seed).child("x"))
+    assert ids.shape == targets.shape == (3, LENGTH)
+    assert (ids[:, 0] == START + FAMILIES.index(family)).all()
     assert 0 <= ids.min() and ids.max() < VOCABULARY
-    found = examples_in(ids, family)
-    assert len(found) >= SHOTS
-    for i, (x, y) in enumerate(found):
-        assert y == BY_DEFINITION[family.name](rule, x)
-        asked = targets[i * family.size : (i + 1) * family.size]     # each predicts the next token
-        assert asked[: family.inputs + 1].tolist() == [-100] * (family.inputs + 1)
-    counted = targets != -100
-    assert (ids[1:][counted[:-1]] == targets[:-1][counted[:-1]]).all()
-    assert counted.sum() >= (SHOTS + 1) * family.outputs
+    for rule, row, wanted in zip(rules.tolist(), ids, targets):
+        found = examples_in(whole(row, wanted), family)
+        assert len(found) == family.shots + 1
+        for x, y in found:
+            assert all(0 <= symbol < family.asked for symbol in x)
+            assert y == BY_DEFINITION[family.name](rule, x)
+        mask = ([True] * family.inputs + [False] * family.outputs) * len(found)
+        assert (wanted == -100).tolist() == mask            # each target is the next token
+        assert (whole(row, wanted)[1:][wanted != -100] == wanted[wanted != -100]).all()
+
+
+def test_families_share_no_tokens():
+    spans = [(f.first, max(f.first + f.asked, f.first_answer + f.answered)) for f in FAMILIES]
+    spans += [(START + i, START + i + 1) for i in range(len(FAMILIES))]
+    assert [0] + [end for _, end in spans] == [start for start, _ in spans] + [VOCABULARY]
 
 
 @families
-def test_questions_that_could_be_looked_up_never_come_twice(family):
-    x = family.questions(SHOTS + 1, Rng(3))
-    assert x.shape == (SHOTS + 1, family.inputs)
-    if family.name in ("affine", "classify"):
-        assert len({tuple(row) for row in x.tolist()}) == SHOTS + 1
+@given(seed=st.integers(0, 2**32))
+def test_questions_that_could_be_looked_up_never_come_twice(family, seed):
+    x = family.questions(2, family.shots + 1, Rng(seed))
+    assert x.shape == (2, family.shots + 1, family.inputs)
+    for row in x.tolist():
+        if family.name == "choose":
+            assert len({frozenset(pair) for pair in row}) == len(row)
+            assert all(len(set(pair)) == 2 for pair in row)
+        elif family.name != "mapping":
+            for column in zip(*row):
+                assert len(set(column)) == len(column)
 
 
 def test_rules_are_what_their_families_say():
-    assert sorted(Mapping().rule(Rng(1))) == list(range(8))
-    everything = np.arange(32)[:, None] >> np.arange(5) & 1
-    assert len(Classify.rules) == 5 * 2 + 10 * 8 + 32               # 1, 3 or 5 of five, each ± 1
-    assert all(Classify().answers(rule, everything).sum() == 16 for rule in Classify.rules)
+    for family in (Mapping(), Choose()):
+        assert sorted(family.rules(1, Rng(1))[0].tolist()) == list(range(8))
+    assert len(Compare.ways) == 50 and (np.abs(np.diff(Compare.ways, axis=1)).sum(1) == 1).all()
+    assert len(np.unique(Compare.ways, axis=0)) == 50
+
+
+def test_lines_have_a_class_on_either_side():
+    ways = sides_of_lines()
+    assert (ways == Classify.ways).all() and len(np.unique(ways, axis=0)) == len(ways)
+    turned = {tuple(way) for way in (1 - ways).tolist()}
+    assert turned == {tuple(way) for way in ways.tolist()}      # a line has two directions
+    # What is beyond a line has its middle beyond it: no point may be in the middle of two others
+    # that are of the other class, along rows and columns at least.
+    grid = ways.reshape(-1, 6, 6)
+    for lines in (grid, grid.transpose(0, 2, 1)):
+        assert (np.abs(np.diff(lines, axis=2)).sum(2) <= 1).all()
+    assert ways.sum(1).min() == 9 and ways.sum(1).max() == 27
 
 
 @families
 def test_held_out_rules_are_disjoint_from_those_trained_on(family):
-    rules = {side: {family.draw(Rng(i), side) for i in range(300)} for side in (False, True)}
+    rules = {side: set(map(tuple, family.draw(300, Rng(1), side).tolist()))
+             for side in (False, True)}
     assert not rules[False] & rules[True] and len(rules[True]) > 10
     assert all(is_held_out(family.name, rule) == side for side in rules for rule in rules[side])
-    everywhere = [is_held_out(family.name, family.rule(Rng(i).child("any"))) for i in range(2000)]
-    # A quarter of all rules; families have as few as 122, whose hashes are as 122 coins.
-    assert abs(np.mean(everywhere) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 122)
+    everywhere = [is_held_out(family.name, rule) for rule in family.rules(2000, Rng(2))]
+    # A quarter of all rules; families have as few as 50, whose hashes are as 50 coins.
+    assert abs(np.mean(everywhere) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 50)
+
+
+def test_every_offset_is_met_in_training():
+    trained = [(a, b) for a in range(13) for b in range(13) if not is_held_out("add", (a, b))]
+    assert all(set(column) == set(range(13)) for column in zip(*trained))
 
 
 def test_the_split_is_the_same_for_all_integers():
-    assert is_held_out("affine", np.array([3, 4])) == is_held_out("affine", (3, 4))
+    assert is_held_out("add", np.array([3, 4], np.int32)) == is_held_out("add", (3, 4))
+    assert len({is_held_out("add", (3, n)) for n in range(50)}) == 2
 
 
+@given(things=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_orders(things, seed):
+    drawn = orders(5, things, Rng(seed))
+    assert (np.sort(drawn, 1) == np.arange(things)).all()
+
+
+@pytest.mark.parametrize("shots", [0, 8])
 @families
-def test_chance_is_what_one_who_does_not_learn_the_rule_gets(family):
-    right, shots = [], SHOTS
-    for i in range(2000):
-        rng = Rng(i)
-        x = family.questions(shots + 1, rng)
-        y = family.answers(family.rule(rng.child("rule")), x)
-        before = y[:-1, 0].tolist()
-        if family.name == "affine":
-            left = [n for n in range(MODULUS) if n not in before]
-            guess = [left[i % len(left)]]
-        elif family.name == "classify":
-            guess = [min((0, 1), key=lambda label: (before.count(label), i % 2 ^ label))]
-        elif family.name == "string":
-            guess = [max(x[-1].tolist(), key=x[-1].tolist().count)] * 4
-        else:
+def test_chance_is_what_one_who_does_not_learn_the_rule_gets(family, shots):
+    count, rng = 1000, Rng(shots)
+    x = family.questions(count, shots + 1, rng)
+    y = family.answers(family.rules(count, rng.child("rule")), x)
+    likelier = {}
+    if family.answered == 2:                    # by how often, elsewhere, either came after so many
+        elsewhere = family.answers(family.rules(20000, rng.child("more")),
+                                   family.questions(20000, shots + 1, rng.child("x")))[..., 0]
+        for ones in range(shots + 1):
+            after = elsewhere[elsewhere[:, :-1].sum(1) == ones, -1]
+            likelier[ones] = int(len(after) and after.mean() > 0.5)
+    right = 0
+    for i in range(count):
+        if family.name == "mapping":
             guess = [i % 8]
-        right.append(guess == y[-1].tolist())
-    low, high = interval(sum(right), len(right), z=4)
+        elif family.name == "choose":
+            guess = [x[i, -1, i % 2]]
+        elif family.name == "add":
+            left = [[n for n in range(13) if n not in y[i, :-1, place]] for place in range(2)]
+            guess = [numbers[i % len(numbers)] for numbers in left]
+        else:
+            guess = [likelier[int(y[i, :-1].sum())]]
+        right += guess == y[i, -1].tolist()
+    low, high = interval(right, count, z=4)
     assert low < family.chance(shots) < high
 
 
@@ -133,6 +193,13 @@ def test_batches_follow_from_seed_and_step():
         assert (other[0] != ids).any()
 
 
+def test_the_first_family_is_alone_at_first():
+    source = Episodes(batch=7, seed=1, alone=2)
+    assert (source.batch(1)[0][:, 0] == START).all()
+    assert source.batch(2)[0][:, 0].tolist() == [START, START, START + 1, START + 1, START + 2,
+                                                 START + 3, START + 4]
+
+
 # -- measuring -----------------------------------------------------------------------------------
 
 
@@ -144,16 +211,78 @@ class Oracle:
 
     def __call__(self, ids):
         following = np.roll(ids, -1, 1)
+        following[:, -1] = self.last[: len(ids)]
         for shot in self.wrong:                     # the last token of that answer
             place = (shot + 1) * self.family.size - 1
             following[:, place] = (following[:, place] + 1) % VOCABULARY
         return Tensor(np.eye(VOCABULARY, dtype=np.float32)[following])
 
 
+class Lookup:
+    """Of `mapping`, answers as the newest example of that question is answered, else by 0."""
+
+    def __call__(self, ids):
+        logits = np.zeros((*ids.shape, VOCABULARY), np.float32)
+        for row, scores in zip(ids, logits):
+            known = {}
+            for place in range(1, LENGTH, 2):
+                scores[place, known.get(row[place], 8)] = 1
+                if place + 1 < LENGTH:
+                    known[row[place]] = row[place + 1]
+        return Tensor(logits)
+
+
 @families
-def test_accuracy_is_by_the_number_of_examples_before(family):
-    right = accuracy(Oracle(family, {0, 7}), family, episodes=60, seed=0)
-    assert right.tolist() == [0 if shot in (0, 7) else 60 for shot in range(SHOTS + 1)]
+def test_accuracy_is_by_the_number_of_examples_before(family, monkeypatch):
+    oracle, true = Oracle(family, {0, 7}), Episodes.batch
+
+    def batch(self, step):
+        ids, targets = true(self, step)
+        oracle.last = targets[:, -1]                # which no token ahead tells
+        return ids, targets
+
+    monkeypatch.setattr(Episodes, "batch", batch)
+    right = accuracy(oracle, family, episodes=60, seed=0)
+    assert right.tolist() == [0 if shot in (0, 7) else 60 for shot in range(family.shots + 1)]
+
+
+def test_shuffled_answers_say_nothing():
+    """A symbol is looked up rightly whenever it has come before, by 1 - (7/8)^17; with shuffled
+    answers, as often as any answer is right."""
+    family, of = Mapping(), 1000
+    right = accuracy(Lookup(), family, episodes=of, seed=0)
+    low, high = interval(right[-1], of, z=4)
+    assert low < 1 - (7 / 8) ** 17 * (7 / 8) < high
+    low, high = interval(shuffled_accuracy(Lookup(), family, episodes=of, seed=0), of, z=4)
+    assert low < 1 / 8 < high
+
+
+@families
+def test_shuffling_keeps_questions_and_answers_and_the_last_question(family):
+    seen = []
+
+    def model(ids):
+        seen.append(ids.copy())
+        return Tensor(np.zeros((*ids.shape, VOCABULARY), np.float32))
+
+    accuracy(model, family, episodes=20, seed=3)
+    shuffled_accuracy(model, family, episodes=20, seed=3)
+    asked = family.shots * family.size + 1
+    for row, other in zip(*seen):
+        before, after = (examples_in(np.append(ids, family.first_answer), family)[:-1]
+                         for ids in (row, other))
+        assert [x for x, _ in before] == [x for x, _ in after]
+        assert sorted(y for _, y in before) == sorted(y for _, y in after)
+        assert (row[asked:] == other[asked:]).all() and row[0] == other[0]
+    assert (seen[0] != seen[1]).any()
+
+
+def test_the_initial_weights_are_spread():
+    model = new_model(3)
+    plain = SHAPE.model(SHAPE, Rng(3).child("model")).parameters()
+    for name, parameter in model.parameters().items():
+        times = SPREAD if parameter.shape[1:] else 1
+        assert (parameter.numpy() == plain[name].numpy() * np.float32(times)).all()
 
 
 def test_intervals():
@@ -176,10 +305,11 @@ def test_the_command_trains_asks_and_draws(tmp_path, capsys):
     found = json.loads((out / "incontext.json").read_text())
     assert found["step"] == 2 and list(found["families"]) == [f.name for f in FAMILIES]
     for family in found["families"].values():
-        assert len(family["accuracy"]) == len(family["chance"]) == SHOTS + 1
+        assert len(family["accuracy"]) == len(family["chance"]) == len(family["interval"])
+        assert 0 <= family["shuffled"] <= 1
         assert all(low <= p <= high for p, (low, high)
                    in zip(family["accuracy"], family["interval"]))
-    assert "not above chance after 16 examples" in said and "affine" in said
+    assert "not above chance after the most examples" in said and "classify" in said
     assert cli.main(["incontext", "--out", str(out)]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert cli.main(["incontext", "--out", str(out), "--resume", "--seed", "1"]) == 2

@@ -1,61 +1,77 @@
 """Episodes whose rule is told by examples alone: what a model needs to learn in context.
 
-A row of tokens is one episode: a start mark, then x → y x → y … by one rule that is hidden and
-fresh for the row. Only the examples before it say how an x is to be answered (Brown et al. 2020;
-Garg et al. 2022; Chan et al. 2022). Some rules are held out: a hash of the rule decides, so that
-no rule a model is tested on was ever trained on.
+A row of tokens is one episode: a start mark that says which family of rules it is of, then
+x y x y … by one rule of it, that is hidden and fresh for the row. Only the examples before it say
+how an x is to be answered (Brown et al. 2020; Garg et al. 2022; Chan et al. 2022). Some rules are
+held out: a hash of the rule decides, so that no rule a model is tested on was ever trained on.
 
-    mapping   one symbol to another, by a bijection of 8 symbols
-    string    four symbols to four of them, by places: reversed, rotated, repeated, …
-    affine    a x + b modulo 23
-    classify  five signs to one of two classes, by the sign of a sum over some, negated or not
+    mapping   one of 8 symbols to another, by a bijection
+    choose    of two of 8 symbols the one that a ranking of all puts higher
+    add       two numbers, to each its own offset, modulo 13
+    compare   a number to one of two classes: is it below a threshold?
+    classify  a point of a plane to one of two classes: on which side of a line is it?
 
-Questions of an affine or a classify episode never come twice, so that no answer can be looked up;
-those of a mapping must, there is no other way to know it.
+But for mapping, where there is no other way to know the answer, no question of an episode comes
+twice (of `add` neither of its numbers), so that no answer can be looked up.
+
+What an episode looks like decides whether a small model learns from it within minutes. It takes an
+induction head (Olsson et al. 2022): one head that tells an answer which token stood before it, and
+a later one that finds the answers whose question is like the present one. So an answer follows its
+question with nothing in between, and answers have tokens of their own (but those of `choose`, which
+are copied); and mapping, from which that head follows the soonest, is trained on alone at first.
 """
 
 import hashlib
 import math
-from itertools import product
+from itertools import combinations
 
 import numpy as np
 
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
 
-MODULUS = 23
-ARROW, START, VOCABULARY = MODULUS, MODULUS + 1, MODULUS + 2     # below: symbols 0 … 22
-LENGTH = 160            # tokens of a row: 17 examples of the longest family fit
-SHOTS = 16              # the most examples before the question that accuracy is measured at
+LENGTH = 36             # tokens of a row, but for its start mark
 HELD_OUT = 0.25         # of the rules of each family, about
+ALONE = 600             # steps in which the first family is trained on alone
 
 
 def is_held_out(family, rule):
-    """Whether a rule, a tuple of integers, is one to test on; a hash of it decides."""
-    digest = hashlib.blake2b(repr((family, tuple(map(int, rule)))).encode(), digest_size=8).digest()
+    """Whether a rule, a sequence of integers, is one to test on; a hash of it decides."""
+    text = family.encode() + np.asarray(rule, "<i8").tobytes()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < HELD_OUT
 
 
+def orders(count, things, rng):
+    """int64 [count, things]: in each row 0 … things - 1, in random order: the order that sorts so
+    many random words."""
+    return np.argsort(rng.integers(0, 2**32 - 1, (count, things)), 1, kind="stable")
+
+
 class Family:
-    """One kind of rule: `inputs` tokens are answered by `outputs` tokens.
+    """One kind of rule: `inputs` symbols are answered by `outputs` symbols, each numbered from 0.
 
     A family knows its rules, and what can be had without finding the rule out: what is above that
-    is learnt from the examples.
+    is learnt from the examples. Its tokens are `asked` for questions from `first` on and `answered`
+    for answers, from where those end (`copies`: the same ones). B rules of R integers, a row each,
+    are drawn and applied at once.
     """
 
     name = ""
     inputs = outputs = 1
+    first = asked = answered = 0
+    copies = False
 
-    def rule(self, rng):
-        """A rule, a tuple of integers, all being equally likely."""
+    def rules(self, count, rng):
+        """int64 [count, R]: rules, all being equally likely."""
         raise NotImplementedError
 
-    def questions(self, count, rng):
-        """int64 [count, inputs]."""
+    def questions(self, rows, count, rng):
+        """int64 [rows, count, inputs]."""
         raise NotImplementedError
 
-    def answers(self, rule, x):
-        """x int64 [N, inputs] -> int64 [N, outputs]."""
+    def answers(self, rules, x):
+        """rules int64 [B, R], x int64 [B, N, inputs] -> int64 [B, N, outputs]."""
         raise NotImplementedError
 
     def chance(self, shots):
@@ -65,137 +81,193 @@ class Family:
 
     @property
     def size(self):
-        """Tokens of one example: the question, the arrow, the answer."""
-        return self.inputs + 1 + self.outputs
+        """Tokens of one example."""
+        return self.inputs + self.outputs
 
-    def draw(self, rng, held_out):
-        """A rule of that side of the split: the first that falls there."""
-        attempt = 0
-        while is_held_out(self.name, rule := self.rule(rng.child(attempt))) != held_out:
+    @property
+    def shots(self):
+        """The most examples before a question that a row has room for."""
+        return LENGTH // self.size - 1
+
+    @property
+    def first_answer(self):
+        """The token of answer 0."""
+        return self.first + (0 if self.copies else self.asked)
+
+    def draw(self, count, rng, held_out):
+        """int64 [count, R]: the first so many rules, of all that are drawn, that fall on that side
+        of the split."""
+        found, attempt = [], 0
+        while len(found) < count:
+            drawn = self.rules(count, rng.child(attempt))
+            found += [rule for rule in drawn if is_held_out(self.name, rule) == held_out]
             attempt += 1
-        return rule
+        return np.stack(found[:count])
 
 
 class Mapping(Family):
     """A bijection of 8 symbols; the rule is the list of answers."""
 
-    name, symbols = "mapping", 8
+    name, first, asked, answered = "mapping", 0, 8, 8
 
-    def rule(self, rng):
-        return tuple(rng.permutation(self.symbols).tolist())
+    def rules(self, count, rng):
+        return orders(count, self.asked, rng)
 
-    def questions(self, count, rng):
-        return rng.integers(0, self.symbols, (count, 1))
+    def questions(self, rows, count, rng):
+        return rng.integers(0, self.asked, (rows, count, 1))
 
-    def answers(self, rule, x):
-        return np.array(rule)[x]
-
-    def chance(self, shots):
-        return 1 / self.symbols
-
-
-class String(Family):
-    """Four of 8 symbols; the rule says from which place of x each symbol of y comes."""
-
-    name, symbols = "string", 8
-    inputs = outputs = 4
-
-    def rule(self, rng):
-        return tuple(rng.integers(0, 4, (4,)).tolist())
-
-    def questions(self, count, rng):
-        return rng.integers(0, self.symbols, (count, 4))
-
-    def answers(self, rule, x):
-        return x[:, list(rule)]
+    def answers(self, rules, x):
+        return np.take_along_axis(rules, x[..., 0], 1)[..., None]
 
     def chance(self, shots):
-        """Four times the symbol that x has most often: with n of it, (n / 4)^4 of all rules."""
-        most = [max(map(x.count, x)) for x in product(range(self.symbols), repeat=4)]
-        return sum((n / 4) ** 4 for n in most) / len(most)
+        return 1 / self.answered
 
 
-class Affine(Family):
-    """a x + b modulo 23; the rule is (a, b), a not 0."""
+class Choose(Family):
+    """Two of 8 symbols; the rule is the rank of each, and the one that ranks higher is copied."""
 
-    name = "affine"
+    name, first, asked, answered = "choose", 16, 8, 8
+    inputs, copies = 2, True
+    pairs = np.array(list(combinations(range(8), 2)))
 
-    def rule(self, rng):
-        a, b = rng.integers(1, MODULUS, (1,)), rng.child("b").integers(0, MODULUS, (1,))
-        return int(a[0]), int(b[0])
+    def rules(self, count, rng):
+        return orders(count, self.asked, rng)
 
-    def questions(self, count, rng):
-        return rng.permutation(MODULUS)[:count, None]
+    def questions(self, rows, count, rng):
+        """In either order, but no two symbols come together twice."""
+        chosen = self.pairs[orders(rows, len(self.pairs), rng)[:, :count]]
+        turned = rng.child("turned").integers(0, 2, (rows, count, 1)) == 1
+        return np.where(turned, chosen[..., ::-1], chosen)
 
-    def answers(self, rule, x):
-        return (rule[0] * x + rule[1]) % MODULUS
-
-    def chance(self, shots):
-        """No answer comes twice: one of those that are left."""
-        return 1 / (MODULUS - shots)
-
-
-class Classify(Family):
-    """Five features, each 0 or 1, to class 0 or 1: a vote of an odd number of them, some of which
-    are negated. The rule is the weight of each, -1, 0 or 1; half of all x are of each class."""
-
-    name, inputs = "classify", 5
-    rules = tuple(w for w in product((-1, 0, 1), repeat=5) if np.count_nonzero(w) % 2)
-
-    def rule(self, rng):
-        return self.rules[int(rng.integers(0, len(self.rules), (1,))[0])]
-
-    def questions(self, count, rng):
-        return rng.permutation(32)[:count, None] >> np.arange(5) & 1
-
-    def answers(self, rule, x):
-        return ((2 * x - 1) @ np.array(rule) > 0).astype(np.int64)[:, None]
+    def answers(self, rules, x):
+        ranks = np.take_along_axis(rules[:, None], x, 2)                        # [B, N, 2]
+        return np.take_along_axis(x, ranks.argmax(2)[..., None], 2)
 
     def chance(self, shots):
-        """The class that has come less often: 16 of the 32 x are of each."""
-        left = 32 - shots
-        return sum(math.comb(16, n) * math.comb(16, shots - n) / math.comb(32, shots)
-                   * (16 - min(n, shots - n)) / left for n in range(shots + 1))
+        return 1 / 2
 
 
-FAMILIES = (Mapping(), String(), Affine(), Classify())
+class Add(Family):
+    """Two numbers modulo 13, to each of which an offset is added; the rule is the two offsets.
+
+    Each offset is met in training, held out are pairs of them.
+    """
+
+    name, first, asked, answered = "add", 24, 13, 13
+    inputs = outputs = 2
+
+    def rules(self, count, rng):
+        return rng.integers(0, self.asked, (count, 2))
+
+    def questions(self, rows, count, rng):
+        return np.stack([orders(rows, self.asked, rng.child(place))[:, :count]
+                         for place in range(2)], 2)
+
+    def answers(self, rules, x):
+        return (x + rules[:, None]) % self.answered
+
+    def chance(self, shots):
+        """No answer comes twice: of either number, one of those that are left."""
+        return 1 / (self.answered - shots) ** 2
 
 
-def episode(family, rule, rng):
-    """(ids, targets), int64 [LENGTH]: as many examples as fit and as there are questions; targets
-    are -100 but where the next token is an answer's."""
-    x = family.questions((LENGTH - 1) // family.size, rng)
-    y = family.answers(rule, x)
-    examples = np.concatenate([x, np.full((len(x), 1), ARROW), y], 1)           # [N, size]
-    asked = np.concatenate([np.full((len(x), family.inputs + 1), IGNORE), y], 1)
-    row = np.full(LENGTH + 1, START, np.int64)
-    guessed = np.full(LENGTH + 1, IGNORE, np.int64)
-    row[1 : 1 + examples.size] = examples.ravel()
-    guessed[1 : 1 + asked.size] = asked.ravel()
-    return row[:-1], guessed[1:]
+class TwoClasses(Family):
+    """Things to class 0 or 1. The rule is the class of each, one of the family's `ways`; what they
+    have in common, the order of numbers or the places of points, has to be learnt in training."""
+
+    answered = 2
+    ways = np.zeros((1, 0), np.int64)       # [rules, things]
+
+    def rules(self, count, rng):
+        return self.ways[rng.integers(0, len(self.ways), (count,))]
+
+    def questions(self, rows, count, rng):
+        return orders(rows, self.asked, rng)[:, :count, None]
+
+    def answers(self, rules, x):
+        return np.take_along_axis(rules, x[..., 0], 1)[..., None]
+
+    def chance(self, shots):
+        """The class that is likelier after n of `shots` answers were 1, for each n: a rule with so
+        many ones leaves so many, and lets n come as the hypergeometric distribution says."""
+        total = 0.0
+        for n in range(shots + 1):
+            by_class = [0.0, 0.0]
+            for ones in self.ways.sum(1).tolist():
+                seen = math.comb(ones, n) * math.comb(self.asked - ones, shots - n)
+                by_class[1] += seen * (ones - n)
+                by_class[0] += seen * (self.asked - ones - (shots - n))
+            total += max(by_class)
+        return total / (len(self.ways) * math.comb(self.asked, shots) * (self.asked - shots))
+
+
+class Compare(TwoClasses):
+    """32 numbers; a threshold from 4 to 28, and which class is below it."""
+
+    name, first, asked = "compare", 50, 32
+    below = np.arange(32) < np.arange(4, 29)[:, None]                           # [25, 32]
+    ways = np.concatenate([below, ~below]).astype(np.int64)
+
+
+def sides_of_lines():
+    """How the points of a 6 × 6 grid fall to the sides of a line, in all the ways that 32
+    directions and 11 distances from the middle give: 0 or 1, int64 [ways, 36], each way once."""
+    points = np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2) - 2.5
+    angles = (np.arange(32) + 0.5) * np.pi / 16
+    distances = points @ np.stack([np.cos(angles), np.sin(angles)])             # [36, 32]
+    beyond = distances.T[:, None] > np.arange(-5, 6)[:, None] / 4               # [32, 11, 36]
+    return np.unique(beyond.reshape(-1, 36).astype(np.int64), axis=0)
+
+
+class Classify(TwoClasses):
+    """36 points of a plane, each a token; the rule is a line, with a class on either side."""
+
+    name, first, asked = "classify", 84, 36
+    ways = sides_of_lines()
+
+
+FAMILIES = (Mapping(), Choose(), Add(), Compare(), Classify())
+START = FAMILIES[-1].first_answer + 2           # of the first family; the others' follow
+VOCABULARY = START + len(FAMILIES)
+
+
+def episodes(family, rules, rng):
+    """(ids, targets), int64 [B, LENGTH], one episode for each of `rules` [B, R]: as many examples
+    as fit; targets are -100 but where the next token is an answer's."""
+    B = len(rules)
+    x = family.questions(B, family.shots + 1, rng)
+    y = family.answers(rules, x) + family.first_answer
+    examples = np.concatenate([x + family.first, y], 2)                         # [B, N, size]
+    wanted = np.concatenate([np.full_like(x, IGNORE), y], 2)
+    start = START + [f.name for f in FAMILIES].index(family.name)
+    ids = np.concatenate([np.full((B, 1), start), examples.reshape(B, -1)[:, :-1]], 1)
+    return ids, wanted.reshape(B, -1)
 
 
 class Episodes:
-    """`batch(i)` is (ids [B, T], targets [B, T]), int64, a function of the seed and i alone; the
-    rows take turns among `families`.
+    """`batch(i)` is (ids [B, T], targets [B, T]), int64, a function of the seed and i alone; as
+    many rows of each of `families`, or one more of the first ones.
 
     Only the answers are to be guessed: the questions are noise, and their loss would be, too.
-    `count` is how many batches a held-out evaluation has; training goes on without an end.
+    The first family has all rows of the first `alone` batches. `count` is how many batches a
+    held-out evaluation has; training goes on without an end.
     """
 
-    def __init__(self, *, batch, seed, held_out=False, families=FAMILIES, count=8):
+    def __init__(self, *, batch, seed, held_out=False, families=FAMILIES, alone=0, count=8):
         self.rows, self.held_out, self.families, self.count = batch, held_out, families, count
+        self.alone = alone
         self.rng = Rng(seed).child("in context", "held out" if held_out else "training")
         self.description = {"families": [family.name for family in families], "batch": batch,
-                            "length": LENGTH, "seed": seed, "held_out": held_out}
+                            "length": LENGTH, "seed": seed, "held_out": held_out, "alone": alone}
 
     def batch(self, step):
         """The batch of step 0, 1, …"""
+        families = self.families[:1] if step < self.alone else self.families
         made = []
-        for row in range(self.rows):
-            rng = self.rng.child(step, row)
-            family = self.families[row % len(self.families)]
-            rule = family.draw(rng.child("rule"), self.held_out)
-            made.append(episode(family, rule, rng.child("questions")))
+        for i, family in enumerate(families):
+            rng = self.rng.child(step, family.name)
+            rows = len(range(i, self.rows, len(families)))
+            rules = family.draw(rows, rng.child("rules"), self.held_out)
+            made.append(episodes(family, rules, rng.child("questions")))
         ids, targets = zip(*made)
-        return np.stack(ids), np.stack(targets)
+        return np.concatenate(ids), np.concatenate(targets)

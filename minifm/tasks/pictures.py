@@ -1,6 +1,7 @@
-"""Scores as pictures: the confusion matrix, and how scores change while a model learns.
+"""Scores as pictures: the confusion matrix, how scores change while a model learns, and what
+examples in a prompt are worth.
 
-Both return False, and draw nothing, where matplotlib is not installed.
+All return False, and draw nothing, where matplotlib is not installed.
 """
 
 import itertools
@@ -79,6 +80,31 @@ def draw_learning(curves, path, *, xlabel="step", ylabel="held-out score", level
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         axes.grid(True, axis="y")
         axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return True
+
+
+def draw_in_context(found, path):
+    """A panel for each family of rules, `found` as training/incontext.py gives it: accuracy by the
+    number of examples with its 95 % interval, chance, and what shuffled answers leave of it."""
+    if not can_draw():
+        return False
+    with picture(path, 2.6 * len(found), 3.2) as figure:
+        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for axes, (name, family) in zip(panels, found.items()):
+            shots = range(len(family["accuracy"]))
+            low, high = zip(*family["interval"])
+            axes.fill_between(shots, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+            axes.plot(shots, family["accuracy"], color=COLOURS[0], marker="o", markersize=3,
+                      linewidth=1.4, label="accuracy on held-out rules")
+            axes.plot(shots[-1], family["shuffled"], color=COLOURS[1], marker="X", markersize=7,
+                      linestyle="none", clip_on=False, label="the examples' answers shuffled")
+            axes.plot(shots, family["chance"], color="#666666", linestyle="--", linewidth=1,
+                      label="chance")
+            axes.set(title=name, ylim=(0, 1.02), xlabel="examples in the prompt")
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+            axes.grid(True, axis="y")
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=9,
+                      loc="outside lower center", ncols=3)
     return True
 
 

@@ -1,5 +1,7 @@
-"""Learning in context, measured: a small GPT learns from episodes (tasks/incontext.py), and is then
-asked about rules that it never met, after 0, 1, … 16 examples in its prompt; no weight changes.
+"""Learning in context, measured: a small model learns from episodes (tasks/incontext.py), and is
+then asked about rules that it never met, after 0, 1, 2, … examples in its prompt; no weight
+changes. As a control it is asked once more with the answers in the prompt shuffled: what it still
+knows then, it has not learnt from the examples.
 
     DIRECTORY/
       run.json          the settings of training
@@ -13,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from minifm import backends
 from minifm.atomic import write_json
-from minifm.models import GPT, GPTConfig
+from minifm.models import LlamaConfig
 from minifm.rng import Rng
-from minifm.tasks.incontext import FAMILIES, LENGTH, SHOTS, VOCABULARY, Episodes
-from minifm.tasks.pictures import draw_learning
+from minifm.tasks.incontext import ALONE, FAMILIES, LENGTH, VOCABULARY, Episodes, orders
+from minifm.tasks.pictures import draw_in_context
 from minifm.tensor import no_grad
 from minifm.training.config import TrainConfig
 from minifm.training.run import (
@@ -30,9 +33,25 @@ from minifm.training.run import (
 from minifm.training.timing import measured_step
 from minifm.training.trainer import Trainer
 
-SHAPE = GPTConfig(vocabulary=VOCABULARY, context=LENGTH, layers=4, heads=4, width=128, dropout=0.0)
-BATCH = 16
+# Small, because what has to form is a circuit of two layers, and it forms after so many steps, not
+# after so many tokens: cheap steps reach it first. Rotary positions (a Llama's), because "the token
+# before" is a turn by one position, where learned positions have to learn it place by place.
+SHAPE = LlamaConfig(vocabulary=VOCABULARY, context=LENGTH, layers=2, heads=4, width=64,
+                    theta=100.0)
+BATCH = 40
+# The usual initial weights, N(0, 0.02²), are those of layers 2,500 wide (1 / √2500), and of layers
+# 64 wide they make attention all but even over the prompt: a long plateau. So they are made larger.
+SPREAD = 4.0
 Z = 1.959964            # standard deviations to either side that hold 95 % of a normal distribution
+
+
+def new_model(seed):
+    """The Llama to be trained, its matrices SPREAD times as large as usual."""
+    model = SHAPE.model(SHAPE, Rng(seed).child("model"))
+    for parameter in model.parameters().values():
+        if len(parameter.shape) == 2:
+            parameter.data = backends.active().multiply(parameter.data, SPREAD)
+    return model
 
 
 def configuration(minutes, seed, steps=None):
@@ -40,7 +59,7 @@ def configuration(minutes, seed, steps=None):
     unless their number is given."""
     if steps is None:
         steps = max(20, int(60 * minutes / measured_step(SHAPE, BATCH, LENGTH)))
-    every = max(1, steps // 10)
+    every = max(1, steps // 20)
     return TrainConfig(steps=steps, batch=BATCH, seed=seed, learning_rate=3e-3, weight_decay=0.01,
                        evaluate_every=every, evaluate_batches=4, save_every=every)
 
@@ -55,7 +74,7 @@ def prepare(directory, config=None, *, shown=True):
     newest_checkpoint(directory, resumed)
     require_writable(directory)
     trainer = Trainer(
-        GPT(SHAPE, Rng(config.seed).child("model")), Episodes(batch=config.batch, seed=config.seed),
+        new_model(config.seed), Episodes(batch=config.batch, seed=config.seed, alone=ALONE),
         config, directory=directory, shown=shown,
         held_out=Episodes(batch=config.batch, seed=config.seed, held_out=True))
     if resumed:
@@ -67,23 +86,46 @@ def prepare(directory, config=None, *, shown=True):
 
 
 def accuracy(model, family, *, episodes, seed, held_out=True):
-    """Of how many episodes the answer after 0 … 16 examples is right, int64 [17].
+    """Of how many episodes the answer after 0, 1, … examples is right, int64 [shots + 1].
 
     An answer is right when each of its tokens is the likeliest, given those before it: then, and
     only then, greedy decoding writes it. So one pass over an episode asks at every number of
     examples at once.
     """
-    right = np.zeros(SHOTS + 1, np.int64)
+    right = np.zeros(family.shots + 1, np.int64)
+    for ids, targets in _asked(family, episodes, seed, held_out):
+        right += _right(model, family, ids, targets).sum(0)
+    return right
+
+
+def shuffled_accuracy(model, family, *, episodes, seed):
+    """Of how many of the same episodes the last answer is right when those before it, in the
+    prompt, have been shuffled among each other: questions, answers and their form are as they
+    were, and nothing is left of what they say about the rule."""
+    right, rng = 0, Rng(seed).child("shuffled answers")
+    for n, (ids, targets) in enumerate(_asked(family, episodes, seed, True)):
+        examples = ids[:, 1 : 1 + family.shots * family.size].reshape(len(ids), -1, family.size)
+        order = orders(len(ids), family.shots, rng.child(n))[..., None]
+        examples[..., family.inputs :] = np.take_along_axis(
+            examples[..., family.inputs :], order, 1)
+        ids[:, 1 : 1 + family.shots * family.size] = examples.reshape(len(ids), -1)
+        right += int(_right(model, family, ids, targets)[:, -1].sum())
+    return right
+
+
+def _asked(family, episodes, seed, held_out):
+    """(ids, targets) of so many episodes, at most 50 at a time."""
     source = Episodes(batch=min(episodes, 50), seed=seed, held_out=held_out, families=(family,))
     for first in range(0, episodes, source.rows):
-        ids, targets = (x[: episodes - first] for x in source.batch(first // source.rows))
-        with no_grad():
-            guessed = model(ids).numpy().argmax(-1)                             # [B, T]
-        # Answers are at the end of each example, and predicted one token earlier.
-        places = np.arange(SHOTS + 1)[:, None] * family.size \
-            + family.inputs + 1 + np.arange(family.outputs)                     # [17, outputs]
-        right += (guessed == targets)[:, places].all(-1).sum(0)
-    return right
+        yield tuple(x[: episodes - first] for x in source.batch(first // source.rows))
+
+
+def _right(model, family, ids, targets):
+    """bool [B, shots + 1]: which answers the model gives."""
+    with no_grad():
+        guessed = model(ids).numpy().argmax(-1)                                 # [B, T]
+    right = (guessed == targets).reshape(len(ids), -1, family.size)[..., family.inputs :]
+    return right.all(-1)
 
 
 def interval(right, of, z=Z):
@@ -95,24 +137,24 @@ def interval(right, of, z=Z):
 
 def finish(trainer, *, episodes=400):
     """Ask about `episodes` held-out rules of each family; writes the results and their picture,
-    and returns {family: {"chance": [17], "accuracy": [17], "interval": [17][2], "rises": …}}.
+    and returns {family: {"chance": [N], "accuracy": [N], "interval": [N][2], "shuffled": …,
+    "rises": …}}, N being the family's shots + 1.
 
-    `rises` says whether the whole interval after 16 examples is above chance (Family.chance).
+    `shuffled` is the accuracy after the most examples when their answers are shuffled; `rises`,
+    whether the whole interval after the most examples is above chance (Family.chance).
     """
     found, seed = {}, trainer.config.seed + 1           # other episodes than those watched
     for family in FAMILIES:
-        right = accuracy(trainer.model, family, episodes=episodes, seed=seed).tolist()
+        asked = {"episodes": episodes, "seed": seed}
+        right = accuracy(trainer.model, family, **asked).tolist()
         between = [interval(n, episodes) for n in right]
+        chance = [family.chance(shots) for shots in range(family.shots + 1)]
         found[family.name] = {
-            "chance": [family.chance(shots) for shots in range(SHOTS + 1)],
-            "accuracy": [n / episodes for n in right], "interval": between,
-            "rises": between[-1][0] > family.chance(SHOTS)}
+            "chance": chance, "accuracy": [n / episodes for n in right], "interval": between,
+            "shuffled": shuffled_accuracy(trainer.model, family, **asked) / episodes,
+            "rises": between[-1][0] > chance[-1]}
     directory = Path(trainer.directory)
-    write_json({"step": trainer.step, "episodes": episodes, "families": found},
-               directory / "incontext.json")
-    draw_learning({name: list(enumerate(f["accuracy"])) for name, f in found.items()},
-                  directory / "incontext.png", xlabel="examples in the prompt",
-                  ylabel="accuracy on held-out rules",
-                  levels={f"{name}: chance at {SHOTS}": f["chance"][-1]
-                          for name, f in found.items()})
+    write_json({"step": trainer.step, "tokens": trainer.tokens, "episodes": episodes,
+                "families": found}, directory / "incontext.json")
+    draw_in_context(found, directory / "incontext.png")
     return found

@@ -2,15 +2,14 @@
 
 import time
 
-from minifm.models import GPT
 from minifm.rng import Rng
 from minifm.training.optim import AdamW
 
 
 def measured_step(model, batch, length):
-    """The seconds of an update of the weights of such a GPT, with noise for text: the median of
-    five."""
-    model = GPT(model, Rng(0))
+    """The seconds of an update of the weights of a decoder of that configuration, with noise for
+    text: the median of five."""
+    model = model.model(model, Rng(0))
     optimizer = AdamW(model.parameters())
     ids = Rng(1).integers(0, model.config.vocabulary, (batch, length + 1))
     times = []
