@@ -12,7 +12,7 @@ VERBS = {
     "pretrain": "train a language model on unlabelled text",
     "finetune": "teach a trained model a task by labelled examples",
     "labels": "show what pretraining is worth when labels are few",
-    "incontext": "train a small GPT, and ask whether it learns new rules from its prompt alone",
+    "incontext": "train a small model that learns new rules from its prompt alone, and measure it",
     "generate": "write with a trained model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "evaluate": "measure a model: perplexity on text, or scores on labelled examples",

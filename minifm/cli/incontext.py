@@ -6,19 +6,20 @@ from minifm.errors import ConfigError
 EXAMPLE = """\
 example:
   minifm incontext --out runs/incontext
-  minifm incontext --out runs/incontext --resume
+  minifm incontext --out runs/longer --minutes 20
+  minifm incontext --out runs/longer --resume
 """
-SHOWN = (0, 1, 2, 4, 8)        # examples; and the most that fit
+SHOWN = (0, 1, 2, 4, 8)         # examples; then the most that fit
 
 
 def arguments(parser, argv):
     parser.add_argument("--out", metavar="DIRECTORY", required=True,
                         help="gets the run, incontext.json and incontext.png")
     parser.add_argument("--minutes", type=float, metavar="FLOAT",
-                        help="how long to train, about (default: 10)")
+                        help="train for about so long, in place of a number of steps")
     parser.add_argument("--steps", type=int, metavar="INT",
-                        help="train for so many steps, in place of a time: the same run again, on "
-                             "any machine")
+                        help="train for so many steps: the same run again, on any machine "
+                             "(default: 5000)")
     parser.add_argument("--seed", type=int, metavar="INT",
                         help="of weights and episodes (default: 0)")
     parser.add_argument("--episodes", type=int, default=400, metavar="INT",
@@ -31,16 +32,15 @@ def run(args):
     from minifm.training.incontext import configuration, finish, prepare
     if args.episodes < 1:
         raise ConfigError(f"episodes: expected at least 1, got {args.episodes}")
-    minutes = 10.0 if args.minutes is None else args.minutes
-    if not 0 < minutes < 1e5:
-        raise ConfigError(f"minutes: expected a number above 0, got {minutes}")
+    if args.minutes is not None and not 0 < args.minutes < 1e5:
+        raise ConfigError(f"minutes: expected a number above 0, got {args.minutes}")
     if args.resume and any(x is not None for x in (args.minutes, args.steps, args.seed)):
         raise ConfigError("resume: the run has its own length and seed; leave --minutes, --steps "
                           "and --seed out")
     if None not in (args.minutes, args.steps):
         raise ConfigError("minutes: --steps says already how long to train; leave one out")
     trainer = prepare(args.out, None if args.resume
-                      else configuration(minutes, args.seed or 0, args.steps))
+                      else configuration(args.seed or 0, steps=args.steps, minutes=args.minutes))
     status = trained(trainer, verb="incontext")
     if status:
         return status

@@ -6,13 +6,13 @@ how an x is to be answered (Brown et al. 2020; Garg et al. 2022; Chan et al. 202
 held out: a hash of the rule decides, so that no rule a model is tested on was ever trained on.
 
     mapping   one of 8 symbols to another, by a bijection
-    choose    of two of 8 symbols the one that a ranking of all puts higher
-    add       two numbers, to each its own offset, modulo 13
+    choose    of two of 6 symbols the one that a ranking of all puts higher
+    add       to a number an offset, modulo 13; numbers of two colours have two offsets
     compare   a number to one of two classes: is it below a threshold?
     classify  a point of a plane to one of two classes: on which side of a line is it?
 
 But for mapping, where there is no other way to know the answer, no question of an episode comes
-twice (of `add` neither of its numbers), so that no answer can be looked up.
+twice, so that no answer can be looked up.
 
 What an episode looks like decides whether a small model learns from it within minutes. It takes an
 induction head (Olsson et al. 2022): one head that tells an answer which token stood before it, and
@@ -32,7 +32,7 @@ from minifm.rng import Rng
 
 LENGTH = 36             # tokens of a row, but for its start mark
 HELD_OUT = 0.25         # of the rules of each family, about
-ALONE = 600             # steps in which the first family is trained on alone
+ALONE = 1000            # steps in which the first family is trained on alone
 
 
 def is_held_out(family, rule):
@@ -124,11 +124,11 @@ class Mapping(Family):
 
 
 class Choose(Family):
-    """Two of 8 symbols; the rule is the rank of each, and the one that ranks higher is copied."""
+    """Two of 6 symbols; the rule is the rank of each, and the one that ranks higher is copied."""
 
-    name, first, asked, answered = "choose", 16, 8, 8
+    name, first, asked, answered = "choose", 16, 6, 6
     inputs, copies = 2, True
-    pairs = np.array(list(combinations(range(8), 2)))
+    pairs = np.array(list(combinations(range(6), 2)))
 
     def rules(self, count, rng):
         return orders(count, self.asked, rng)
@@ -148,27 +148,28 @@ class Choose(Family):
 
 
 class Add(Family):
-    """Two numbers modulo 13, to each of which an offset is added; the rule is the two offsets.
-
-    Each offset is met in training, held out are pairs of them.
+    """Numbers modulo 13 of two colours, that take turns; to those of either colour an offset is
+    added. The rule is the two offsets. Each is met in training, held out are pairs of them.
     """
 
-    name, first, asked, answered = "add", 24, 13, 13
-    inputs = outputs = 2
+    name, first, asked, answered = "add", 22, 26, 13
 
     def rules(self, count, rng):
-        return rng.integers(0, self.asked, (count, 2))
+        return rng.integers(0, self.answered, (count, 2))
 
     def questions(self, rows, count, rng):
-        return np.stack([orders(rows, self.asked, rng.child(place))[:, :count]
-                         for place in range(2)], 2)
+        """Those of the second colour are numbered from 13 on."""
+        x = np.stack([orders(rows, self.answered, rng.child(colour)) + colour * self.answered
+                      for colour in range(2)], 2)                               # [rows, 13, 2]
+        return x.reshape(rows, -1)[:, :count, None]
 
     def answers(self, rules, x):
-        return (x + rules[:, None]) % self.answered
+        offsets = np.take_along_axis(rules, x[..., 0] // self.answered, 1)      # [B, N]
+        return (x + offsets[..., None]) % self.answered
 
     def chance(self, shots):
-        """No answer comes twice: of either number, one of those that are left."""
-        return 1 / (self.answered - shots) ** 2
+        """Of one colour no answer comes twice: one of those that are left."""
+        return 1 / (self.answered - shots // 2)
 
 
 class TwoClasses(Family):
@@ -202,27 +203,27 @@ class TwoClasses(Family):
 
 
 class Compare(TwoClasses):
-    """32 numbers; a threshold from 4 to 28, and which class is below it."""
+    """24 numbers; a threshold from 3 to 21, and which class is below it."""
 
-    name, first, asked = "compare", 50, 32
-    below = np.arange(32) < np.arange(4, 29)[:, None]                           # [25, 32]
+    name, first, asked = "compare", 61, 24
+    below = np.arange(24) < np.arange(3, 22)[:, None]                           # [19, 24]
     ways = np.concatenate([below, ~below]).astype(np.int64)
 
 
 def sides_of_lines():
-    """How the points of a 6 × 6 grid fall to the sides of a line, in all the ways that 32
-    directions and 11 distances from the middle give: 0 or 1, int64 [ways, 36], each way once."""
-    points = np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2) - 2.5
+    """How the points of a 5 × 5 grid fall to the sides of a line, in all the ways that 32
+    directions and 11 distances from the middle give: 0 or 1, int64 [ways, 25], each way once."""
+    points = np.stack(np.meshgrid(range(5), range(5)), -1).reshape(-1, 2) - 2
     angles = (np.arange(32) + 0.5) * np.pi / 16
-    distances = points @ np.stack([np.cos(angles), np.sin(angles)])             # [36, 32]
-    beyond = distances.T[:, None] > np.arange(-5, 6)[:, None] / 4               # [32, 11, 36]
-    return np.unique(beyond.reshape(-1, 36).astype(np.int64), axis=0)
+    distances = points @ np.stack([np.cos(angles), np.sin(angles)])             # [25, 32]
+    beyond = distances.T[:, None] > np.arange(-5, 6)[:, None] / 4               # [32, 11, 25]
+    return np.unique(beyond.reshape(-1, 25).astype(np.int64), axis=0)
 
 
 class Classify(TwoClasses):
-    """36 points of a plane, each a token; the rule is a line, with a class on either side."""
+    """25 points of a plane, each a token; the rule is a line, with a class on either side."""
 
-    name, first, asked = "classify", 84, 36
+    name, first, asked = "classify", 87, 25
     ways = sides_of_lines()
 
 

@@ -38,7 +38,7 @@ from minifm.training.trainer import Trainer
 # before" is a turn by one position, where learned positions have to learn it place by place.
 SHAPE = LlamaConfig(vocabulary=VOCABULARY, context=LENGTH, layers=2, heads=4, width=64,
                     theta=100.0)
-BATCH = 40
+BATCH, STEPS = 40, 5000
 # The usual initial weights, N(0, 0.02²), are those of layers 2,500 wide (1 / √2500), and of layers
 # 64 wide they make attention all but even over the prompt: a long plateau. So they are made larger.
 SPREAD = 4.0
@@ -54,11 +54,12 @@ def new_model(seed):
     return model
 
 
-def configuration(minutes, seed, steps=None):
-    """The TrainConfig of a run that takes about so many minutes here: a step is timed first,
-    unless their number is given."""
-    if steps is None:
+def configuration(seed, *, steps=None, minutes=None):
+    """The TrainConfig of a run of so many steps (default: STEPS), or of about so many minutes
+    here: then a step is timed first."""
+    if minutes is not None:
         steps = max(20, int(60 * minutes / measured_step(SHAPE, BATCH, LENGTH)))
+    steps = STEPS if steps is None else steps
     every = max(1, steps // 20)
     return TrainConfig(steps=steps, batch=BATCH, seed=seed, learning_rate=3e-3, weight_decay=0.01,
                        evaluate_every=every, evaluate_batches=4, save_every=every)
