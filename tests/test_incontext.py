@@ -28,11 +28,13 @@ from minifm.tasks.incontext import (
     orders,
     sides_of_lines,
 )
+from minifm.training import incontext
 from minifm.training.config import TrainConfig
 from minifm.training.incontext import (
     SHAPE,
     SPREAD,
     accuracy,
+    configuration,
     interval,
     new_model,
     prepare,
@@ -321,6 +323,22 @@ def test_the_command_trains_asks_and_draws(tmp_path, capsys):
     assert "already holds a run" in capsys.readouterr().err
     assert cli.main(["incontext", "--out", str(out), "--resume", "--seed", "1"]) == 2
     assert "leave --minutes" in capsys.readouterr().err
+
+
+def test_a_time_becomes_a_number_of_steps(monkeypatch):
+    monkeypatch.setattr(incontext, "measured_step", lambda shape, batch, length: 0.5)
+    assert configuration(3, minutes=2).steps == 240 and configuration(3).seed == 3
+    assert configuration(0, steps=7).steps == 7 and configuration(0).steps == incontext.STEPS
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--minutes", "0"], "minutes: expected a number above 0"),
+    (["--minutes", "1", "--steps", "5"], "minutes: --steps says already"),
+    (["--episodes", "0"], "episodes: expected at least 1"),
+])
+def test_what_makes_no_sense_is_refused(tmp_path, capsys, flags, message):
+    assert cli.main(["incontext", "--out", str(tmp_path / "run"), *flags]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):

@@ -18,7 +18,7 @@ What an episode looks like decides whether a small model learns from it within m
 induction head (Olsson et al. 2022): one head that tells an answer which token stood before it, and
 a later one that finds the answers whose question is like the present one. So an answer follows its
 question with nothing in between, and answers have tokens of their own (but those of `choose`, which
-are copied); and mapping, from which that head follows the soonest, is trained on alone at first.
+are copied); and mapping, for which nothing else is needed, is trained on alone at first.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ import numpy as np
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
 
-LENGTH = 36             # tokens of a row, but for its start mark
+LENGTH = 36             # tokens that a model reads of a row: all but the last answer's last
 HELD_OUT = 0.25         # of the rules of each family, about
 ALONE = 1000            # steps in which the first family is trained on alone
 

@@ -33,9 +33,11 @@ from minifm.training.run import (
 from minifm.training.timing import measured_step
 from minifm.training.trainer import Trainer
 
-# Small, because what has to form is a circuit of two layers, and it forms after so many steps, not
-# after so many tokens: cheap steps reach it first. Rotary positions (a Llama's), because "the token
-# before" is a turn by one position, where learned positions have to learn it place by place.
+# Small, so that steps are cheap: what has to form is a circuit of two layers. Rotary positions (a
+# Llama's), because for them "the token before" is one turn, where a GPT's positions have to learn
+# it place by place; their base fits rows of 36 tokens: with the usual 10000, most of a head's 8
+# angles hardly change along such a row. The head is not tied to the embedding: families join the
+# training later, and what is never answered is pushed away from every answer until then.
 SHAPE = LlamaConfig(vocabulary=VOCABULARY, context=LENGTH, layers=2, heads=4, width=64,
                     theta=100.0)
 BATCH, STEPS = 40, 5000
