@@ -23,7 +23,7 @@ are copied); and mapping, for which nothing else is needed, is trained on alone 
 
 import hashlib
 import math
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -144,7 +144,18 @@ class Choose(Family):
         return np.take_along_axis(x, ranks.argmax(2)[..., None], 2)
 
     def chance(self, shots):
-        return 1 / 2
+        """The one that has been an answer more often, or either: what stands highest is often the
+        answer, whatever was asked. By the lower and the higher rank of a question; of the other
+        pairs, `low` and `high` are those that either wins."""
+        others, right = len(self.pairs) - 1, 0.0
+        for low, higher in self.pairs.tolist():
+            high = higher - 1                           # but for the question itself
+            for wins, losses in product(range(high + 1), range(low + 1)):
+                if (rest := shots - wins - losses) >= 0:
+                    ways = math.comb(high, wins) * math.comb(low, losses) \
+                        * math.comb(others - high - low, rest)
+                    right += ways * (0.5 + 0.5 * ((wins > losses) - (wins < losses)))
+        return right / (len(self.pairs) * math.comb(others, shots))
 
 
 class Add(Family):

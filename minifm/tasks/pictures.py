@@ -101,6 +101,7 @@ def draw_in_context(found, path):
             axes.plot(shots, family["chance"], color="#666666", linestyle="--", linewidth=1,
                       label="chance")
             axes.set(title=name, ylim=(0, 1.02), xlabel="examples in the prompt")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
             axes.grid(True, axis="y")
         figure.legend(*panels[0].get_legend_handles_labels(), fontsize=9,

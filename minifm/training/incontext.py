@@ -103,8 +103,8 @@ def accuracy(model, family, *, episodes, seed, held_out=True):
 
 def shuffled_accuracy(model, family, *, episodes, seed):
     """Of how many of the same episodes the last answer is right when those before it, in the
-    prompt, have been shuffled among each other: questions, answers and their form are as they
-    were, and nothing is left of what they say about the rule."""
+    prompt, have been shuffled among each other. Questions, answers and their form are as they were;
+    of the rule there is left what the answers tell by how often each has come."""
     right, rng = 0, Rng(seed).child("shuffled answers")
     for n, (ids, targets) in enumerate(_asked(family, episodes, seed, True)):
         examples = ids[:, 1 : 1 + family.shots * family.size].reshape(len(ids), -1, family.size)
