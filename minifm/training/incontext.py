@@ -35,9 +35,9 @@ from minifm.training.trainer import Trainer
 
 # Small, so that steps are cheap: what has to form is a circuit of two layers. Rotary positions (a
 # Llama's), because for them "the token before" is one turn, where a GPT's positions have to learn
-# it place by place; their base fits rows of 36 tokens: with the usual 10000, most of a head's 8
-# angles hardly change along such a row. In
-# trials, a tied head and that base left mapping on its plateau beyond step 800; so, it ends by 500.
+# it place by place; their base fits rows of 36 tokens: with the usual 10000, half of a head's 8
+# angles hardly change along such a row. In trials with that base and a tied head the loss of
+# mapping was 1.90 after 800 steps, where guessing has 2.08; with this it is 1.30.
 SHAPE = LlamaConfig(vocabulary=VOCABULARY, context=LENGTH, layers=2, heads=4, width=64,
                     theta=100.0)
 BATCH, STEPS = 40, 5000
