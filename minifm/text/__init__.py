@@ -1,6 +1,8 @@
 """Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing), and
-what is made of those to learn from: rows, masked tokens (masking), spans left out (spans)."""
+what is made of those to learn from: rows, masked tokens (masking), spans left out (spans).
+Conversations by chat templates (chat)."""
 
+from minifm.text.chat import ChatTemplate
 from minifm.text.corpus import Corpus
 from minifm.text.packing import HeldOutBatches, TrainingBatches
 from minifm.text.tokenizer import StreamDecoder, Tokenizer, end_of_text_of

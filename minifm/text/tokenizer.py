@@ -33,6 +33,7 @@ from minifm.text.tokenizer_json import (
     read_json,
     read_text,
     settings_of,
+    template_files,
     tokenizer_json,
 )
 
@@ -58,12 +59,14 @@ class Tokenizer:
     specials      the ids of all tokens that the file adds to its merges, those above among them
     token_bytes   [the bytes that each id stands for]; of a special token its name
     settings      what `tokenizer_config.json` says (chat template, special tokens, …)
+    templates     {file: text}: the chat templates that lie in files of their own beside it
     """
 
-    def __init__(self, text, settings=None, file="tokenizer.json"):
+    def __init__(self, text, settings=None, file="tokenizer.json", templates=None):
         """`text` is a `tokenizer.json`, `settings` a `tokenizer_config.json` (a dict).
         Raises FormatError, naming `file`, when it is no byte-level BPE."""
         self.file, self.settings = str(file), dict(settings or {})
+        self.templates = dict(templates or {})
         self._plain = open_library(text, file)
         self._plain.encode_special_tokens = True        # "<|endoftext|>" in a text is text
         self.token_bytes = bytes_of_tokens(self._plain, file)
@@ -154,6 +157,13 @@ class Tokenizer:
         """The library's tokenizer that does read special strings as special."""
         return open_library(self._plain.to_str(), self.file)
 
+    def specials_in(self, text):
+        """[(id, start, end)] of the special strings in a str, in order: where `encode` with
+        `specials=True` reads one, and the white space beside it that belongs to it."""
+        found = self._marked.encode(text, add_special_tokens=False)
+        return [(i, *place) for i, place in zip(found.ids, found.offsets)
+                if self.spellings[i] is None]
+
     def decode(self, ids):
         """Token ids -> bytes: decode(encode(b)) == b for any bytes. A special token is its name.
 
@@ -199,15 +209,17 @@ class Tokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         config = directory / "tokenizer_config.json"
         settings = read_json(config) if config.exists() else {}
+        templates = template_files(directory)
         if file.exists():
-            return cls(read_text(file), settings, file)
+            return cls(read_text(file), settings, file, templates)
         old = [path / name for name in ("vocab.json", "merges.txt")]
         if not all(f.exists() for f in old):
             raise FormatError(path, None, f"no tokenizer here; expected {' or '.join(_FILES)}")
-        return cls(from_gpt2(*old), settings, old[0])
+        return cls(from_gpt2(*old), settings, old[0], templates)
 
     def save(self, directory):
-        """Write `tokenizer.json` and `tokenizer_config.json` into an existing directory."""
+        """Write `tokenizer.json`, `tokenizer_config.json` and the files of chat templates, if there
+        are, into an existing directory."""
         settings = self.settings
         if not settings:
             settings = {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": False,
@@ -219,6 +231,10 @@ class Tokenizer:
                  "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False)}
         for name, text in files.items():
             (Path(directory) / name).write_text(text + "\n", "utf-8")
+        for name, text in self.templates.items():
+            file = Path(directory) / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(text.encode())
 
     def _check_that_text_comes_back(self):
         """The library drops what a file's settings leave without a token, and does not say so.

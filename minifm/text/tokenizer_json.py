@@ -16,6 +16,8 @@ END_OF_TEXT = "<|endoftext|>"
 # The special tokens that a vocabulary may have beside it, as RoBERTa and T5 spell them.
 FIRST, PADDING, MASK = "<s>", "<pad>", "<mask>"
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
+# Chat templates (chat.py) in files of their own: the default one, and others by name.
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def open_library(text, file="tokenizer.json"):
@@ -133,6 +135,14 @@ def tokenizer_json(vocab, merges, special, template=None):
                   "continuing_subword_prefix": None, "end_of_word_suffix": None,
                   "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                   "vocab": vocab | dict(special), "merges": merges}})
+
+
+def template_files(directory):
+    """{file: text} of the chat templates in files of their own; raises FormatError."""
+    directory = Path(directory)
+    files = [directory / TEMPLATE, *sorted((directory / TEMPLATES).glob("*.jinja"))]
+    return {file.relative_to(directory).as_posix(): read_text(file)
+            for file in files if file.exists()}
 
 
 def read_text(file):
