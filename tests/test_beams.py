@@ -47,7 +47,7 @@ def log_probabilities(model, ids):
 
 def search(model, prompts, strategy, max_tokens, end=None, guide=None):
     """The new tokens of each row."""
-    job = Job(model, prompts, max_tokens, mf.Rng(0), guide=guide, end_of_text=end)
+    job = Job(model, prompts, max_tokens, mf.Rng(0), guide=guide, ends=frozenset({end} - {None}))
     found = [[] for _ in prompts]
     for step in written(job, strategy):
         for row, token in step.items():

@@ -17,6 +17,7 @@ example:
   minifm generate runs/demo/last "def read_json(path):" --temperature 0.7 --stop "\\n\\n\\n"
   minifm generate runs/demo/last "def f(" --draft runs/demo-2/last
   minifm generate runs/demo/last "x = " --regex "[0-9]{1,4}"
+  minifm generate Qwen/Qwen2.5-0.5B-Instruct --chat "Why is the sky blue?" --system "Be brief."
   echo "Once upon a time" | minifm generate openai-community/gpt2 --max-tokens 60 --seed 3
 """
 
@@ -41,6 +42,15 @@ def arguments(parser, argv):
                         help="how keys and values are kept; bf16 halves them, which is faster late "
                              "in a long text (default: fp32, as they are computed)")
     add_config(parser)
+    talk = parser.add_argument_group("conversations, with a model that comes with a chat template")
+    talk.add_argument("--chat", default=argparse.SUPPRESS, metavar="TEXT",
+                      help="what the user says; the model answers. Special strings in it are text")
+    talk.add_argument("--system", default=argparse.SUPPRESS, metavar="TEXT",
+                      help="what the model is told before all messages")
+    talk.add_argument("--messages", default=argparse.SUPPRESS, metavar="FILE",
+                      help="what was said before: messages ({\"role\": …, \"content\": …}), one a "
+                           "line of a .jsonl file or in the list of a .json file; or an object of "
+                           "`messages` and `tools`")
     add_fields(parser, Sampling, "sampling, in the order in which it acts")
     others = parser.add_argument_group("other ways to choose tokens, one at most")
     others.add_argument("--beams", type=int, default=argparse.SUPPRESS, metavar="INT",
@@ -67,32 +77,38 @@ def arguments(parser, argv):
 
 ALSO = {"max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str, "cache": str,
         "beams": int, "length_penalty": float, "contrastive": float, "draft": str,
-        "draft_tokens": int, "regex": str, "json_schema": str, "choices": tuple[str, ...]}
+        "draft_tokens": int, "chat": str, "system": str, "messages": str, "regex": str,
+        "json_schema": str, "choices": tuple[str, ...]}
 
 
 def run(args):
     from minifm.generation import generate
-    from minifm.hub import resolve, tokenizer_of
+    from minifm.hub import end_tokens, resolve, tokenizer_of
     from minifm.models.causal import CausalModel
-    from minifm.text import Tokenizer
+    from minifm.text import ChatTemplate, Tokenizer
     said = settings(args, Sampling, also=ALSO)
     check_format(said.get("cache"))
     refuse_foreign(said)
     constraint, strategy = constraint_of(said), strategy_of(said)
+    asked = conversation_of(said, args.prompt)
     directory = resolve(args.model)
-    tokenizer, model = Tokenizer.load(tokenizer_of(directory)), loaded(directory, said)
+    tokenizer = Tokenizer.load(tokenizer_of(directory))
+    chat = asked and ChatTemplate.load(tokenizer_of(directory)).encode(tokenizer, *asked)[0]
+    model = loaded(directory, said)
     if "draft" in said:
         strategy = with_draft(said, model, tokenizer, strategy)
-    # The words of the command line, byte for byte, even where they are not UTF-8.
-    prompts = [p.encode("utf-8", "surrogateescape") for p in args.prompt] \
-        or [sys.stdin.buffer.read().removesuffix(b"\n")]
-    stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
+    prompts = words(args.prompt) if asked is None else [chat]
     goes_on = isinstance(model, CausalModel)        # else it reads the prompts, and answers
-    shown = prompts if goes_on else [b""] * len(prompts)
+    if asked and not goes_on:
+        raise ConfigError("chat: expected a model that goes on with its prompt, got a "
+                          f"{type(model).__name__}")
+    stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
+    shown = prompts if goes_on and asked is None else [b""] * len(prompts)
     show_piece = shower(shown[0]) if len(prompts) == 1 else None
     done = generate(model, tokenizer, prompts, strategy=strategy, stop=stop,
                     max_tokens=said.get("max_tokens", 200), seed=said.get("seed", 0),
-                    cache=said.get("cache"), constraint=constraint, on_text=show_piece)
+                    cache=said.get("cache"), constraint=constraint, on_text=show_piece,
+                    ends=end_tokens(directory))
     tell(shown, done, model, constraint)
     if "draft" in said and strategy.proposed:
         print(f"minifm: {strategy.accepted} of {strategy.proposed} proposed tokens were accepted "
@@ -161,6 +177,31 @@ def constraint_of(said):
     if constraint is not None:
         constraint.automaton()
     return constraint
+
+
+def words(prompts):
+    """The words of the command line, or else standard input, byte for byte, even where they are
+    not UTF-8."""
+    return [prompt.encode("utf-8", "surrogateescape") for prompt in prompts] \
+        or [sys.stdin.buffer.read().removesuffix(b"\n")]
+
+
+def conversation_of(said, prompts):
+    """(messages, tools or None) that the model is to answer, or None where it goes on with a
+    text. Raises ConfigError."""
+    from minifm.text.chat import read_messages
+    if not said.keys() & {"chat", "system", "messages"}:
+        return None
+    if prompts:
+        raise ConfigError(f"chat: expected no prompt beside a conversation, got {prompts[0]!r:.40}")
+    if "chat" not in said and "messages" not in said:
+        raise ConfigError("system: needs chat, or messages, to which the model answers")
+    messages, tools = read_messages(said["messages"]) if "messages" in said else ([], None)
+    if "system" in said:
+        messages = [{"role": "system", "content": said["system"]}, *messages]
+    if "chat" in said:
+        messages = [*messages, {"role": "user", "content": said["chat"]}]
+    return messages, tools
 
 
 def loaded(directory, said):

@@ -30,7 +30,7 @@ class Beams:
     def write(self, job):
         """Yield {row: its new token}; see Job. Nothing comes before all texts are found."""
         texts, B = job.texts(), self.beams
-        searches = [_Search(self, text, job.end_of_text) for text in texts]
+        searches = [_Search(self, text, job.ends) for text in texts]
         prompts = Decoder(job.model, len(texts), job.capacity, job.cache)
         logits = prompts(*batched(job.prompts)).repeat(B, axis=0)               # [R B, V]
         decoder = Decoder(job.model, len(texts) * B, job.capacity, job.cache)
@@ -66,8 +66,8 @@ class _Search:
     best   (score, its new tokens): the best finished text so far
     """
 
-    def __init__(self, settings, text, end_of_text):
-        self.settings, self.end_of_text, self.prompt = settings, end_of_text, len(text.ids)
+    def __init__(self, settings, text, ends):
+        self.settings, self.ends, self.prompt = settings, ends, len(text.ids)
         self.live, self.best = [(0.0, text)] if text.room else [], (-np.inf, [])
         self.longest = text.room
 
@@ -75,7 +75,7 @@ class _Search:
         """Go on by a token, by logits [beams, V]; returns [beams]: the beam each one continues."""
         B, parents, live = self.settings.beams, np.arange(self.settings.beams), []
         for rank, (score, place, token) in enumerate(self._continuations(logits)):
-            if token == self.end_of_text:
+            if token in self.ends:
                 if rank < B:
                     self._finish(score, [*self._new(self.live[place][1]), token])
             elif len(live) < B:
@@ -94,10 +94,11 @@ class _Search:
 
     def _continuations(self, logits):
         """[(log-probability, beam, token)], the likeliest first: enough for as many unfinished
-        ones as there are beams, since each beam ends in one way only."""
+        ones as there are beams, since each beam ends in so many ways only."""
         scores = np.array([score + np.where(np.isneginf(text.allow(x)), -np.inf, log_softmax(x))
                            for (score, text), x in zip(self.live, logits)])     # [beams, V]
-        order = np.argsort(-scores, axis=None, kind="stable")[: 2 * self.settings.beams]
+        most = self.settings.beams * (1 + max(len(self.ends), 1))
+        order = np.argsort(-scores, axis=None, kind="stable")[: most]
         places, tokens = np.unravel_index(order, scores.shape)
         return [(float(scores[place, token]), int(place), int(token))
                 for place, token in zip(places, tokens) if np.isfinite(scores[place, token])]

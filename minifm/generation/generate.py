@@ -21,7 +21,7 @@ from minifm.text import StreamDecoder, end_of_text_of
 class Completion:
     """What was written after one prompt, and why it ended there.
 
-    reason: "end" (the model's end-of-text token), "stop" (a stop string), "length" (max_tokens)
+    reason: "end" (a token that ends a text), "stop" (a stop string), "length" (max_tokens)
     or "context" (the model can look at no more).
     """
 
@@ -31,7 +31,7 @@ class Completion:
 
 
 def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, stop=(), seed=0,
-             on_text=None, cache=None, constraint=None):
+             on_text=None, cache=None, constraint=None, ends=()):
     """One Completion for each prompt (str, bytes or token ids); all are written side by side. An
     encoder-decoder reads the prompts, as sources with their end, and writes the targets.
 
@@ -43,6 +43,8 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
     constraint what each text has to be: Choices, Regex or JsonSchema. Where max_tokens or the
                context come near, only tokens come that leave room for the rest; where there never
                was room enough, the reason is not "end" and the text is not whole
+    ends       ids of more tokens, beside the tokenizer's end-of-text, with which a text ends (a
+               turn's end, see `minifm.hub.end_tokens`); with a constraint, that says where
 
     Raises ConfigError for an empty prompt, one that the model's context cannot hold,
     max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
@@ -65,9 +67,9 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
             for source, prompt in zip(ids, prompts)])
         ids = model.prompts
     guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
-    job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, tokenizer.end_of_text,
-              tokenizer.vocabulary)
-    writers = [_Writer(tokenizer, stop) for _ in prompts]
+    ends = frozenset({*(() if guide else ends), tokenizer.end_of_text} - {None})
+    job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, ends, tokenizer.vocabulary)
+    writers = [_Writer(tokenizer, stop, ends) for _ in prompts]
     emit = on_text or (lambda row, piece: None)
     for step in written(job, strategy):
         for row, token in step.items():
@@ -109,17 +111,17 @@ def check_prompts(ids, context, max_tokens):
 class _Writer:
     """The text of one row as it grows, holding back what may become a stop string."""
 
-    def __init__(self, tokenizer, stop):
+    def __init__(self, tokenizer, stop, ends):
         self.completion = Completion()
         self.stop = [s for s in stop if s]
-        self.end_of_text = tokenizer.end_of_text
+        self.ends = ends
         self.decoder = StreamDecoder(tokenizer)
         self.held = ""
 
     def add(self, token):
         """The text that is certain now that `token` has come."""
         self.completion.tokens.append(token)
-        if token == self.end_of_text:
+        if token in self.ends:
             return self.finish("end")
         self.held += self.decoder.add(token)
         places = [i for i in (self.held.find(s) for s in self.stop) if i >= 0]

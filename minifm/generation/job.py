@@ -23,7 +23,7 @@ class Job:
     finished     a set to which the reader of the tokens may add the rows that need no more
     cache        the format of the key-value cache; see Cache
     guide        the Guide that all texts must follow, or None
-    end_of_text  the id with which a text ends, or None
+    ends         the ids with which a text ends; may be none
     vocabulary   ids from there on, with which some models fill their tables, mean nothing and do
                  not come; None: all may
     """
@@ -35,7 +35,7 @@ class Job:
     finished: set = ()
     cache: str | None = None
     guide: object = None
-    end_of_text: int | None = None
+    ends: frozenset = frozenset()
     vocabulary: int | None = None
 
     def texts(self):

@@ -77,7 +77,7 @@ class Speculative:
                                      for row in range(len(texts))]))
             # The token behind all proposals needs room, and behind an end there is none.
             rows = [row for row in rows if forks[row].room > 1
-                    and not (proposals[row] and forks[row].ids[-1] == job.end_of_text)]
+                    and not (proposals[row] and forks[row].ids[-1] in job.ends)]
             for row in rows:
                 text, number = forks[row], len(forks[row].ids) - len(job.prompts[row])
                 q = distribution(text.allow(logits[row]), text.ids, self.sampling)

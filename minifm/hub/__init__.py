@@ -17,9 +17,16 @@ from minifm.hub.adapters import (
 )
 from minifm.hub.arrays import load_arrays, save_arrays
 from minifm.hub.base import learnt_format
-from minifm.hub.directory import headed_as, load_causal, load_model, pack_as_learnt, save_model
+from minifm.hub.directory import (
+    end_tokens,
+    headed_as,
+    load_causal,
+    load_model,
+    pack_as_learnt,
+    save_model,
+)
 from minifm.hub.locate import resolve
 
-__all__ = ["base_of", "has_tokenizer", "headed_as", "is_adapter", "learnt_format", "load_adapter",
-           "load_arrays", "load_causal", "load_model", "pack_as_learnt", "read_adapter", "resolve",
-           "save_adapter", "save_arrays", "save_model", "tokenizer_of"]
+__all__ = ["base_of", "end_tokens", "has_tokenizer", "headed_as", "is_adapter", "learnt_format",
+           "load_adapter", "load_arrays", "load_causal", "load_model", "pack_as_learnt",
+           "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model", "tokenizer_of"]

@@ -216,6 +216,23 @@ def pack_as_learnt(model, format):
         pack_model(model, format)
 
 
+def end_tokens(directory):
+    """The ids, a tuple, of the tokens with which the model in a directory ends a text or its turn:
+    what generation_config.json says, or if there is none, config.json. Raises FormatError."""
+    directory = base_of(directory) if is_adapter(directory) else Path(directory)
+    file = next((directory / name for name in (GENERATION, CONFIG)
+                 if (directory / name).exists()), None)
+    if file is None:
+        return ()
+    with opened(file) as (stream, _):
+        said = parse_json(stream.read(), file).get("eos_token_id")
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise FormatError(file, "eos_token_id", "expected the id of a token or a list of such, got "
+                          f"{reprlib.repr(said)}")
+    return tuple(ids)
+
+
 def headed_as(directory, model):
     """The model that an adapter is of, with the head that a config.json beside it describes."""
     file = directory / CONFIG

@@ -13,7 +13,7 @@ ADAPTER_BASE = "adapter_base.json"  # and which weights it has learnt over
 # All that is ever read of a model on the hub; above all, no pickle.
 DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, ADAPTER_BASE, "*.safetensors",
               "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-              "merges.txt"]
+              "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja"]
 PATIENCE = 10               # seconds for the hub to answer at all
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 
