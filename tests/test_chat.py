@@ -347,6 +347,8 @@ def test_what_is_said_is_known_inside_macros_and_after_filters():
     ("{{ [messages[0].content]|map('urlize')|list }}", FormatError, "the filter 'urlize'"),
     ("{% autoescape true %}a{% endautoescape %}", FormatError, "autoescape is not supported"),
     ("{{ messages[0].content.encode() }}", FormatError, "the method 'encode'"),
+    ("{{ messages[0].content['encode']() }}", FormatError, "the method 'encode'"),
+    ("{{ 'a{}'['format'](messages[0].content) }}", FormatError, "the method 'format'"),
     ("{{ messages[0].content.translate({}) }}", FormatError, "the method 'translate'"),
     ("{{ '%s' % messages[0].content }}", FormatError, "% with a text on its left"),
     ("{{ '%s' % (messages[0].content,) }}", FormatError, "% with a text on its left"),
