@@ -45,9 +45,9 @@ def log_probabilities(model, ids):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def search(model, prompts, strategy, max_tokens, end=None, guide=None):
-    """The new tokens of each row."""
-    job = Job(model, prompts, max_tokens, mf.Rng(0), guide=guide, ends=frozenset({end} - {None}))
+def search(model, prompts, strategy, max_tokens, *ends, guide=None):
+    """The new tokens of each row; a text ends with one of `ends`."""
+    job = Job(model, prompts, max_tokens, mf.Rng(0), guide=guide, ends=frozenset(ends))
     found = [[] for _ in prompts]
     for step in written(job, strategy):
         for row, token in step.items():
@@ -87,7 +87,7 @@ def test_with_beams_for_all_texts_the_best_of_all_is_found(backend, seed, alpha,
         assert score(model, prompt, new, alpha) == pytest.approx(best, rel=1e-4, abs=1e-5)
 
 
-def plain_beam_search(model, prompt, beams, alpha, length, end):
+def plain_beam_search(model, prompt, beams, alpha, length, ends):
     """The same search, written down without a cache, and without stopping early."""
     live, finished = [(0.0, [])], []
     for n in range(1, length + 1):
@@ -96,18 +96,19 @@ def plain_beam_search(model, prompt, beams, alpha, length, end):
             logp = log_probabilities(model, [*prompt, *new])[-1]
             ranked += [(total + float(x), [*new, token]) for token, x in enumerate(logp)]
         ranked.sort(key=lambda pair: -pair[0])
-        finished += [(s / n**alpha, text) for s, text in ranked[:beams] if text[-1] == end]
-        live = [(s, text) for s, text in ranked if text[-1] != end][:beams]
+        finished += [(s / n**alpha, text) for s, text in ranked[:beams] if text[-1] in ends]
+        live = [(s, text) for s, text in ranked if text[-1] not in ends][:beams]
     return max(finished + [(s / length**alpha, text) for s, text in live])
 
 
-@given(st.integers(0, 999), st.integers(1, 5), st.sampled_from([0.0, 1.0, 1.5]))
-def test_beam_search_is_what_its_definition_says(backend, seed, beams, alpha):
-    model, end = small_model(6, seed), 5
+@given(st.integers(0, 999), st.integers(1, 5), st.sampled_from([0.0, 1.0, 1.5]),
+       st.sampled_from([(), (5,), (2, 5), (0, 2, 3)]))
+def test_beam_search_is_what_its_definition_says(backend, seed, beams, alpha, ends):
+    model = small_model(6, seed)
     prompts = [[0, 1, 2], [3], [4, 4]]
-    found = search(model, prompts, Beams(beams, alpha), 5, end)
+    found = search(model, prompts, Beams(beams, alpha), 5, *ends)
     for prompt, new in zip(prompts, found):
-        wanted, text = plain_beam_search(model, prompt, beams, alpha, 5, end)
+        wanted, text = plain_beam_search(model, prompt, beams, alpha, 5, ends)
         assert new == text or score(model, prompt, new, alpha) == pytest.approx(wanted, abs=1e-5)
 
 
@@ -135,7 +136,7 @@ def test_beams_of_rows_side_by_side_are_those_of_each_alone(seed):
 def test_a_search_under_a_constraint_finds_the_likeliest_text_that_is_allowed(backend):
     model = small_model(BYTES.vocabulary, 1, context=12)
     guide = Regex("a|b[cd]|efg?").guide(BYTES, BYTES.vocabulary)
-    found = search(model, [[65]], Beams(16, 0.0), 6, BYTES.end_of_text, guide)[0]
+    found = search(model, [[65]], Beams(16, 0.0), 6, BYTES.end_of_text, guide=guide)[0]
     texts = [[*text.encode(), BYTES.end_of_text] for text in ("a", "bc", "bd", "ef", "efg")]
     assert found == max(texts, key=lambda text: score(model, [65], text, 0.0))
 

@@ -77,6 +77,17 @@ def test_cutting(text, sep, most, keep):
             assert right(getattr(traced(text), name)(sep), getattr(text, name)(sep))
 
 
+@given(text=st.text("ab", max_size=12), sep=st.sampled_from(["a", "ba", "aa"]),
+       most=st.integers(-1, 3))
+def test_equal_pieces_are_told_from_each_other(text, sep, most):
+    """Here each character has an origin of its own: its place."""
+    for name in ("split", "rsplit"):
+        place = 0
+        for piece in getattr(Traced(text, bytes(range(len(text)))), name)(sep, most):
+            assert piece.origins == bytes(range(place, place + len(piece)))
+            place += len(piece) + len(sep)
+
+
 @given(pieces=st.lists(mixed, max_size=4), between=mixed, times=st.integers(-1, 3))
 def test_joining(pieces, between, times):
     marked = [traced(piece) for piece in pieces]
