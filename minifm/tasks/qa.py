@@ -131,10 +131,10 @@ class QuestionRows(LabelledRows):
     def predictions(self, outputs, *, may_be_none=False):
         """For each example the answer, a str, that the rows' outputs, [T, 2] each, say.
 
-        An answer counts in the windows where its first token or its last has most context (so that
-        one of at most `overlap` tokens always counts in one that holds all of it), and its score
-        is the sum of its two numbers. `may_be_none`: "" unless it scores above the first token of a
-        row, at its least over the windows.
+        An answer counts in the windows in which any of its tokens has most context (so that one
+        that lies in some window as a whole always counts in such a one), and its score is the sum
+        of its two numbers. `may_be_none`: "" unless it scores above the first token of a row, at
+        its least over the windows.
         """
         best = [(-np.inf, 0, 0)] * len(self.examples)
         nothing = [np.inf] * len(self.examples)
@@ -162,11 +162,12 @@ def _target(example, context, start, stop, before):
 
 def best_span(scores, allowed, longest):
     """(score, first, last) of the best span of at most `longest` tokens: scores [T, 2] of
-    beginning and ending at each token; one may begin or end where `allowed` bool [T]. Of equal
-    ones the first and shortest. The score is -inf where none may be."""
+    beginning and ending at each token; one must hold a token that is `allowed` bool [T]. Of equal
+    ones the first and shortest. The score is -inf where there is none."""
     T, found = len(scores), (-np.inf, 0, 0)
+    before = np.append(0, np.cumsum(allowed))           # allowed ones before each token
     for extra in range(min(longest, T)):
-        may = allowed[: T - extra] | allowed[extra:]
+        may = before[extra + 1 :] > before[: T - extra]
         sums = np.where(may, scores[: T - extra, 0] + scores[extra:, 1], -np.inf)
         first = int(np.argmax(sums))
         if (sums[first], -first) > (found[0], -found[1]):
