@@ -3,6 +3,7 @@ command from end to end."""
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from minifm import Tensor, cli
 from minifm.errors import ConfigError
+from minifm.picture import MISSING, can_draw
 from minifm.rng import Rng
 from minifm.tasks.incontext import (
     FAMILIES,
@@ -304,6 +306,8 @@ def test_intervals():
     for end in (low, high):                         # the ends are where the score test is z
         assert abs(0.3 - end) / math.sqrt(end * (1 - end) / 100) == pytest.approx(z)
     assert interval(70, 100) == pytest.approx((1 - high, 1 - low))
+    for of in range(1, 500):                        # 400 of 400, say, would round to more than 1
+        assert interval(0, of)[0] == 0 and interval(of, of)[1] == 1
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -321,10 +325,19 @@ def test_the_command_trains_asks_and_draws(tmp_path, capsys):
         assert all(low <= p <= high for p, (low, high)
                    in zip(family["accuracy"], family["interval"]))
     assert "not above chance after the most examples" in said and "classify" in said
+    assert ("incontext.png" in said) == (out / "incontext.png").exists() == can_draw()
     assert cli.main(["incontext", "--out", str(out)]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert cli.main(["incontext", "--out", str(out), "--resume", "--seed", "1"]) == 2
     assert "leave --minutes" in capsys.readouterr().err
+
+
+def test_without_matplotlib_no_picture_is_promised(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "run"
+    assert cli.main(["incontext", "--out", str(out), "--episodes", "1", "--steps", "1"]) == 0
+    assert capsys.readouterr().out.endswith(f"/incontext.json; no picture: {MISSING}\n")
+    assert not (out / "incontext.png").exists()
 
 
 def test_a_time_becomes_a_number_of_steps(monkeypatch):

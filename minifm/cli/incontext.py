@@ -23,12 +23,13 @@ def arguments(parser, argv):
     parser.add_argument("--seed", type=int, metavar="INT",
                         help="of weights and episodes (default: 0)")
     parser.add_argument("--episodes", type=int, default=400, metavar="INT",
-                        help="held-out rules of each family to ask about (default: 400)")
+                        help="to ask in about the held-out rules of each family (default: 400)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
 def run(args):
     from minifm.cli.pretrain import trained
+    from minifm.picture import MISSING, can_draw
     from minifm.training.incontext import configuration, finish, prepare
     if args.episodes < 1:
         raise ConfigError(f"episodes: expected at least 1, got {args.episodes}")
@@ -45,7 +46,8 @@ def run(args):
     if status:
         return status
     print(shown(finish(trainer, episodes=args.episodes)))
-    print(f"\nsaved as   {args.out}/incontext.json, {args.out}/incontext.png")
+    picture = f", {args.out}/incontext.png" if can_draw() else f"; no picture: {MISSING}"
+    print(f"\nsaved as   {args.out}/incontext.json{picture}")
     return 0
 
 

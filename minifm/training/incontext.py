@@ -88,15 +88,16 @@ def prepare(directory, config=None, *, shown=True):
     return trainer
 
 
-def accuracy(model, family, *, episodes, seed, held_out=True):
-    """Of how many episodes the answer after 0, 1, … examples is right, int64 [shots + 1].
+def accuracy(model, family, *, episodes, seed):
+    """Of how many episodes of held-out rules the answer after 0, 1, … examples is right, int64
+    [shots + 1].
 
     An answer is right when each of its tokens is the likeliest, given those before it: then, and
     only then, greedy decoding writes it. So one pass over an episode asks at every number of
     examples at once.
     """
     right = np.zeros(family.shots + 1, np.int64)
-    for ids, targets in _asked(family, episodes, seed, held_out):
+    for ids, targets in _asked(family, episodes, seed):
         right += _right(model, family, ids, targets).sum(0)
     return right
 
@@ -106,7 +107,7 @@ def shuffled_accuracy(model, family, *, episodes, seed):
     prompt, have been shuffled among each other. Questions, answers and their form are as they were;
     of the rule there is left what the answers tell by how often each has come."""
     right, rng = 0, Rng(seed).child("shuffled answers")
-    for n, (ids, targets) in enumerate(_asked(family, episodes, seed, True)):
+    for n, (ids, targets) in enumerate(_asked(family, episodes, seed)):
         examples = ids[:, 1 : 1 + family.shots * family.size].reshape(len(ids), -1, family.size)
         order = orders(len(ids), family.shots, rng.child(n))[..., None]
         examples[..., family.inputs :] = np.take_along_axis(
@@ -116,9 +117,9 @@ def shuffled_accuracy(model, family, *, episodes, seed):
     return right
 
 
-def _asked(family, episodes, seed, held_out):
-    """(ids, targets) of so many episodes, at most 50 at a time."""
-    source = Episodes(batch=min(episodes, 50), seed=seed, held_out=held_out, families=(family,))
+def _asked(family, episodes, seed):
+    """(ids, targets) of so many episodes of held-out rules, at most 50 at a time."""
+    source = Episodes(batch=min(episodes, 50), seed=seed, held_out=True, families=(family,))
     for first in range(0, episodes, source.rows):
         yield tuple(x[: episodes - first] for x in source.batch(first // source.rows))
 
@@ -135,12 +136,16 @@ def interval(right, of, z=Z):
     """The 95 % interval of a fraction seen as `right` of `of` (Wilson 1927): (low, high)."""
     p, spread = right / of, z * z / of
     half = z * math.sqrt(p * (1 - p) / of + spread / (4 * of))
-    return ((p + spread / 2 - half) / (1 + spread), (p + spread / 2 + half) / (1 + spread))
+    middle = p + spread / 2
+    # 0 <= low <= p <= high <= 1, but for rounding
+    return (max(0.0, min(p, (middle - half) / (1 + spread))),
+            min(1.0, max(p, (middle + half) / (1 + spread))))
 
 
 def finish(trainer, *, episodes=400):
-    """Ask about `episodes` held-out rules of each family; writes the results and their picture,
-    and returns {family: {"chance": [N], "accuracy": [N], "interval": [N][2], "shuffled": …,
+    """Ask in `episodes` episodes about the held-out rules of each family, of which `compare` has
+    fewer than a dozen; writes the results, and their picture where matplotlib is installed, and
+    returns {family: {"chance": [N], "accuracy": [N], "interval": [N][2], "shuffled": …,
     "rises": …}}, N being the family's shots + 1.
 
     `shuffled` is the accuracy after the most examples when their answers are shuffled; `rises`,
