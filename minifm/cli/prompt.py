@@ -11,6 +11,7 @@ from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_fields, build
 from minifm.errors import ConfigError, plural
 from minifm.evaluation.prompting import PromptConfig
+from minifm.picture import MISSING
 
 EXAMPLE = """\
 example:
@@ -64,8 +65,8 @@ def run(args):
     if args.out:
         write_json(record, Path(args.out) / "prompt.json")
         drawn = draw(results, task.baseline, Path(args.out) / "prompt.png")
-        say(f"saved as   {args.out}/prompt.json" + (f", {args.out}/prompt.png" if drawn else
-            "; no picture: matplotlib is not installed (the extra viz brings it)"))
+        picture = f", {args.out}/prompt.png" if drawn else f"; no picture: {MISSING}"
+        say(f"saved as   {args.out}/prompt.json{picture}")
     return 0
 
 

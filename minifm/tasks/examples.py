@@ -1,5 +1,5 @@
 """Labelled examples: what all kinds have in common. Each kind stands with its task: Classified
-(classify.py), Tagged (ner.py), Question (qa.py), Summary (summarize.py).
+(classify.py), Tagged (ner.py), Question (qa.py), Summary (summarize.py), Answered (freetext.py).
 
 An example knows where it was read, and checks itself when it is made: what is wrong with a label
 or a place in the text is said in one line with file and line, before anything is trained on it.

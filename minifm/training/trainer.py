@@ -350,11 +350,13 @@ def computed_part(model, objective, batch):
     if all(p.requires_grad for p in parameters):
         return 1.0
     row, objective = tuple(x[:1] for x in batch), copy(objective)
-    objective.recompute = False         # what is computed again is no useful work, nor are the
-    with FlopCounter() as counter, np.errstate(all="ignore"):       # logits in a backward pass
+    objective.recompute = False
+    with FlopCounter() as counter, np.errstate(all="ignore"):
         objective.loss(model, row, denominator=max(objective.count(row), 1), rng=None).backward()
     for p in parameters:
         p.grad = None
+    # What is computed twice is no useful work: so `recompute` is off, and the logits, which the
+    # backward pass of the loss computes again, count once.
     counted = counter.total - counter.flops["LinearCrossEntropy", "forward"]
     return counted / max(objective.flops(model, row), 1)
 
