@@ -353,13 +353,16 @@ def test_the_gradient_of_the_balance_is_its_slope():
         mf.gradcheck(uneven, [mf.Rng(5).normal((2, 6, 16)).astype(float)])
 
 
-def test_the_balance_is_least_where_all_experts_get_alike():
+def test_the_balance_by_hand():
     alike = mf.Tensor(np.stack([np.full(4, 0.5), np.full(4, 0.25)]))
     assert unevenness([alike, alike]).item() == 2               # two of four for each token
     one = mf.Tensor(np.array([[1.0, 1, 0, 0], [0.5, 0.5, 0, 0]]))
     assert unevenness([one]).item() == 4
     other = mf.Tensor(np.array([[0.0, 0, 1, 1], [0, 0, 0.5, 0.5]]))
     assert unevenness([one, other]).item() == 2                 # of all layers together
+    # Of five tokens three take the first expert by 0.51, and two the second by all: less than 1.
+    close = mf.Tensor(np.array([[0.6, 0.4], [0.306, 0.694]]))
+    assert unevenness([close]).item() == pytest.approx(0.9224)
 
 
 def test_pieces_of_a_batch_weigh_the_balance_by_their_targets():

@@ -62,8 +62,9 @@ class Experts(Module):
 def unevenness(shares):
     """How unevenly tokens go to the experts: N Σ f P over the N experts, f the part of the tokens
     that take one and P its mean probability, both means over all layers (Fedus et al. 2022,
-    equations 4 to 6, as Mixtral has it). It is least, as many as a token takes, where all get
-    alike.
+    equations 4 to 6, as Mixtral has it). It is as many as a token takes where all get alike, and
+    more, up to N, where the experts with the most tokens are also the likeliest. That is no bound
+    from below: f has no gradient, and where few tokens take what is likely in the mean, it is less.
 
     shares  what Experts.shares says of each layer. Returns a scalar Tensor
     """
