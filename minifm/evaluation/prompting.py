@@ -255,7 +255,8 @@ def log_probabilities(model, prompts, labels, config):
 
 def _of_no_content(model, prompter, task, prompts, shots, config):
     """float64 [N, K]: log of the mean probability of each label where CONTENT_FREE stands in place
-    of the text, behind the shots that the prompt has."""
+    of the text, behind the shots that the prompt has, or as many of them as leave room for it: a
+    text of a character or two is shorter."""
     found = {}
     for kept in sorted({prompt.shots for prompt in prompts}):
         empty = [prompter(dict.fromkeys(task.form.fields, text), shots[len(shots) - kept :])
