@@ -90,7 +90,7 @@ class PromptTask:
     pool     examples to show
     asked    examples to ask about, none of which is in the pool, nor a copy
     copies   how many were left out of the pool for that
-    baseline {score: fraction} of always the answer that is the most frequent one in training
+    baseline {score: fraction} of the most frequent answers, as "majority" in tasks/baselines.py
     """
 
     form: Form
