@@ -3,6 +3,7 @@ forward in float64, and every mistake of the user's one line."""
 
 import json
 import string
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from minifm.evaluation.prompting import (
 from minifm.generation import Completion, Sampling, generate
 from minifm.hub import save_model
 from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config, packed_format
+from minifm.picture import MISSING
 from minifm.tasks import Answered, Classified, Question, Summary, Tagged, read
 from minifm.tasks.prompts import (
     CUT,
@@ -493,6 +495,14 @@ def test_the_command_shows_a_table_and_writes_it(minifm, gpt, tmp_path):  # noqa
     assert one["scores"]["likelihood"]["accuracy"]["spread"] == pytest.approx(np.std(draws, ddof=1))
     gold = Counter(e.label for e in prompt_task(data(tmp_path), PromptConfig()).asked)
     assert stored["majority"]["accuracy"] in [n / gold.total() for n in gold.values()]
+
+
+def test_without_matplotlib_no_picture_is_promised(minifm, gpt, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = minifm("prompt", gpt, "--task", *data(tmp_path), "--shots", 0, "--examples", 2,
+                            "--out", tmp_path / "out")
+    assert status == 0 and err.endswith(f"/prompt.json; no picture: {MISSING}\n")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["prompt.json"]
 
 
 def test_weights_are_packed_as_the_user_says(minifm, gpt, tmp_path, monkeypatch):  # noqa: F811
