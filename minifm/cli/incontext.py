@@ -19,7 +19,8 @@ def arguments(parser, argv):
                         help="train for about so long, in place of a number of steps")
     parser.add_argument("--steps", type=int, metavar="INT",
                         help="train for so many steps: the same run again, on any machine "
-                             "(default: 5000); the first 1,000 are of mapping alone")
+                             "(default: 25000, a quarter of an hour); the first 1,000 are of "
+                             "mapping alone")
     parser.add_argument("--seed", type=int, metavar="INT",
                         help="of weights and episodes (default: 0)")
     parser.add_argument("--episodes", type=int, default=400, metavar="INT",
