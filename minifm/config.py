@@ -49,7 +49,7 @@ def fits(value, hint):
     if kind is float:
         kind = (int, float)
     elif typing.get_origin(kind) is tuple:
-        return isinstance(value, (tuple, list)) and all(isinstance(x, str) for x in value)
+        return isinstance(value, (tuple, list)) and all(fits(x, element_type(kind)) for x in value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -60,11 +60,17 @@ def plain_type(hint):
     return hint
 
 
+def element_type(hint):
+    """What `tuple[int, ...]` is a tuple of; None for what is no tuple."""
+    kind = plain_type(hint)
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
 def type_name(hint):
     """A type as a message calls it."""
     kind = plain_type(hint)
-    return {int: "an integer", float: "a number", str: "a string",
-            bool: "true or false"}.get(kind, "a list of strings")
+    return {int: "an integer", float: "a number", str: "a string", bool: "true or false",
+            tuple[int, ...]: "a list of integers"}.get(kind, "a list of strings")
 
 
 def _check_one(name, value, hint, limits):
@@ -72,8 +78,12 @@ def _check_one(name, value, hint, limits):
         raise ConfigError(f"{name}: expected {type_name(hint)}, got {value!r}")
     if limits["choices"] is not None and value not in limits["choices"]:
         raise ConfigError(f"{name}: expected one of {', '.join(limits['choices'])}, got {value!r}")
-    if not isinstance(value, (int, float)):
-        return
+    for number in value if isinstance(value, (tuple, list)) else [value]:
+        if isinstance(number, (int, float)):
+            _check_bounds(name, number, hint, limits)
+
+
+def _check_bounds(name, value, hint, limits):
     if plain_type(hint) is float and isinstance(value, int) and abs(value) > LARGEST:
         raise ConfigError(f"{name}: expected a number that a float can hold")
     least, above, most, below = (limits[key] for key in ("least", "above", "most", "below"))

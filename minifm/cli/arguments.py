@@ -15,7 +15,7 @@ import tomllib
 import typing
 from pathlib import Path
 
-from minifm.config import fits, plain_type, type_name
+from minifm.config import element_type, fits, plain_type, type_name
 from minifm.errors import ConfigError
 
 
@@ -80,14 +80,14 @@ def add_fields(parser, cls, title, skip=(), defaults=True):
         kind, text = plain_type(hints[field.name]), field.metadata["help"]
         if defaults and field.default not in (None, ()):
             shown = field.default
-            shown = " ".join(shown) if isinstance(shown, tuple) else shown
+            shown = " ".join(map(str, shown)) if isinstance(shown, tuple) else shown
             text += f" (default: {shown})"
         options = {"dest": field.name, "default": argparse.SUPPRESS,
                    "help": text.replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
-            options |= {"nargs": "+", "metavar": field.name.upper()}
+            options |= {"nargs": "+", "type": element_type(kind), "metavar": field.name.upper()}
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         group.add_argument("--" + field.name.replace("_", "-"), **options)

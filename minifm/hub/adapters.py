@@ -18,8 +18,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from minifm import backends
 from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, UserError
@@ -27,6 +25,7 @@ from minifm.hub.arrays import opened, parse_json, read_header, save_arrays
 from minifm.hub.base import check_base, write_base
 from minifm.hub.locate import ADAPTER, resolve
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings, told
+from minifm.models.stored import Stored
 from minifm.nn import LoRA, adapter_config, trainable
 from minifm.nn.adapter import AdapterConfig, adapted_layers, attach, linear_layers, require_plain
 from minifm.nn.freezing import matches
@@ -34,7 +33,8 @@ from minifm.nn.freezing import matches
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _PRODUCT = re.compile(r"(.+)\.(lora_[AB])\.weight")
-MATRICES = {"lora_A": "down", "lora_B": "up"}       # of a LoRA; they lie transposed in files
+MATRICES = {"lora_A": "down", "lora_B": "up"}       # of a LoRA; each lies in files as a
+MATRIX = Stored("", transposed=True)
 # What the library calls a model's task, by the end of its architecture.
 TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
          "ForConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM",
@@ -95,7 +95,7 @@ def _arrays_of(model, layers, names, whole):
     for ours, parameter in model.parameters().items():
         if ours in names and _within(names[ours].name, whole):
             array = to_numpy(parameter.data)
-            arrays[PREFIX + names[ours].name] = array.T if names[ours].transposed else array
+            arrays[PREFIX + names[ours].name] = names[ours].array_there(array)
     return arrays
 
 
@@ -153,7 +153,7 @@ def _plain(number):
 
 
 def _task(model):
-    architecture = model.config_to_hub(model.config)["architectures"][0]
+    architecture = model.config_to_hub(model.config).get("architectures", [""])[0]
     return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
 
 
@@ -205,8 +205,8 @@ def read_adapter(model, directory):
         raise FormatError(file, None, f"does not fit {ADAPTER} and this model, a "
                           f"{type(model).__name__}: {told(unknown, wrong)}")
     check_base(model, directory, whole)
-    arrays = {ours: _turned(float32_of(found[name]), transposed)
-              for name, (ours, transposed) in meant.items()}
+    arrays = {ours: stored.array_here(float32_of(found[name]), shape)
+              for name, (ours, stored, shape) in meant.items()}
     return replace(
         config, targets=tuple(_endings(set(targeted), set(linear_layers(model)))),
         whole=_parts_of(model, whole)), arrays
@@ -226,8 +226,8 @@ def _targeted(layers, targets, entries, accepted):
 
 
 def _slots(model, targeted, rank, modules):
-    """({name in the file: (shape, dtypes)}, {the same name: (ours, whether it lies transposed)},
-    our names of what was trained whole)."""
+    """({name in the file: (shape, dtypes)}, {the same name: (our name, a Stored that says how it
+    lies there, its shape here)}, our names of what was trained whole)."""
     layers, names, parameters = _layer_names(model), model.stored_names(model.config), \
         model.parameters()
     slots, meant = {}, {}
@@ -235,13 +235,14 @@ def _slots(model, targeted, rank, modules):
         inputs, outputs = parameters[f"{ours}.weight"].shape
         for part, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
             name = _product_name(layers[ours], part)
-            slots[name], meant[name] = (shape, FLOATING), (f"{ours}.adapter.{MATRICES[part]}", True)
+            slots[name] = shape, FLOATING
+            meant[name] = f"{ours}.adapter.{MATRICES[part]}", MATRIX, shape[::-1]
     whole = [ours for ours in parameters if ours in names and any(
         matches(part, module) for part in _above(names[ours].name) for module in modules)]
     for ours in whole:
         theirs, shape = names[ours], parameters[ours].shape
-        slots[PREFIX + theirs.name] = (shape[::-1] if theirs.transposed else shape, FLOATING)
-        meant[PREFIX + theirs.name] = ours, theirs.transposed
+        slots[PREFIX + theirs.name] = (theirs.shape_there(shape), FLOATING)
+        meant[PREFIX + theirs.name] = ours, theirs, shape
     return slots, meant, whole
 
 
@@ -261,10 +262,6 @@ def _above(name):
     """The names of the modules that hold a tensor, from the outermost: of a.b.weight, a and a.b."""
     words = name.split(".")
     return [".".join(words[:i]) for i in range(1, len(words))]
-
-
-def _turned(array, transposed):
-    return np.ascontiguousarray(array.T) if transposed else array
 
 
 def _parts_of(model, parameters):

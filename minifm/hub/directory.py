@@ -6,6 +6,10 @@
                               and model.safetensors.index.json says which is where
     tokenizer.json, tokenizer_config.json
 
+A network of a diffusion model has its weights in diffusion_pytorch_model.safetensors, or as many
+files, and no other file beside its config.json, which names it by `_class_name` where those of
+language models have a `model_type`.
+
 A model in low precision (`minifm quantize`) says so in config.json:
 
     "quantization_config": {"quant_method": "minifm", "format": "int8", "group_size": 32}
@@ -26,8 +30,6 @@ import re
 import reprlib
 from pathlib import Path
 
-import numpy as np
-
 from minifm import backends
 from minifm.atomic import write_json
 from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
@@ -46,19 +48,20 @@ from minifm.hub.arrays import (
 from minifm.hub.base import learnt_format
 from minifm.hub.locate import ADAPTER, ADAPTER_BASE
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, told
-from minifm.models import MODELS, pack_model, packed_format
+from minifm.models import MODELS, NETWORKS, pack_model, packed_format
 from minifm.models.causal import CausalModel
 from minifm.models.heads import Headed, described, with_head
 from minifm.nn import adapter_config
 from minifm.rng import Rng
 
-CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
-INDEX = WEIGHTS + ".index.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+ENDING, INDEX_ENDING = ".safetensors", ".safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+NAME = "_class_name"
 QUANTIZATION, CODES, SCALES = "quantization_config", ".codes", ".scales"
 STORED = ("bf16", "int8", "int4")       # the formats of packed weights that files know
 CODE_DTYPES = {"int8": ("I8", GROUP), "int4": ("U8", GROUP // 2)}
-_WEIGHT_FILE = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
+_WEIGHT_FILE = re.compile(r"(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 _SHARD = re.compile(r"[^/\\\0]+\.safetensors")
 
 
@@ -93,15 +96,20 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
 def _save_whole(model, directory, end_of_text, shard_bytes):
     config = model.config_to_hub(model.config, end_of_text=end_of_text)
     config |= _quantization(packed_format(model))
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")
-           if config.get(key) is not None}
-    write_json({"_from_model_config": True, **ids}, directory / GENERATION)
+    if "model_type" in config:
+        ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")
+               if config.get(key) is not None}
+        write_json({"_from_model_config": True, **ids}, directory / GENERATION)
     write_json(config, directory / CONFIG)
-    written = _write_weights(_arrays_of(model), directory, shard_bytes)
+    written = _write_weights(_arrays_of(model), directory, model.weights, shard_bytes)
     for entry in directory.iterdir():           # a reader would find an earlier model's instead
         if entry.name in (ADAPTER, ADAPTER_BASE, ADAPTER_WEIGHTS) or (
-                _WEIGHT_FILE.fullmatch(entry.name) and entry.name not in written):
+                _is_of_weights(entry.name, model.weights) and entry.name not in written):
             entry.unlink()
+
+
+def _is_of_weights(name, stem):
+    return name.startswith(stem) and _WEIGHT_FILE.fullmatch(name.removeprefix(stem))
 
 
 def _arrays_of(model):
@@ -112,8 +120,8 @@ def _arrays_of(model):
         if isinstance(data, Packed) and data.format in STORED:
             arrays |= _stored_packed(stored, data)
         else:
-            array = backends.active().to_numpy(data)
-            arrays[stored.name] = array.T if stored.transposed else array
+            array = stored.array_there(backends.active().to_numpy(data))
+            arrays |= dict.fromkeys((stored.name, *stored.copies), array)
     return arrays
 
 
@@ -134,21 +142,22 @@ def _stored_packed(stored, packed):
     return {stored.name: (as_shown.T if stored.transposed else as_shown).view(BFLOAT16)}
 
 
-def _write_weights(arrays, directory, shard_bytes):
+def _write_weights(arrays, directory, stem, shard_bytes):
     """Write one file, or shards and their index; returns the names of the files."""
     shards = _shards(arrays, shard_bytes)
     if len(shards) == 1:
-        save_arrays(arrays, directory / WEIGHTS)
-        return [WEIGHTS]
+        save_arrays(arrays, directory / (stem + ENDING))
+        return [stem + ENDING]
     files, places = [], {}
     for number, shard in enumerate(shards, 1):
-        files.append(f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+        files.append(f"{stem}-{number:05d}-of-{len(shards):05d}{ENDING}")
         save_arrays(shard, directory / files[-1])
         places |= dict.fromkeys(shard, files[-1])
     totals = {"total_parameters": sum(array.size for array in arrays.values()),
               "total_size": sum(array.nbytes for array in arrays.values())}
-    write_json({"metadata": totals, "weight_map": places}, directory / INDEX)
-    return [*files, INDEX]
+    index = stem + INDEX_ENDING
+    write_json({"metadata": totals, "weight_map": places}, directory / index)
+    return [*files, index]
 
 
 def _shards(arrays, most):
@@ -181,7 +190,7 @@ def load_model(directory):
         load_adapter(model, directory)
         return model
     stored = _read_config(directory / CONFIG)
-    file, entries = _find_weights(directory)
+    file, entries = _find_weights(directory, _class_of(stored).weights)
     model_class, config, format = _understand(stored, directory / CONFIG, entries)
     _check_size(config, file, entries)
     model = model_class(config)
@@ -200,8 +209,7 @@ def load_model(directory):
         if inner is not None and format != "bf16":
             parameter.data = _packed(names[ours].name, found, format, parameter.shape, inner)
         else:
-            array = float32_of(found[names[ours].name])
-            array = np.ascontiguousarray(array.T) if names[ours].transposed else array
+            array = names[ours].array_here(float32_of(found[names[ours].name]), parameter.shape)
             parameter.data = backends.active().from_numpy(array)
             if inner is not None:
                 parameter.data = backends.active().pack(parameter.data, format, inner)
@@ -262,7 +270,7 @@ def _slots(stored, shape, format, inner):
     """{name in files: (shape there, dtypes)} of what holds one parameter; `inner` is None unless
     it is stored packed in `format`."""
     if inner is None or format == "bf16":
-        return {stored.name: (shape[::-1] if stored.transposed else shape, FLOATING)}
+        return {stored.name: (stored.shape_there(shape), FLOATING)}
     dtype, bytes_of_group = CODE_DTYPES[format]
     groups = (shape[1 - inner], -(-shape[inner] // GROUP))
     return {stored.name + CODES: ((*groups, bytes_of_group), (dtype,)),
@@ -277,21 +285,34 @@ def _packed(name, found, format, shape, inner):
 
 
 def _read_config(file):
-    """What a config.json says, of a `model_type` that is known; raises FormatError."""
+    """What a config.json says, of a `model_type` or a `_class_name` that is known; raises
+    FormatError."""
     with opened(file) as (stream, _):
         stored = parse_json(stream.read(), file)
-    kind = stored.get("model_type")
-    if not isinstance(kind, str) or kind not in MODELS:
-        raise FormatError(file, "model_type", f"expected one of {', '.join(MODELS)}, got "
+    key, known = (NAME, NETWORKS) if NAME in stored else ("model_type", MODELS)
+    kind = stored.get(key)
+    if not isinstance(kind, str) or kind not in known:
+        raise FormatError(file, key, f"expected one of {', '.join(known)}, got "
                           f"{reprlib.repr(kind)}")
     return stored
+
+
+def _class_of(stored):
+    """The class of model that a config.json names."""
+    return NETWORKS[stored[NAME]] if NAME in stored else MODELS[stored["model_type"]]
 
 
 def _understand(stored, file, keys):
     """The model's class, its configuration, and the format of its packed weights or None; raises
     FormatError. `keys`: the names of the tensors."""
+    body = _class_of(stored)
     try:
-        return *described(MODELS[stored["model_type"]], stored, keys), _read_format(file, stored)
+        if NAME in stored:      # its configuration knows its own keys alone
+            found = body, body.config_from_hub(
+                {key: value for key, value in stored.items() if key != QUANTIZATION})
+        else:
+            found = described(body, stored, keys)
+        return *found, _read_format(file, stored)
     except ConfigError as problem:
         raise FormatError(file, None, str(problem).removeprefix(f"{CONFIG}: ")) from problem
     except (TypeError, ValueError, OverflowError) as problem:
@@ -310,14 +331,14 @@ def _read_format(file, stored):
                       f"{', '.join(STORED)}, got {reprlib.repr(said)}")
 
 
-def _find_weights(directory):
+def _find_weights(directory, stem):
     """The file that lists the weights, and {key: Entry} of all; raises FormatError."""
-    single, index = directory / WEIGHTS, directory / INDEX
+    single, index = directory / (stem + ENDING), directory / (stem + INDEX_ENDING)
     if single.exists():
         return single, read_header(single)
     if index.exists():
         return index, _read_shards(index)
-    raise no_weights(directory, f"neither {WEIGHTS} nor {INDEX} is here")
+    raise no_weights(directory, f"neither {single.name} nor {index.name} is here")
 
 
 def _read_shards(index):

@@ -7,15 +7,37 @@ in place of its own head, for another task, is in heads.py.
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from minifm.errors import ConfigError
 from minifm.nn.module import Module
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a checkpoint: its name there, and whether it lies transposed there."""
+    """One tensor of a checkpoint: its name there, whether it lies transposed there, and its shape
+    there where that is not the same in other ways, too (`transposed` comes before). Files may say
+    it again under other names, `copies`."""
 
     name: str
     transposed: bool = False
+    shape: tuple | None = None
+    copies: tuple = ()
+
+    def shape_there(self, shape):
+        """The shape in files of a parameter of this `shape`."""
+        return self.shape or (shape[::-1] if self.transposed else tuple(shape))
+
+    def array_there(self, array):
+        """A parameter's NumPy array as files have it."""
+        array = array.T if self.transposed else array
+        return array if self.shape is None else array.reshape(self.shape)
+
+    def array_here(self, array, shape):
+        """The array of a file as the parameter of this `shape` has it, in C order."""
+        if self.transposed:
+            array = array.reshape(shape[::-1]).T
+        return np.ascontiguousarray(array.reshape(shape))
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class Model(Module):
     """
 
     prefix = ""     # what the names of its tensors begin with in files
+    weights = "model"       # what the file of its weights is called, before ".safetensors"
     tasks = {}      # {model_type: {task: HeadLayout}}
 
     @staticmethod
@@ -64,3 +87,25 @@ class Model(Module):
         """The architecture of a `config.json` that names none, told by the names of the tensors
         that lie beside it; None where these do not tell, or need not."""
         return None
+
+
+def said(stored, defaults, fixed, silent=()):
+    """{key: value} of what a `config.json` says, and of `defaults` for what it leaves out.
+
+    fixed   {key: the values that are supported}
+    silent  keys that say nothing of what the model computes
+
+    Raises ConfigError for another value of a `fixed` key, and for a key that is not known and not
+    empty: who knows what it would mean.
+    """
+    for key, value in stored.items():
+        if key in fixed:
+            if value not in fixed[key]:
+                raise ConfigError(f"config.json: {key}={value!r:.80} is not supported, only "
+                                  f"{' or '.join(map(repr, fixed[key]))}")
+        elif not (key in defaults or key in silent or key.startswith("_") or value in EMPTY):
+            raise ConfigError(f"config.json: {key}={value!r:.80} is not supported")
+    return defaults | {key: value for key, value in stored.items() if key in defaults}
+
+
+EMPTY = (None, False, [], {})

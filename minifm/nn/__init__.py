@@ -1,5 +1,5 @@
 """Layers that hold parameters: module → layers → rotary, cache → attention → block → freezing →
-adapter, in reading order."""
+adapter, in reading order; for images and diffusion, time → image."""
 
 from minifm.nn.adapter import (
     AdapterConfig,

@@ -36,19 +36,19 @@ class Attention(Module):
     """Queries of x look at keys and values of x, or of another sequence, `memory`.
 
     H query heads share K key heads (Ainslie et al. 2023), all D wide; by default K is H, and D is
-    width / H. `bias` puts offsets into the projections of q, k and v, `output_bias` into the
-    last; `head_norm` an RMS norm of that epsilon on each head's queries and keys (Henry et al.
-    2020); `scale` of the scores: default 1/√D.
+    width / H. The memory is as wide as x, or `memory_width`. `bias` puts offsets into the
+    projections of q, k and v, `output_bias` into the last; `head_norm` an RMS norm of that epsilon
+    on each head's queries and keys (Henry et al. 2020); `scale` of the scores: default 1/√D.
     """
 
-    def __init__(self, width, heads, *, key_heads=None, head_width=None, bias=True,
-                 output_bias=None, head_norm=None, scale=None, std, output_std, rng):
+    def __init__(self, width, heads, *, key_heads=None, head_width=None, memory_width=None,
+                 bias=True, output_bias=None, head_norm=None, scale=None, std, output_std, rng):
         self.key_heads, self.head_width = key_heads or heads, head_width or width // heads
-        self.scale, D = scale, self.head_width
+        self.scale, D, S = scale, self.head_width, memory_width or width
         self.query, self.key, self.value = (
-            Linear(width, count * D, bias=bias, std=std, rng=rng and rng.child(name))
-            for name, count in (("query", heads), ("key", self.key_heads),
-                                ("value", self.key_heads)))
+            Linear(inputs, count * D, bias=bias, std=std, rng=rng and rng.child(name))
+            for name, inputs, count in (("query", width, heads), ("key", S, self.key_heads),
+                                        ("value", S, self.key_heads)))
         self.output = Linear(heads * D, width, bias=bias if output_bias is None else output_bias,
                              std=output_std, rng=rng and rng.child("output"))
         self.query_norm, self.key_norm = (

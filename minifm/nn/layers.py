@@ -1,4 +1,5 @@
-"""The layers that hold parameters: linear, embedding, layer norm, RMS norm."""
+"""The layers that hold parameters: linear, convolution, embedding, layer norm, RMS norm, group
+norm."""
 
 from minifm import ops
 from minifm.nn.module import Module, constant, normal
@@ -24,6 +25,19 @@ class Linear(Module):
             return ops.linear(x, self.weight, self.bias, residual=added)
         y = activation(ops.linear(x, self.weight, self.bias, residual=self.adapter(x, rng=rng)))
         return y if residual is None else y + residual
+
+
+class Conv2d(Module):
+    """The weighted sum of every window of an image, plus an offset for each output channel; the
+    window is a square, [window, window]. With `padding` None the image keeps its size."""
+
+    def __init__(self, inputs, outputs, window, *, stride=1, padding=None, std, rng):
+        self.weight = normal((outputs, inputs, window, window), std, rng)
+        self.bias = constant((outputs,), 0)
+        self.stride, self.padding = stride, window // 2 if padding is None else padding
+
+    def __call__(self, x):                                      # [B, C, H, W] -> [B, O, P, Q]
+        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
 class Embedding(Module):
@@ -57,3 +71,16 @@ class RMSNorm(Module):
 
     def __call__(self, x):                                      # [*B, C] -> [*B, C]
         return ops.rmsnorm(x, self.gain, self.epsilon)
+
+
+class GroupNorm(Module):
+    """Each of `groups` groups of channels, with all its positions, centred and scaled to unit
+    variance; then gain and offset of each channel (Wu & He 2018)."""
+
+    def __init__(self, width, groups, epsilon):
+        self.gain = constant((width,), 1)
+        self.bias = constant((width,), 0)
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x, activation=None):                     # [B, C, *S] -> [B, C, *S]
+        return ops.groupnorm(x, self.gain, self.bias, self.groups, self.epsilon, activation)

@@ -1,0 +1,103 @@
+"""Make the golden files of the networks of diffusion with the `diffusers` library:
+
+    python tests/golden/make_diffusion.py [NAME ...]
+
+Needs torch and diffusers; the tests need neither, they read what this writes into
+tests/golden/NAME/: a tiny model with EVERY parameter drawn from N(0, 0.2²), biases and norm gains
+included, saved by that library, and `outputs.safetensors`:
+
+    x, t, labels, memory, memory_mask, …    what the model reads
+    <output>               what it makes of them in float64
+    error.<output>         the largest difference between that library's float32 and float64
+    gradient.<name>        the gradient of Σ w_i y_i over all outputs, by the names in files, as two
+                           numbers: Σ g_i cos i and Σ g_i sin i, flattened; w_i = cos i, likewise
+"""
+
+import sys
+from pathlib import Path
+
+import diffusers as library
+import torch
+from peer import all_in_float64, fill, save_outputs
+
+HERE = Path(__file__).parent
+UNET = {"sample_size": 8, "in_channels": 2, "out_channels": 2, "block_out_channels": (4, 8),
+        "layers_per_block": 1, "norm_num_groups": 2}
+# {directory: (the library's class, what is set in its configuration)}
+MODELS = {
+    "unet": ("UNet2DModel", UNET | {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 2,
+        "num_class_embeds": 5, "out_channels": 3}),
+    "unet-ddpm": ("UNet2DModel", UNET | {
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"), "layers_per_block": 2,
+        "block_out_channels": (4, 6), "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "attention_head_dim": None, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
+        "downsample_padding": 0}),
+    "unet-text": ("UNet2DConditionModel", UNET | {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": 2,
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "cross_attention_dim": 6}),
+    "unet-text-linear": ("UNet2DConditionModel", UNET | {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": (1, 4),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 5,
+        "use_linear_projection": True, "transformer_layers_per_block": 2, "num_class_embeds": 5}),
+}
+
+
+def main(names):
+    for name in names or MODELS:
+        kind, settings = MODELS[name]
+        torch.manual_seed(0)
+        make(getattr(library, kind), settings, HERE / name)
+
+
+def make(model_class, settings, directory):
+    model = fill(model_class(**settings).eval())
+    model.save_pretrained(directory)
+    inputs = inputs_of(model)
+    low = outputs_of(model, inputs)
+    with all_in_float64():
+        exact = model_class(**settings).eval().double()
+        exact.load_state_dict(model.double().state_dict())
+        widened = {name: value.double() if value.is_floating_point() else value
+                   for name, value in inputs.items()}
+        found = outputs_of(exact, widened)
+        sum((wave(value, torch.cos) * value).sum() for value in found.values()).backward()
+    errors = {f"error.{name}": (low[name].double() - value).abs().max().reshape(1)
+              for name, value in found.items()}
+    save_outputs({**inputs, **found, **errors, **gradients(exact)}, directory)
+
+
+def inputs_of(model):
+    c, B = model.config, 2
+    side = c.sample_size
+    inputs = {"x": torch.randn(B, c.in_channels, side, side), "t": torch.tensor([3, 871])}
+    if c.get("num_class_embeds"):
+        inputs["labels"] = torch.tensor([1, 4])
+    if c.get("cross_attention_dim"):
+        inputs["memory"] = torch.randn(B, 7, c.cross_attention_dim)
+        inputs["memory_mask"] = torch.arange(7) < torch.tensor([[7], [4]])
+    return inputs
+
+
+def outputs_of(model, inputs):
+    options = {"class_labels": inputs.get("labels")}
+    if "memory" in inputs:
+        options |= {"encoder_hidden_states": inputs["memory"],
+                    "encoder_attention_mask": inputs["memory_mask"]}
+    return {"y": model(inputs["x"], inputs["t"], **options).sample}
+
+
+def gradients(model):
+    """{gradient.<name>: two sums}; what did not take part has none."""
+    return {f"gradient.{name}": torch.stack([(p.grad * wave(p.grad, f)).sum()
+                                             for f in (torch.cos, torch.sin)])
+            for name, p in model.named_parameters() if p.grad is not None}
+
+
+def wave(like, function):
+    return function(torch.arange(like.numel(), dtype=torch.float64)).reshape(like.shape)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
