@@ -16,7 +16,7 @@ from minifm.ops.elementary import (
 from minifm.ops.embedding import dropout, embedding, rope
 from minifm.ops.loss import count_targets, cross_entropy, linear_cross_entropy, token_losses
 from minifm.ops.matmul import linear, matmul
-from minifm.ops.norm import groupnorm, layernorm, rmsnorm
+from minifm.ops.norm import adaptive_layernorm, groupnorm, layernorm, rmsnorm
 from minifm.ops.packed import pack
 from minifm.ops.precision import precision
 from minifm.ops.reduce import argmax, max, mean, min, standard_deviation, sum, variance

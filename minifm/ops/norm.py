@@ -1,4 +1,5 @@
-"""Layer norm, RMS norm, group norm. The arithmetic stands in backends/reference/norm.py."""
+"""Layer norm (also with gains that a condition sets), RMS norm, group norm. The arithmetic stands
+in backends/reference/norm.py."""
 
 from minifm.errors import ShapeError
 from minifm.op import Op
@@ -25,6 +26,36 @@ class LayerNorm(Op):
     def examples(cls, draw):
         B, D = draw.batch(), draw.size("C", 2)
         return (draw.normal((*B, D)), draw.normal((D,)), draw.normal((D,))), {"eps": 1e-2}
+
+
+class AdaptiveLayerNorm(Op):
+    """y = (x - mean) * rstd * (1 + scale) + shift: gain and offset are of each sequence."""
+
+    signature = "x[B, T, C], scale[B, C], shift[B, C] -> [B, T, C]"
+    fresh = True
+
+    def forward(self, x, scale, shift, eps=1e-5):
+        b, (B, _, C) = self.backend, x.shape
+        one, zero = (b.full((C,), value, x.dtype) for value in (1, 0))
+        self.normalised, self.mean, self.rstd = b.layernorm(x, one, zero, eps)
+        self.x, self.one, self.gain = x, one, b.reshape(b.add(scale, 1), (B, 1, C))
+        return b.add(b.multiply(self.normalised, self.gain), b.reshape(shift, (B, 1, C)))
+
+    def backward(self, dy):                                     # -> dx, dscale, dshift
+        b, dx, dscale, dshift = self.backend, None, None, None
+        if self.needs[0]:
+            dx, _, _ = b.layernorm_backward(b.multiply(dy, self.gain), self.x, self.one, self.mean,
+                                            self.rstd)
+        if self.needs[1]:
+            dscale = b.sum(b.multiply(dy, self.normalised), (1,))
+        if self.needs[2]:
+            dshift = b.sum(dy, (1,))
+        return dx, dscale, dshift
+
+    @classmethod
+    def examples(cls, draw):
+        B, T, C = draw.size("B"), draw.size("T"), draw.size("C", 2)
+        return (draw.normal((B, T, C)), draw.normal((B, C)), draw.normal((B, C))), {"eps": 1e-2}
 
 
 class RMSNorm(Op):
@@ -76,6 +107,12 @@ class GroupNorm(Op):
 def layernorm(x, gamma, beta, eps=1e-5):
     """x [*B, D] normalised over D, times gamma [D], plus beta [D]."""
     return apply(LayerNorm, x, gamma, beta, eps=eps)
+
+
+def adaptive_layernorm(x, scale, shift, eps=1e-5):
+    """x [B, T, C] normalised over C, times 1 + scale [B, C], plus shift [B, C] (Peebles & Xie
+    2022)."""
+    return apply(AdaptiveLayerNorm, x, scale, shift, eps=eps)
 
 
 def rmsnorm(x, gamma, eps=1e-6):

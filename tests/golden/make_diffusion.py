@@ -23,6 +23,8 @@ from peer import all_in_float64, fill, save_outputs
 HERE = Path(__file__).parent
 UNET = {"sample_size": 8, "in_channels": 2, "out_channels": 2, "block_out_channels": (4, 8),
         "layers_per_block": 1, "norm_num_groups": 2}
+DIT = {"sample_size": 4, "patch_size": 2, "in_channels": 2, "out_channels": 3, "num_layers": 2,
+       "num_attention_heads": 2, "attention_head_dim": 4, "num_embeds_ada_norm": 5}
 # {directory: (the library's class, what is set in its configuration)}
 MODELS = {
     "unet": ("UNet2DModel", UNET | {
@@ -41,6 +43,11 @@ MODELS = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": (1, 4),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 5,
         "use_linear_projection": True, "transformer_layers_per_block": 2, "num_class_embeds": 5}),
+    "dit": ("DiTTransformer2DModel", DIT),
+    "dit-transformer": ("Transformer2DModel", DIT | {
+        "patch_size": 1, "sample_size": 3, "norm_type": "ada_norm_zero", "norm_eps": 1e-3,
+        "activation_fn": "gelu-approximate", "attention_bias": True,
+        "norm_elementwise_affine": False}),
 }
 
 
@@ -72,7 +79,7 @@ def inputs_of(model):
     c, B = model.config, 2
     side = c.sample_size
     inputs = {"x": torch.randn(B, c.in_channels, side, side), "t": torch.tensor([3, 871])}
-    if c.get("num_class_embeds"):
+    if c.get("num_class_embeds") or c.get("num_embeds_ada_norm"):
         inputs["labels"] = torch.tensor([1, 4])
     if c.get("cross_attention_dim"):
         inputs["memory"] = torch.randn(B, 7, c.cross_attention_dim)
@@ -85,7 +92,7 @@ def outputs_of(model, inputs):
     if "memory" in inputs:
         options |= {"encoder_hidden_states": inputs["memory"],
                     "encoder_attention_mask": inputs["memory_mask"]}
-    return {"y": model(inputs["x"], inputs["t"], **options).sample}
+    return {"y": model(inputs["x"], timestep=inputs["t"], **options).sample}
 
 
 def gradients(model):
