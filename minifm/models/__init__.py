@@ -1,6 +1,7 @@
 """Models, one a file: stored (what all share), causal (what decoders share), then gpt, llama; bert,
 an encoder; seq2seq (what encoder-decoders share), then transformer, t5; heads for other tasks. The
-networks of diffusion: parts (what they share), then unet, dit.
+networks of diffusion: parts (what they share), then unet, dit,
+autoencoder.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class, in `NETWORKS` its `_class_name`
 does, where it is a network of a diffusion model; in `ARCHITECTURES` the name on the command line
@@ -10,7 +11,8 @@ finds all that is needed to make a new one.
 from typing import NamedTuple
 
 from minifm.errors import ConfigError
-from minifm.models import bert, dit, gpt, llama, t5, transformer, unet
+from minifm.models import autoencoder, bert, dit, gpt, llama, t5, transformer, unet
+from minifm.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
 from minifm.models.dit import DiT, DiTConfig
@@ -28,15 +30,17 @@ from minifm.models.t5 import T5, T5Config
 from minifm.models.transformer import Transformer, TransformerConfig
 from minifm.models.unet import UNet, UNetConfig
 
-__all__ = ["ARCHITECTURES", "Bert", "BertConfig", "DiT", "DiTConfig", "GPT", "GPTConfig",
-           "HeadConfig", "Llama", "LlamaConfig", "MODELS", "NETWORKS", "QuestionAnswerer",
-           "SequenceClassifier", "T5", "T5Config", "TokenClassifier", "Transformer",
-           "TransformerConfig", "UNet", "UNetConfig", "architecture_of", "pack_model", "packed_format", "unpack_model", "with_head"]
+__all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "DiT",
+           "DiTConfig", "GPT", "GPTConfig", "HeadConfig", "Llama", "LlamaConfig", "MODELS",
+           "NETWORKS", "QuestionAnswerer", "SequenceClassifier", "T5", "T5Config",
+           "TokenClassifier", "Transformer", "TransformerConfig", "UNet", "UNetConfig",
+           "architecture_of", "pack_model", "packed_format", "unpack_model", "with_head"]
 
 MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \
     | {model.model_type: model for model in (Transformer, T5)}
-NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT)
+NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT) \
+    | {autoencoder.CLASS: AutoencoderKL}
 
 
 class Architecture(NamedTuple):

@@ -25,6 +25,9 @@ UNET = {"sample_size": 8, "in_channels": 2, "out_channels": 2, "block_out_channe
         "layers_per_block": 1, "norm_num_groups": 2}
 DIT = {"sample_size": 4, "patch_size": 2, "in_channels": 2, "out_channels": 3, "num_layers": 2,
        "num_attention_heads": 2, "attention_head_dim": 4, "num_embeds_ada_norm": 5}
+AUTOENCODER = {
+    "sample_size": 8, "block_out_channels": (4, 8), "norm_num_groups": 2, "latent_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 # {directory: (the library's class, what is set in its configuration)}
 MODELS = {
     "unet": ("UNet2DModel", UNET | {
@@ -48,6 +51,11 @@ MODELS = {
         "patch_size": 1, "sample_size": 3, "norm_type": "ada_norm_zero", "norm_eps": 1e-3,
         "activation_fn": "gelu-approximate", "attention_bias": True,
         "norm_elementwise_affine": False}),
+    "autoencoder": ("AutoencoderKL", AUTOENCODER),
+    "autoencoder-plain": ("AutoencoderKL", AUTOENCODER | {
+        "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 6), "layers_per_block": 2,
+        "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5305,
+        "shift_factor": 0.0609}),
 }
 
 
@@ -78,7 +86,10 @@ def make(model_class, settings, directory):
 def inputs_of(model):
     c, B = model.config, 2
     side = c.sample_size
-    inputs = {"x": torch.randn(B, c.in_channels, side, side), "t": torch.tensor([3, 871])}
+    inputs = {"x": torch.randn(B, c.in_channels, side, side)}
+    if "latent_channels" in c:
+        return inputs | {"z": torch.randn(B, c.latent_channels, side // 2, side // 2)}
+    inputs["t"] = torch.tensor([3, 871])
     if c.get("num_class_embeds") or c.get("num_embeds_ada_norm"):
         inputs["labels"] = torch.tensor([1, 4])
     if c.get("cross_attention_dim"):
@@ -88,6 +99,10 @@ def inputs_of(model):
 
 
 def outputs_of(model, inputs):
+    if "z" in inputs:
+        told = model.encode(inputs["x"]).latent_dist
+        return {"mean": told.mean, "log_variance": told.logvar,
+                "y": model.decode(inputs["z"]).sample}
     options = {"class_labels": inputs.get("labels")}
     if "memory" in inputs:
         options |= {"encoder_hidden_states": inputs["memory"],
