@@ -73,6 +73,10 @@ class Rng:
         drawn = (bits * np.uint64(high - low)) >> np.uint64(32)
         return (drawn.astype(np.int64) + low).reshape(shape)
 
+    def host_normal(self, shape, dtype=np.float32):
+        """N(0, 1), bitwise the same whatever backend is active."""
+        return backends.get("numpy").normal(self.key, shape, dtype)
+
     def uniform_number(self):
         """One float in [0, 1): the number that decides a random choice."""
         return int(self._host_bits(1)[0] >> np.uint64(11)) * 2.0**-53
