@@ -12,7 +12,7 @@ of the distances. The last level is usually that of clean data, at which no netw
 
 import numpy as np
 
-from minifm.diffusion.schedule import Flow, Level, shifted
+from minifm.diffusion.schedule import Flow, shifted
 from minifm.errors import ConfigError
 
 FINAL = ("zero", "smallest")
@@ -24,7 +24,7 @@ def levels(schedule, steps, spacing="trailing", *, offset=0, shift=1.0, final="z
 
     offset   "leading": added to every time
     shift    of Flow: how far towards noise the levels are moved (schedule.shifted)
-    final    "zero": the last step ends at clean data; "smallest": at the least noise of the schedule
+    final    "zero": the last step ends at clean data; "smallest": at the schedule's least noise
 
     Raises ConfigError for a spacing that the schedule does not allow, or that gives one time twice.
     """

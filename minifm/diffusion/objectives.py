@@ -1,6 +1,6 @@
 """What the network predicts, and the loss by which it learns to.
 
-At a level x = α x₀ + σ ε, everything that a network is asked for is a second mixture of the same two
+At a level x = α x₀ + σ ε, all that networks are asked for are second mixtures of the same two
 unknowns, p = a x₀ + b ε:
 
               a     b
@@ -49,7 +49,7 @@ def mixture(objective, level):
 
 
 def determinant(objective, level):
-    """α b - σ a: how much the prediction says beyond what x itself says; 0 where it says nothing."""
+    """α b - σ a: how much the prediction says beyond what x says; 0 where it says nothing."""
     a, b = mixture(objective, level)
     return level.alpha * b - level.sigma * a
 
@@ -69,7 +69,7 @@ def estimate(objective, prediction, x, level):
     a, b = mixture(objective, level)
     d = determinant(objective, level)
     if not isinstance(d, Tensor) and np.any(d == 0):
-        raise ConfigError(f"objective: {objective!r} does not say what the data and the noise are at "
+        raise ConfigError(f"objective: {objective!r} does not say what data and noise are at "
                           f"α = {level.alpha}, σ = {level.sigma}; v and flow do at every level")
     return Estimate(weighted((b / d, x), (-level.sigma / d, prediction)),
                     weighted((-a / d, x), (level.alpha / d, prediction)))
@@ -118,7 +118,7 @@ def clipped(limit=1.0):
 
 def thresholded(quantile=0.995, limit=1.0):
     """A correction, "dynamic thresholding" (Saharia et al. 2022, Imagen): of each example, values
-    beyond ± s are clipped and the whole is divided by s, the `quantile` of |x0|, within 1 … limit."""
+    beyond ± s are clipped and the whole is divided by s: the `quantile` of |x0|, in 1 … limit."""
     def correct(x0):
         magnitude = np.abs(x0.numpy()).reshape(x0.shape[0], -1)
         s = np.clip(np.quantile(magnitude, quantile, axis=1), 1, max(1, limit))
@@ -153,8 +153,8 @@ class Preconditioned:
 
 # -- how much each level counts --------------------------------------------------------------------
 #
-# A weighting is a function of (level, determinant) that weighs the squared error of the *prediction*.
-# One that is stated for the error of x₀ is converted: at a given x, Δp = -(determinant / σ) Δx₀.
+# A weighting is a function of (level, determinant) that weighs squared errors of the *prediction*.
+# One that is stated for errors of x₀ is converted: at a given x, Δp = -(determinant / σ) Δx₀.
 
 
 def uniform(level, d):
@@ -189,14 +189,14 @@ def sigmoid(bias=2.0):
     return of_data(lambda snr: snr / (1 + snr * math.exp(-bias)))
 
 
-# -- learning ----------------------------------------------------------------------------------------
+# -- learning --------------------------------------------------------------------------------------
 
 
 def losses(model, x0, *, schedule, objective, times, rng, weighting=uniform, condition=None):
     """The weighted mean squared error of each example [B], at the times [B], with noise by `rng`.
 
-    model(x [B, ...], times [B], **condition) -> prediction [B, ...]; x0 [B, ...]. Raises ConfigError
-    where the objective says nothing at a level, or times are not one for each example.
+    model(x [B, ...], times [B], **condition) -> prediction [B, ...]; x0 [B, ...]. Raises
+    ConfigError where the objective says nothing at a level, or times are not one for each example.
     """
     x0 = x0 if isinstance(x0, Tensor) else Tensor(x0)
     if np.shape(times) != x0.shape[:1]:
@@ -205,8 +205,8 @@ def losses(model, x0, *, schedule, objective, times, rng, weighting=uniform, con
     level, noise = schedule.at(times), normal_like(x0, rng)
     d = determinant(objective, level)
     if np.any(d == 0):
-        raise ConfigError(f"objective: at the times drawn {objective!r} has nothing to learn; where "
-                          "no signal is left, learn v or flow")
+        raise ConfigError(f"objective: at the times drawn {objective!r} has nothing to learn; "
+                          "where no signal is left, learn v or flow")
     x = noised(x0, noise, level)
     error = model(x, times, **(condition or {})) - target(objective, x0, noise, level)
     weight = weighting(level, d * np.ones_like(level.sigma))

@@ -6,8 +6,8 @@ With s before t, of levels (α_s, σ_s) and (α_t, σ_t), all of these are norma
     q(x_t | x_s)       mean (α_t/α_s) x_s,        deviation σ_t √(1 - r²)
     q(x_s | x_t, x₀)   mean α_s(1 - r²) x₀ + r (σ_s/σ_t) x_t,   deviation σ_s √(1 - r²)
 
-where r = (σ_s/α_s) / (σ_t/α_t), between 0 and 1, says how much of the noise at t was there at s. For
-α² + σ² = 1 these are equations 4 and 7 of Ho et al. 2020; so written they hold for every schedule,
+where r = (σ_s/α_s) / (σ_t/α_t), between 0 and 1, says how much of the noise at t was there at s.
+For α² + σ² = 1 these are equations 4 and 7 of Ho et al. 2020; so written they hold for every schedule,
 divide by neither α_t nor 1 - ᾱ_t, and stay right where no signal is left (α_t = 0, r = 0).
 """
 
@@ -41,7 +41,7 @@ def noised(x0, noise, level):
 
 
 def noised_further(x, noise, s, t):
-    """A draw of q(x_t | x_s): x [B, ...] at level s with as much noise added as makes it of level t."""
+    """A draw of q(x_t | x_s): x [B, ...] of level s, with noise added to be of level t."""
     scale, deviation = transition(s, t)
     return weighted((scale, x), (deviation, noise))
 
@@ -64,12 +64,12 @@ def posterior(s, t):
     return Posterior(s.alpha * fresh, r * s.sigma / t.sigma, s.sigma * np.sqrt(fresh))
 
 
-# -- arithmetic that all of diffusion does -----------------------------------------------------------
+# -- arithmetic that all of diffusion does ---------------------------------------------------------
 
 
 def weighted(*terms):
-    """Σ coefficient · x over pairs (coefficient, x [B, ...]), as a Tensor. A coefficient is a number,
-    an array [B] or a Tensor [B]; one that is the number 0 leaves its term out, and not all are."""
+    """Σ coefficient · x over pairs (coefficient, x [B, ...]), as a Tensor. A coefficient is a
+    number, an array [B] or a Tensor [B]; one that is the number 0 leaves its term out, not all do."""
     total = None
     for coefficient, x in terms:
         if isinstance(coefficient, (int, float)) and coefficient == 0:

@@ -28,15 +28,13 @@ import numpy as np
 
 from minifm.diffusion.levels import checked
 from minifm.diffusion.process import (
-    for_each,
     kept,
-    normal_like,
     noised_further,
+    normal_like,
     posterior,
     transition,
     weighted,
 )
-from minifm.diffusion.schedule import Level
 from minifm.errors import ConfigError
 from minifm.tensor import Tensor
 
@@ -95,8 +93,8 @@ def ddim(denoiser, x, levels, *, rng=None, eta=0.0, landing=None, watch=None):
 
 
 def euler(denoiser, x, levels, *, rng=None, churn=None, watch=None):
-    """Euler's method for x/α as a function of σ/α, whose slope is ε (Karras et al. 2022, equation 4;
-    "Euler" of k-diffusion). `churn` (Churn) adds noise before each step."""
+    """Euler's method for x/α as a function of σ/α, whose slope is ε (Karras et al. 2022, equation
+    4; "Euler" of k-diffusion). `churn` (Churn) adds noise before each step."""
     x = Tensor(x)
     for i, (t, s) in enumerate(pairwise(_with_signal(levels))):
         x, t = _churned(x, t, churn, rng, i, len(levels) - 1)
@@ -222,8 +220,8 @@ def _churned(x, t, churn, rng, i, steps):
 def _with_signal(levels):
     """The list of levels, once it is known that x/α can be formed at its first."""
     if not checked(levels)[0].alpha > 0:
-        raise ConfigError("levels: euler and heun divide by the signal, and the first level has none; "
-                          "ddim, dpm_2m and flow_euler do not")
+        raise ConfigError("levels: euler and heun divide by the signal, and the first level has "
+                          "none; ddim, dpm_2m and flow_euler do not")
     return levels
 
 

@@ -8,8 +8,8 @@ forward process, objectives and samplers know nothing else of it, and so take an
     Karras      α = 1, σ = t: the variance explodes; the time *is* the noise
     Flow        α = 1 - t, σ = t: a straight line from data to noise
 
-The first four preserve the variance of data that have variance 1. A schedule that is *learned* is in
-learned.py. Numbers are float64 throughout; only what multiplies x takes x's type.
+The first four preserve the variance of data that have variance 1. A schedule that is *learned* is
+in learned.py. Numbers are float64 throughout; only what multiplies x takes x's type.
 """
 
 import math
@@ -63,7 +63,7 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} does not say when a ratio is reached")
 
     def scales(self, ratio):
-        """(α, σ) where σ/α is `ratio`, from 0 to infinity. Here, of those that preserve variance."""
+        """(α, σ) where σ/α is `ratio`, from 0 to infinity; here, where variance is preserved."""
         with np.errstate(divide="ignore"):
             return 1 / np.hypot(1, ratio), 1 / np.hypot(1, np.divide(1, ratio))
 
@@ -95,8 +95,8 @@ class Table(Schedule):
     def __init__(self, alpha_bar):
         alpha_bar = np.asarray(alpha_bar, np.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
-            raise ConfigError("a table of noise levels has at least two, in one dimension; got shape "
-                              f"{alpha_bar.shape}")
+            raise ConfigError("a table of noise levels has at least two, in one dimension; got "
+                              f"shape {alpha_bar.shape}")
         if not (1 > alpha_bar[0] and np.all(np.diff(alpha_bar) < 0) and alpha_bar[-1] >= 0):
             raise ConfigError("a table of noise levels falls strictly from below 1, to 0 at the "
                               "least; this one does not")
@@ -156,7 +156,7 @@ def scaled_linear(steps=1000, start=0.00085, end=0.012):
 
 
 def sigmoid_betas(steps=1000, start=1e-4, end=0.02):
-    """β along a logistic curve, from -6 to 6, between `start` and `end` (Xu et al. 2022, GeoDiff)."""
+    """β along a logistic curve, -6 … 6, between `start` and `end` (Xu et al. 2022, GeoDiff)."""
     return from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))))
 
 
@@ -172,8 +172,8 @@ def tabulated(schedule, steps=1000, largest_beta=0.999):
 
 def zero_terminal(table):
     """The table with √ᾱ moved and stretched so that the last level is noise alone and the first is
-    what it was (Lin et al. 2023, algorithm 1). A network of it is trained on v, since ε says nothing
-    where no signal is left."""
+    what it was (Lin et al. 2023, algorithm 1). A network of it is trained on v: ε says nothing where
+    no signal is left."""
     root = np.sqrt(table.alpha_bar)
     return Table(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2)
 
@@ -215,10 +215,11 @@ class LinearBeta(VariancePreserving):
         return np.exp(-t * (self.start + 0.5 * t * (self.end - self.start)))
 
     def time_of_alpha_bar(self, alpha_bar):
-        # The positive root of ½ (end - start) t² + start t + log ᾱ, in the form without cancellation.
+        # The positive root of ½ (end - start) t² + start t + log ᾱ, without cancellation.
         with np.errstate(divide="ignore"):
             total = -np.log(alpha_bar)
-        return 2 * total / (self.start + np.sqrt(self.start**2 + 2 * (self.end - self.start) * total))
+        discriminant = self.start**2 + 2 * (self.end - self.start) * total
+        return 2 * total / (self.start + np.sqrt(discriminant))
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class Cosine(VariancePreserving):
 
 @dataclass(frozen=True)
 class Sigmoid(VariancePreserving):
-    """ᾱ along a logistic curve from 1 to 0 (Jabri et al. 2022, algorithm 1, without its clipping)."""
+    """ᾱ along a logistic curve from 1 to 0 (Jabri et al. 2022, algorithm 1, not clipped)."""
 
     start: float = setting(-3.0, "where on the curve time 0 is")
     end: float = setting(3.0, "where on the curve time 1 is")
