@@ -7,8 +7,8 @@ With s before t, of levels (α_s, σ_s) and (α_t, σ_t), all of these are norma
     q(x_s | x_t, x₀)   mean α_s(1 - r²) x₀ + r (σ_s/σ_t) x_t,   deviation σ_s √(1 - r²)
 
 where r = (σ_s/α_s) / (σ_t/α_t), between 0 and 1, says how much of the noise at t was there at s.
-For α² + σ² = 1 these are equations 4 and 7 of Ho et al. 2020; so written they hold for every schedule,
-divide by neither α_t nor 1 - ᾱ_t, and stay right where no signal is left (α_t = 0, r = 0).
+For α² + σ² = 1 these are equations 4 and 7 of Ho et al. 2020. So written they hold for every
+schedule, divide by neither α_t nor 1 - ᾱ_t, and stay right where no signal is left (α_t = r = 0).
 """
 
 from typing import NamedTuple
@@ -69,7 +69,7 @@ def posterior(s, t):
 
 def weighted(*terms):
     """Σ coefficient · x over pairs (coefficient, x [B, ...]), as a Tensor. A coefficient is a
-    number, an array [B] or a Tensor [B]; one that is the number 0 leaves its term out, not all do."""
+    number, an array [B] or a Tensor [B]. One that is the number 0 leaves its term out; not all are."""
     total = None
     for coefficient, x in terms:
         if isinstance(coefficient, (int, float)) and coefficient == 0:

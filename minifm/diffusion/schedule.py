@@ -172,8 +172,8 @@ def tabulated(schedule, steps=1000, largest_beta=0.999):
 
 def zero_terminal(table):
     """The table with √ᾱ moved and stretched so that the last level is noise alone and the first is
-    what it was (Lin et al. 2023, algorithm 1). A network of it is trained on v: ε says nothing where
-    no signal is left."""
+    what it was (Lin et al. 2023, algorithm 1). A network of it is trained on v, since ε says
+    nothing where no signal is left."""
     root = np.sqrt(table.alpha_bar)
     return Table(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2)
 

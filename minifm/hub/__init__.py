@@ -3,7 +3,8 @@ the directories they publish open here.
 
 Read `arrays.py` first (one file of named arrays), then `matching.py` (which of them is which of a
 model's), `locate.py` (from what a user types to a directory), `adapters.py` (an adapter's
-directory), `base.py` (which weights it has learnt over) and `directory.py` (a model's).
+directory), `base.py` (which weights it has learnt over) and `directory.py` (a model's);
+`schedulers.py` is of diffusion.
 """
 
 from minifm.hub.adapters import (
@@ -26,7 +27,9 @@ from minifm.hub.directory import (
     save_model,
 )
 from minifm.hub.locate import resolve
+from minifm.hub.schedulers import load_scheduler, save_scheduler
 
 __all__ = ["base_of", "end_tokens", "has_tokenizer", "headed_as", "is_adapter", "learnt_format",
-           "load_adapter", "load_arrays", "load_causal", "load_model", "pack_as_learnt",
-           "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model", "tokenizer_of"]
+           "load_adapter", "load_arrays", "load_causal", "load_model", "load_scheduler",
+           "pack_as_learnt", "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model",
+           "save_scheduler", "tokenizer_of"]
