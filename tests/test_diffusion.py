@@ -12,13 +12,20 @@ from opaque import OpaqueBackend
 
 import minifm as mf
 from minifm import backends
+from minifm.diffusion import guidance, objectives, process, samplers, schedule
 from minifm.diffusion import levels as spacing
-from minifm.diffusion import objectives, process, samplers, schedule
+from minifm.diffusion.learned import (
+    Learned,
+    bound,
+    diffusion_losses,
+    inner_parameters,
+    variance,
+)
 from minifm.diffusion.levels import levels
 from minifm.diffusion.objectives import OBJECTIVES, Denoiser, Estimate, estimate
 from minifm.diffusion.samplers import SAMPLERS, Churn
 from minifm.diffusion.schedule import CLEAN, Cosine, Flow, Karras, Level, LinearBeta, Sigmoid
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, ShapeError
 from minifm.rng import Rng
 
 TABLES = {
@@ -749,3 +756,248 @@ def test_one_seed_is_one_result_on_every_backend_and_in_every_batch(sampler, opt
     with mf.use(OpaqueBackend()):
         np.testing.assert_array_equal(sample(4), wanted)
     np.testing.assert_allclose(sample(4, np.float64), wanted, atol=1e-4)
+
+
+# -- guidance --------------------------------------------------------------------------------------
+
+
+def conditioned(x, t, label=0.0):
+    """A prediction that depends on a condition."""
+    return mf.tanh(x + label) * 0.7 + 0.1 * label
+
+
+def test_classifier_free_guidance_goes_as_far_as_it_says():
+    x = normal(3, 4)
+    with_it, without = conditioned(x, 0, 1.0).numpy(), conditioned(x, 0, 0.0).numpy()
+
+    def at(scale, rescale=0.0):
+        return guidance.classifier_free(conditioned, scale, condition={"label": 1.0},
+                                        without={"label": 0.0}, rescale=rescale)(mf.Tensor(x), 0)
+    np.testing.assert_array_equal(at(1).numpy(), with_it)
+    np.testing.assert_array_equal(at(0).numpy(), without)
+    np.testing.assert_allclose(at(4.0).numpy(), without + 4 * (with_it - without), rtol=1e-14)
+    np.testing.assert_allclose(at(4.0, 1.0).numpy().std(1), with_it.std(1), rtol=1e-12)
+    half = (at(4.0).numpy() + at(4.0, 1.0).numpy()) / 2
+    np.testing.assert_allclose(at(4.0, 0.5).numpy(), half, rtol=1e-12)
+
+
+@pytest.mark.parametrize("given_", OBJECTIVES)
+def test_classifier_free_guidance_is_the_same_for_every_objective(given_):
+    """Predictions at one x are linear in each other: it does not matter which are extrapolated."""
+    level, x = Cosine().at(0.4), mf.Tensor(normal(2, 3))
+
+    def model(x, t, label):
+        return objectives.convert(conditioned(x, t, label), x, level, "v", given_)
+    settings_ = {"condition": {"label": 1.0}, "without": {"label": 0.0}}
+    found = estimate(given_, guidance.classifier_free(model, 3.0, **settings_)(x, 0), x, level)
+    wanted = estimate("v", guidance.classifier_free(conditioned, 3.0, **settings_)(x, 0), x, level)
+    np.testing.assert_allclose(found.x0.numpy(), wanted.x0.numpy(), rtol=1e-11)
+
+
+def test_classifier_guidance_samples_the_data_that_the_classifier_wants():
+    """Gaussian data, and a classifier whose log-probability is that of an observation of x₀: guided
+    by its exact gradient at each level, the data become the exact posterior, in its moments."""
+    y, spread = 2.0, 0.4
+    precision = 1 / SPREAD**2 + 1 / spread**2
+    wanted_mean = (MEAN / SPREAD**2 + y / spread**2) / precision
+    noise = LinearBeta()
+
+    def log_probability(x, t):          # of y given x_t: N(E[x₀ | x_t], Var[x₀ | x_t] + spread²)
+        level = noise.at(t)
+        total = (level.alpha * SPREAD) ** 2 + level.sigma**2
+        expected = (x - level.alpha * MEAN) * (level.alpha * SPREAD**2 / total) + MEAN
+        variance = (SPREAD * level.sigma) ** 2 / total + spread**2
+        return mf.sum((expected - y) * (expected - y), 1) * (-0.5 / variance)
+    denoiser = guidance.ClassifierGuided(gaussian, log_probability)
+    x = np.zeros((102, 1))
+    x[1] = 1
+    found = levels(noise, 100)
+    z = samplers.dpm_2m_sde(denoiser, x, found, rng=OneHot()).numpy()[:, 0]
+    response, drawn = z[1] - z[0], z[2:] - z[0]
+    mean = z[0] + response * found[0].alpha * MEAN
+    assert mean == pytest.approx(wanted_mean, rel=0.01)
+    assert math.sqrt(response**2 + (drawn**2).sum()) == pytest.approx(precision**-0.5, rel=0.05)
+
+
+def test_classifier_guidance_leaves_a_frozen_classifier_alone():
+    weight = mf.Tensor(np.ones((3, 1)))
+    guided = guidance.ClassifierGuided(gaussian, lambda x, t: mf.matmul(x, weight), 2.0)
+    level, x = Cosine().at(0.5), mf.Tensor(normal(2, 3))
+    plain, moved = gaussian(x, level), guided(x, level)
+    np.testing.assert_allclose(moved.noise.numpy(), plain.noise.numpy() - 2 * level.sigma)
+    np.testing.assert_allclose(process.noised(moved.x0, moved.noise, level).numpy(), x.numpy())
+    assert weight.grad is None and x.grad is None and not x.requires_grad
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "heun", "dpm_2m", "dpm_2m_sde"])
+def test_a_known_part_is_kept_by_every_sampler(sampler):
+    known, mask = normal(2, 4), np.array([1.0, 0.0, 0.0, 1.0])
+    denoiser = guidance.KnownPart(Denoiser(network, "v"), known, mask)
+    found = levels(LinearBeta(), 5)
+    y = run(sampler, denoiser, normal(2, 4, seed=1), found)
+    np.testing.assert_allclose(y[:, [0, 3]], known[:, [0, 3]], atol=1e-12 * found[0].ratio)
+    assert np.abs(y[:, 1:3] - known[:, 1:3]).max() > 0.01
+    with pytest.raises(ConfigError, match="mask: expected 1 where"):
+        run(sampler, guidance.KnownPart(gaussian, known, mask / 2), normal(2, 4), found)
+
+
+def test_repaint_keeps_the_known_and_fills_the_rest_to_fit():
+    """Pairs of Gaussian numbers that are all but equal: the one that is known tells the other. With
+    the exact denoiser of such pairs, repeats make it so."""
+    noise, covariance = LinearBeta(), np.array([[1, 0.99], [0.99, 1]])
+
+    def exact(x, level):
+        total = level.alpha**2 * covariance + level.sigma**2 * np.eye(2)
+        x0 = mf.matmul(x, np.linalg.solve(total, level.alpha * covariance))
+        return estimate("x0", x0, x, level)
+    rows = 60
+    known = np.stack([np.linspace(-2, 2, rows), np.zeros(rows)], 1)
+    mask = np.array([[1, 0]])
+    y = guidance.repaint(exact, normal(rows, 2, seed=3), levels(noise, 40), known, mask,
+                         rng=Rng(0), repeats=5).numpy()
+    np.testing.assert_array_equal(y[:, 0], known[:, 0])
+    # The other is N(0.99 known, 1 - 0.99²): a deviation of 0.14.
+    assert np.abs(y[:, 1] - 0.99 * known[:, 0]).mean() < 0.25
+
+
+def test_image_to_image_starts_where_its_strength_says():
+    found, x0 = levels(schedule.linear(), 10), normal(2, 3)
+    x, rest = guidance.image_to_image(x0, found, 0.3, Rng(1))
+    assert rest == found[7:]
+    noise = Rng(1).child("start").host_normal((2, 3), np.float64)
+    np.testing.assert_array_equal(x.numpy(), process.noised(x0, noise, found[7]).numpy())
+    assert guidance.image_to_image(x0, found, 1, Rng(1))[1] == found
+    for strength in (0.0, 0.05, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="strength: expected a part of 10 steps"):
+            guidance.image_to_image(x0, found, strength, Rng(1))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "LinearBeta", "Karras"])
+def test_ddim_inverted_and_sampled_again_is_the_data(name):
+    """Exactly, once the fixed point is found; and with one iteration, the better the more steps."""
+    noise, x0 = ALL[name], MEAN + SPREAD * normal(3, 2)
+    denoiser = Denoiser(lambda x, t: gaussian(x, noise.at(t)).noise, "epsilon")
+
+    def again(steps, iterations):
+        found = levels(noise, steps, "exponential")
+        x = guidance.invert(denoiser, x0, found, iterations=iterations)
+        return np.abs(samplers.ddim(denoiser, x, found).numpy() - x0).max()
+    assert again(8, 150) < 1e-9
+    assert again(60, 1) < 0.7 * again(20, 1)
+
+
+def test_slerp_stays_on_the_shell():
+    x, y = normal(3, 50), normal(3, 50, seed=1)
+    y *= np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(y, axis=1, keepdims=True)
+    for part in (0.0, 0.25, 0.5, 1.0):
+        z = guidance.slerp(x, y, part).numpy()
+        np.testing.assert_allclose(np.linalg.norm(z, axis=1), np.linalg.norm(x, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(guidance.slerp(x, y, 0.0).numpy(), x, atol=1e-14)
+    np.testing.assert_allclose(guidance.slerp(x, y, 1.0).numpy(), y, atol=1e-14)
+    np.testing.assert_allclose(guidance.slerp(x, x, 0.3).numpy(), x, rtol=1e-12)
+    with pytest.raises(ShapeError, match="slerp: shapes"):
+        guidance.slerp(x, y[:2], 0.5)
+
+
+# -- a schedule that is learned --------------------------------------------------------------------
+
+
+def learned(seed=0, hidden=8, **ends):
+    """A learned schedule in float64, away from its beginning."""
+    found = Learned(rng=Rng(seed), hidden=hidden, **ends)
+    for i, p in enumerate(found.parameters().values()):
+        p.data = p.data.astype(np.float64)
+        if p is not found.first and p is not found.last:
+            p.data = p.data + 0.7 * Rng(seed).child("away", i).host_normal(p.shape, np.float64)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_learned_schedule_is_a_schedule(seed):
+    noise = learned(seed, first=-6.0, last=4.0)
+    t = np.linspace(0, 1, 101)
+    gamma, slope = noise.gamma(t)
+    assert gamma.numpy()[0] == pytest.approx(-6, abs=1e-12)
+    assert gamma.numpy()[-1] == pytest.approx(4, abs=1e-12)
+    assert (np.diff(gamma.numpy()) > 0).all()
+    near = (noise.gamma(t[1:-1] + 1e-6)[0].numpy() - noise.gamma(t[1:-1] - 1e-6)[0].numpy()) / 2e-6
+    np.testing.assert_allclose(slope.numpy()[1:-1], near, rtol=1e-6)
+    level = noise.at(t)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
+    np.testing.assert_allclose(noise.time_of(level.ratio), t, atol=1e-10)
+    as_tensors = noise.level(t)
+    np.testing.assert_allclose(as_tensors.sigma.numpy(), level.sigma, rtol=1e-12)
+    y = samplers.ddim(gaussian, normal(1, 2), levels(noise, 200)).numpy()
+    assert np.isfinite(y).all()
+
+
+def test_the_bound_depends_on_a_learned_schedules_ends_alone():
+    """By quadrature, with the exact expectation of ‖ε - ε̂‖²: α²s² / (α²s² + σ²)."""
+    found = []
+    t = (np.arange(20_000) + 0.5) / 20_000
+    for seed in range(3):
+        gamma, slope = (x.numpy() for x in learned(seed, first=-6.0, last=4.0).gamma(t))
+        found.append((0.5 * slope * SPREAD**2 / (SPREAD**2 + np.exp(gamma))).mean())
+    exact = 0.5 * np.diff([-np.log1p(SPREAD**2 * math.exp(-g)) for g in (-6.0, 4.0)])[0]
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
+def test_the_bound_is_the_entropy_of_gaussian_data():
+    """With the exact denoiser and wide ends, up to what 20,000 draws say (six deviations)."""
+    noise = learned(first=-12.0, last=10.0)
+    n = 20_000
+    x0 = SPREAD * normal(n, 1)
+
+    def model(x, t):
+        level = noise.level(t)
+        total = level.alpha * level.alpha * SPREAD**2 + level.sigma * level.sigma
+        return x * mf.reshape(level.sigma / total, (-1, 1))
+    times = objectives.uniform_times(noise, n, Rng(1))
+    between = diffusion_losses(model, x0, noise, times, Rng(2)).numpy()
+    exact = 0.5 * math.log(2 * math.pi * math.e * SPREAD**2)
+    found = bound(model, x0, noise, times, Rng(2)).item()
+    assert found == pytest.approx(exact, abs=6 * between.std() / math.sqrt(n) + 0.01)
+
+
+def test_gradients_reach_every_part_of_a_learned_schedule():
+    noise, x0, times = learned(first=-6.0, last=4.0), normal(5, 3), np.linspace(0.1, 0.9, 5)
+
+    def value():
+        return bound(network_of_many_times, x0, noise, times, Rng(3)) + variance(
+            diffusion_losses(network_of_many_times, x0, noise, times, Rng(3)))
+    value().backward()
+    for name, p in noise.parameters().items():
+        direction = Rng(4).child(name).host_normal(p.shape, np.float64)
+        slope = float((p.grad * direction).sum())
+        was, ends = p.data, []
+        for side in (1e-5, -1e-5):
+            p.data = was + side * direction
+            ends.append(value().item())
+        p.data = was
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-6), name
+        assert slope != 0
+
+
+def network_of_many_times(x, t):
+    return mf.tanh(x * 0.8) * np.cos(t).reshape(-1, 1)
+
+
+def test_learning_the_inside_of_a_schedule_makes_the_bound_vary_less_and_stay():
+    """With the exact denoiser, by gradient descent on the mean square."""
+    noise = learned(1, first=-8.0, last=6.0)
+    t = (np.arange(100) + 0.5) / 100
+
+    def losses():           # the expectation over data and noise; what varies is the time
+        gamma, slope = noise.gamma(t)
+        return slope * 0.5 * SPREAD**2 / (mf.exp(gamma) + SPREAD**2)
+    before = losses().numpy()
+    inner = inner_parameters(noise)
+    for _ in range(150):
+        noise.zero_grad()
+        variance(losses()).backward()
+        for p in inner.values():
+            p.data = p.data - 0.02 * p.grad
+    after = losses().numpy()
+    assert after.std() < 0.7 * before.std()
+    assert after.mean() == pytest.approx(before.mean(), rel=1e-2)
+    assert noise.first.item() == -8 and noise.last.item() == 6

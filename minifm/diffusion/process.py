@@ -69,7 +69,8 @@ def posterior(s, t):
 
 def weighted(*terms):
     """Σ coefficient · x over pairs (coefficient, x [B, ...]), as a Tensor. A coefficient is a
-    number, an array [B] or a Tensor [B]. One that is the number 0 leaves its term out; not all are."""
+    number, an array [B] or a Tensor [B]. One that is the number 0 leaves its term out; not all
+    are."""
     total = None
     for coefficient, x in terms:
         if isinstance(coefficient, (int, float)) and coefficient == 0:

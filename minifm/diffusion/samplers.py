@@ -96,7 +96,7 @@ def euler(denoiser, x, levels, *, rng=None, churn=None, watch=None):
     """Euler's method for x/α as a function of σ/α, whose slope is ε (Karras et al. 2022, equation
     4; "Euler" of k-diffusion). `churn` (Churn) adds noise before each step."""
     x = Tensor(x)
-    for i, (t, s) in enumerate(pairwise(_with_signal(levels))):
+    for i, (t, s) in enumerate(pairwise(with_signal(levels))):
         x, t = _churned(x, t, churn, rng, i, len(levels) - 1)
         found = denoiser(x, t)
         x = weighted((s.alpha / t.alpha, x), (s.alpha * (s.ratio - t.ratio), found.noise))
@@ -109,7 +109,7 @@ def heun(denoiser, x, levels, *, rng=None, churn=None, watch=None):
     the mean of those at both ends. Two calls of the network for each step; one for a step to clean
     data, where there is no slope."""
     x = Tensor(x)
-    for i, (t, s) in enumerate(pairwise(_with_signal(levels))):
+    for i, (t, s) in enumerate(pairwise(with_signal(levels))):
         x, t = _churned(x, t, churn, rng, i, len(levels) - 1)
         found = denoiser(x, t)
         change = s.alpha * (s.ratio - t.ratio)
@@ -217,7 +217,7 @@ def _churned(x, t, churn, rng, i, steps):
     return noised_further(x, _fresh(x, rng, i) * churn.deviation, t, raised), raised
 
 
-def _with_signal(levels):
+def with_signal(levels):
     """The list of levels, once it is known that x/α can be formed at its first."""
     if not checked(levels)[0].alpha > 0:
         raise ConfigError("levels: euler and heun divide by the signal, and the first level has "

@@ -164,8 +164,8 @@ class Scheduler:
         return [Level(told(table.time_of(r)), *table.scales(r)) for r in found]
 
     def _flow_levels(self, n):
-        """σ in equal steps from 1 to the smallest of the table that training visits, itself shifted;
-        and then shifted (again, for the smallest)."""
+        """σ in equal steps from 1 to the smallest that training visits, which is shifted already;
+        and then all shifted."""
         least = shifted(1 / self.steps, self.shift)
         sigmas = shifted(np.linspace(1, least, n), self.shift)
         if self.curve != "time":
