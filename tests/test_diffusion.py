@@ -231,7 +231,7 @@ def test_an_objective_that_says_nothing_at_a_level_is_refused():
         Denoiser(lambda x, t: x, "noise")
     with pytest.raises(ConfigError, match="nothing to learn"):
         objectives.loss(lambda x, t: x, x, schedule=TABLES["zero_terminal"], objective="epsilon",
-                        times=np.array([3, 999]), rng=Rng(0))
+                        times=np.array([3, 999]), noise=x)
 
 
 WEIGHTINGS = {"min_snr": objectives.min_snr(), "truncated_snr": objectives.truncated_snr,
@@ -253,7 +253,8 @@ def test_a_weighting_means_the_same_whatever_is_predicted(name, weighting):
             level = noise.at(t)
             return objectives.convert(mf.Tensor(guess), x, level, "x0", objective)
         return predict
-    found = [objectives.loss(model(o), x0, schedule=noise, objective=o, times=times, rng=Rng(0),
+    found = [objectives.loss(model(o), x0, schedule=noise, objective=o, times=times,
+                             noise=normal(2, 5, seed=1),
                              weighting=WEIGHTINGS[weighting]).item() for o in OBJECTIVES]
     np.testing.assert_allclose(found, found[0], rtol=1e-10)
 
@@ -309,11 +310,11 @@ def test_edms_clothes_on_a_network():
 def test_the_loss_is_its_definition_and_its_gradient_is_right(objective):
     noise, times, x0 = Cosine(), np.array([0.2, 0.5, 0.9]), normal(3, 4)
     scale = mf.Tensor(np.array(0.3), requires_grad=True)
-    settings = {"schedule": noise, "objective": objective, "times": times, "rng": Rng(5),
+    e = normal(3, 4, seed=5)
+    settings = {"schedule": noise, "objective": objective, "times": times, "noise": e,
                 "weighting": objectives.min_snr()}
     found = objectives.loss(lambda x, t: x * scale, x0, **settings)
     found.backward()
-    e = Rng(5).host_normal((3, 4), np.float64)
     level = noise.at(times)
     a, s = level.alpha[:, None], level.sigma[:, None]
     x = a * x0 + s * e
@@ -329,12 +330,12 @@ def test_learning_finds_the_exact_denoiser_of_gaussian_data():
     4,000 draws say (six deviations)."""
     table, t, n = schedule.linear(), 300, 4000
     level = table.at(t)
-    x0 = MEAN + SPREAD * normal(n, 1)
+    x0, e = MEAN + SPREAD * normal(n, 1), normal(n, 1, seed=1)
     w, c = (mf.Tensor(np.array(0.0), requires_grad=True) for _ in range(2))
     for _ in range(60):
         w.grad = c.grad = None
         objectives.loss(lambda x, t: x * w + c, x0, schedule=table, objective="epsilon",
-                        times=np.full(n, t), rng=Rng(1)).backward()
+                        times=np.full(n, t), noise=e).backward()
         for p in (w, c):
             p.data = p.data - 0.4 * p.grad
     total = (level.alpha * SPREAD) ** 2 + level.sigma**2
@@ -436,7 +437,7 @@ def test_spacings_of_a_table_are_those_of_the_field():
      "rng: this sampler draws noise"),
     (lambda: Churn(Karras(), -1.0), "churn: expected an amount"),
     (lambda: objectives.loss(None, normal(2), schedule=Flow(), objective="v", times=0.5,
-                             rng=Rng(0)),
+                             noise=normal(2)),
      "times: expected one for each of 2 examples"),
 ])
 def test_what_makes_no_sense_is_refused_in_one_line(wrong, message):
@@ -946,25 +947,26 @@ def test_the_bound_is_the_entropy_of_gaussian_data():
     """With the exact denoiser and wide ends, up to what 20,000 draws say (six deviations)."""
     noise = learned(first=-12.0, last=10.0)
     n = 20_000
-    x0 = SPREAD * normal(n, 1)
+    x0, e = SPREAD * normal(n, 1), normal(n, 1, seed=1)
 
     def model(x, t):
         level = noise.level(t)
         total = level.alpha * level.alpha * SPREAD**2 + level.sigma * level.sigma
         return x * mf.reshape(level.sigma / total, (-1, 1))
     times = objectives.uniform_times(noise, n, Rng(1))
-    between = diffusion_losses(model, x0, noise, times, Rng(2)).numpy()
+    between = diffusion_losses(model, x0, noise, times, e).numpy()
     exact = 0.5 * math.log(2 * math.pi * math.e * SPREAD**2)
-    found = bound(model, x0, noise, times, Rng(2)).item()
+    found = bound(model, x0, noise, times, e).item()
     assert found == pytest.approx(exact, abs=6 * between.std() / math.sqrt(n) + 0.01)
 
 
 def test_gradients_reach_every_part_of_a_learned_schedule():
     noise, x0, times = learned(first=-6.0, last=4.0), normal(5, 3), np.linspace(0.1, 0.9, 5)
+    e = normal(5, 3, seed=1)
 
     def value():
-        return bound(network_of_many_times, x0, noise, times, Rng(3)) + variance(
-            diffusion_losses(network_of_many_times, x0, noise, times, Rng(3)))
+        return bound(network_of_many_times, x0, noise, times, e) + variance(
+            diffusion_losses(network_of_many_times, x0, noise, times, e))
     value().backward()
     for name, p in noise.parameters().items():
         direction = Rng(4).child(name).host_normal(p.shape, np.float64)
@@ -979,7 +981,7 @@ def test_gradients_reach_every_part_of_a_learned_schedule():
 
 
 def network_of_many_times(x, t):
-    return mf.tanh(x * 0.8) * np.cos(t).reshape(-1, 1)
+    return mf.tanh(x * 0.8) * np.cos(t).reshape(-1, 1).astype(x.dtype)
 
 
 def test_learning_the_inside_of_a_schedule_makes_the_bound_vary_less_and_stay():
@@ -1001,3 +1003,39 @@ def test_learning_the_inside_of_a_schedule_makes_the_bound_vary_less_and_stay():
     assert after.std() < 0.7 * before.std()
     assert after.mean() == pytest.approx(before.mean(), rel=1e-2)
     assert noise.first.item() == -8 and noise.last.item() == 6
+
+
+# -- arrays somewhere else -------------------------------------------------------------------------
+
+
+def test_nothing_but_verbs_touches_arrays():
+    """On a backend whose arrays show shape and dtype alone, to the reference's bits."""
+    def everything():
+        x0, e = (Rng(i).host_normal((4, 3), np.float32) for i in range(2))
+        noise, times = schedule.linear(), np.array([5, 100, 500, 900])
+        found = levels(noise, 4)
+        denoiser = Denoiser(network, "v", correct=objectives.thresholded(0.9, 2.0))
+        scale = mf.Tensor(np.float32(0.7), requires_grad=True)
+        value = objectives.loss(lambda x, t: x * scale, x0, schedule=noise, objective="v",
+                                times=times, noise=e, weighting=objectives.min_snr())
+        value.backward()
+        guided = guidance.ClassifierGuided(denoiser, lambda x, t: mf.sum(x * x, 1), 0.1)
+        x, rest = guidance.image_to_image(x0, found, 0.8, Rng(2))
+        model = guidance.classifier_free(conditioned, 3.0, condition={"label": 1.0},
+                                         without={}, rescale=0.7)
+        vdm = Learned(rng=Rng(3), hidden=4)
+        bound(network_of_many_times, x0, vdm, np.linspace(0.1, 0.9, 4), e).backward()
+        clothes = Denoiser(objectives.Preconditioned(lambda x, t: x * 0.3), "x0")
+        results = [
+            value, mf.Tensor(scale.grad), mf.Tensor(vdm.heights.grad),
+            samplers.ddim(guided, x, rest), guidance.invert(denoiser, x0, found),
+            samplers.dpm_2m(Denoiser(model, "v"), x0, found),
+            samplers.heun(clothes, x0, levels(Karras(), 3, "karras")),
+            guidance.repaint(denoiser, x, found, x0, np.array([1, 0, 0]), rng=Rng(4), repeats=2),
+            guidance.slerp(x0, e, 0.3), samplers.flow_euler(denoiser, x, levels(Flow(), 3))]
+        return [np.array(y.numpy()) for y in results]
+    with mf.use("numpy"):
+        wanted = everything()
+    with mf.use(OpaqueBackend()):
+        for found, exact in zip(everything(), wanted):
+            np.testing.assert_array_equal(found, exact)

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from minifm import ops
-from minifm.diffusion.process import noised, normal_like
+from minifm.diffusion.process import noised
 from minifm.diffusion.schedule import Level, VariancePreserving
 from minifm.errors import ConfigError
 from minifm.nn.module import Module, constant, normal
@@ -87,14 +87,13 @@ def level_of(gamma, t):
 # -- the bound, in nats for each example -----------------------------------------------------------
 
 
-def diffusion_losses(model, x0, schedule, times, rng, condition=None):
+def diffusion_losses(model, x0, schedule, times, noise, condition=None):
     """½ γ'(t) ‖ε - ε̂‖² at the times [B], whose mean over uniform times is the bound's share of all
     that lies between data and noise (equation 17): Tensor [B]. model(x, t) predicts ε."""
     x0 = x0 if isinstance(x0, Tensor) else Tensor(x0)
     gamma, slope = schedule.gamma(times)
-    noise = normal_like(x0, rng)
     x = noised(x0, noise, level_of(gamma, times))
-    error = noise - model(x, times, **(condition or {}))
+    error = model(x, times, **(condition or {})) - noise
     return ops.sum(error * error, tuple(range(1, x0.ndim))) * slope * 0.5
 
 
@@ -112,10 +111,10 @@ def end_losses(x0, schedule):
     return prior + hidden
 
 
-def bound(model, x0, schedule, times, rng, condition=None):
+def bound(model, x0, schedule, times, noise, condition=None):
     """An upper bound of -log p(x0) in nats, the mean over examples: a scalar to train the network
     by, and the schedule's ends."""
-    between = diffusion_losses(model, x0, schedule, times, rng, condition)
+    between = diffusion_losses(model, x0, schedule, times, noise, condition)
     return ops.mean(between + end_losses(x0, schedule))
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minifm import ops
-from minifm.diffusion.process import for_each, noised, normal_like, weighted
+from minifm.diffusion.process import for_each, noised, weighted
 from minifm.errors import ConfigError
 from minifm.tensor import Tensor, no_grad
 
@@ -192,17 +192,18 @@ def sigmoid(bias=2.0):
 # -- learning --------------------------------------------------------------------------------------
 
 
-def losses(model, x0, *, schedule, objective, times, rng, weighting=uniform, condition=None):
-    """The weighted mean squared error of each example [B], at the times [B], with noise by `rng`.
+def losses(model, x0, *, schedule, objective, times, noise, weighting=uniform, condition=None):
+    """The weighted mean squared error of each example [B], at the times [B].
 
-    model(x [B, ...], times [B], **condition) -> prediction [B, ...]; x0 [B, ...]. Raises
-    ConfigError where the objective says nothing at a level, or times are not one for each example.
+    model(x [B, ...], times [B], **condition) -> prediction [B, ...]; x0 and noise [B, ...],
+    the latter N(0, 1): part of the batch, so that its pieces add up to it. Raises ConfigError where
+    the objective says nothing at a level, or times are not one for each example.
     """
     x0 = x0 if isinstance(x0, Tensor) else Tensor(x0)
     if np.shape(times) != x0.shape[:1]:
         raise ConfigError(f"times: expected one for each of {x0.shape[0]} examples, got shape "
                           f"{np.shape(times)}")
-    level, noise = schedule.at(times), normal_like(x0, rng)
+    level = schedule.at(times)
     d = determinant(objective, level)
     if np.any(d == 0):
         raise ConfigError(f"objective: at the times drawn {objective!r} has nothing to learn; "
@@ -214,7 +215,7 @@ def losses(model, x0, *, schedule, objective, times, rng, weighting=uniform, con
 
 
 def loss(model, x0, **settings):
-    """The mean of `losses`: a scalar to call backward on."""
+    """The mean of `losses`: a scalar to call `backward` on."""
     return ops.mean(losses(model, x0, **settings))
 
 
