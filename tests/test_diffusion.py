@@ -435,6 +435,8 @@ def test_spacings_of_a_table_are_those_of_the_field():
     (lambda: samplers.heun(None, normal(1), levels(Flow(), 2)), "the first level has none"),
     (lambda: samplers.ddim(Denoiser(lambda x, t: x, "v"), normal(1), levels(Cosine(), 2), eta=0.5),
      "rng: this sampler draws noise"),
+    (lambda: samplers.ddim(None, normal(1), levels(Flow(), 2), landing=[CLEAN]),
+     "landing: expected a level for each of 2 steps, got 1"),
     (lambda: Churn(Karras(), -1.0), "churn: expected an amount"),
     (lambda: objectives.loss(None, normal(2), schedule=Flow(), objective="v", times=0.5,
                              noise=normal(2)),

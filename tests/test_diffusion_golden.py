@@ -152,6 +152,11 @@ def test_what_no_file_can_say_is_refused(tmp_path):
         scheduler_to_hub(Scheduler(sampler="euler", limit=1.0))
     with pytest.raises(ConfigError, match="flow and flow_euler go together"):
         Scheduler(sampler="ddim", noise="flow")
+    for scheduler in (Scheduler(), Scheduler(sampler="euler", spacing="linspace"),
+                      Scheduler(sampler="flow_euler", noise="flow", objective="flow")):
+        for steps in (0, 2.5, 1001)[: 2 if scheduler.noise == "flow" else 3]:
+            with pytest.raises(ConfigError, match=f"steps: expected .* got {steps}"):
+                scheduler.levels(steps)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "heun", "dpm_2m", "dpm_2m_sde"])

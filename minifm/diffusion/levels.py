@@ -59,7 +59,7 @@ def times(schedule, steps, spacing="trailing", offset=0):
     if spacing not in BY_TIME:
         raise ConfigError(f"spacing: expected one of {', '.join((*BY_TIME, *BY_RATIO))}, got "
                           f"{spacing!r}")
-    _check_steps(schedule, steps)
+    check_steps(schedule, steps)
     if offset and spacing != "leading":
         raise ConfigError(f"offset: only 'leading' times have one, not {spacing!r}")
     return BY_TIME[spacing](schedule, steps) + offset
@@ -67,7 +67,7 @@ def times(schedule, steps, spacing="trailing", offset=0):
 
 def ratios(schedule, steps, spacing):
     """The σ/α at which the network is asked [steps], descending."""
-    _check_steps(schedule, steps)
+    check_steps(schedule, steps)
     least, greatest = (schedule.at(t).ratio for t in (schedule.least, schedule.greatest))
     if not (0 < least and greatest < np.inf):
         raise ConfigError(f"spacing: {spacing!r} needs levels with both signal and noise in them, "
@@ -75,7 +75,8 @@ def ratios(schedule, steps, spacing):
     return BY_RATIO[spacing](least, greatest, steps)
 
 
-def _check_steps(schedule, steps):
+def check_steps(schedule, steps):
+    """Raise ConfigError unless a schedule has so many levels to visit."""
     most = schedule.steps
     if not (isinstance(steps, (int, np.integer)) and 1 <= steps) or (most and steps > most):
         there = f"1 … {most}, as many as the schedule has" if most else "at least 1"

@@ -78,8 +78,12 @@ def ddim(denoiser, x, levels, *, rng=None, eta=0.0, landing=None, watch=None):
     """
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta: expected at least 0 and at most 1, got {eta}")
-    x = Tensor(x)
-    ends = checked(levels)[1:] if landing is None else landing
+    x, ends = Tensor(x), checked(levels)[1:]
+    if landing is not None:
+        if len(landing) != len(ends):
+            raise ConfigError(f"landing: expected a level for each of {len(ends)} steps, got "
+                              f"{len(landing)}")
+        ends = landing
     for i, (t, s) in enumerate(zip(levels, ends)):
         found = denoiser(x, t)
         fresh = eta * math.sqrt((1 - kept(s, t)) * (1 + kept(s, t)))

@@ -18,7 +18,7 @@ import numpy as np
 
 from minifm.config import check, setting
 from minifm.diffusion import samplers, schedule
-from minifm.diffusion.levels import BY_RATIO, BY_TIME, FINAL, checked
+from minifm.diffusion.levels import BY_RATIO, BY_TIME, FINAL, check_steps, checked
 from minifm.diffusion.levels import times as times_of
 from minifm.diffusion.objectives import OBJECTIVES, Denoiser, clipped, thresholded
 from minifm.diffusion.schedule import Flow, Level, shifted
@@ -90,6 +90,7 @@ class Scheduler:
 
     def levels(self, n):
         """[Level] of length n + 1 that the sampler visits in n steps."""
+        check_steps(self.schedule, n)
         if self.noise == FLOW:
             found = self._flow_levels(n)
         elif self.curve != "time":

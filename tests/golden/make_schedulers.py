@@ -65,6 +65,7 @@ CASES = {
         "prediction_type": "sample"}, 6, {}),
     "dpm-sde": ("DPMSolverMultistep", ZERO | {"algorithm_type": "sde-dpmsolver++"}, 7, {}),
     "flow": ("FlowMatchEulerDiscrete", {}, 5, {}),
+    "flow-karras": ("FlowMatchEulerDiscrete", {"use_karras_sigmas": True, "shift": 2.0}, 5, {}),
     "flow-shifted": ("FlowMatchEulerDiscrete", {"shift": 3.0}, 6, {}),
 }
 
