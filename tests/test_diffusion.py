@@ -425,6 +425,8 @@ def test_spacings_of_a_table_are_those_of_the_field():
     (lambda: schedule.linear().at(1000), "goes from -1 to 999, got 1000"),
     (lambda: schedule.linear().at(math.nan), "goes from -1 to 999, got nan"),
     (lambda: schedule.linear().at(-0.5), "between -1 and 0"),
+    (lambda: Learned(rng=Rng(0), hidden=2).at(1.5), "Learned goes from 0.0 to 1.0, got 1.5"),
+    (lambda: Learned(rng=Rng(0), first=1.0, last=1.0), "last: expected more than first"),
     (lambda: Karras(least=2.0, greatest=1.0), "greatest: expected more than least"),
     (lambda: Flow(scale=0.0), "scale: expected more than 0"),
     (lambda: samplers.ddim(None, normal(1), [CLEAN, CLEAN]), "levels: noise must become less"),

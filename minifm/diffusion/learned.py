@@ -15,7 +15,7 @@ import numpy as np
 
 from minifm import ops
 from minifm.diffusion.process import noised
-from minifm.diffusion.schedule import Level, VariancePreserving
+from minifm.diffusion.schedule import Level, VariancePreserving, inside
 from minifm.errors import ConfigError
 from minifm.nn.module import Module, constant, normal
 from minifm.tensor import Tensor, no_grad
@@ -36,7 +36,6 @@ class Learned(Module, VariancePreserving):
         self.steepness = normal((hidden,), 1.0, rng and rng.child("steepness"))         # l₂
         self.places = normal((hidden,), 1.0, rng and rng.child("places"))
         self.heights = normal((hidden,), 1.0, rng and rng.child("heights"))             # l₃
-        self.heights.data = (self.heights - math.log(hidden)).data      # together of the size of l₁
 
     # -- differentiable ----------------------------------------------------------------------------
 
@@ -53,8 +52,8 @@ class Learned(Module, VariancePreserving):
         rate, steepness, heights = (ops.exp(x) for x in (self.rate, self.steepness, self.heights))
         u = rate * t + self.offset                                                      # [N]
         h = ops.sigmoid(ops.reshape(u, (-1, 1)) * steepness + self.places)              # [N, H]
-        value = u + ops.sum(h * heights, 1)
-        slope = rate * (ops.sum(h * (1 - h) * heights * steepness, 1) + 1)
+        value = u + ops.mean(h * heights, 1)            # a mean: of one size with u, however wide
+        slope = rate * (ops.mean(h * (1 - h) * heights * steepness, 1) + 1)
         return value, slope
 
     def level(self, t):
@@ -64,6 +63,7 @@ class Learned(Module, VariancePreserving):
     # -- as a schedule of numbers ------------------------------------------------------------------
 
     def at(self, t):
+        t = inside(self, t, 0.0, 1.0)
         with no_grad():
             gamma = self.gamma(t)[0].numpy().astype(np.float64).reshape(np.shape(t))[()]
         return Level(t, *self.scales(np.exp(0.5 * gamma)))

@@ -111,7 +111,10 @@ def euler(denoiser, x, levels, *, rng=None, churn=None, watch=None):
 def heun(denoiser, x, levels, *, rng=None, churn=None, watch=None):
     """Heun's method in the same coordinates (Karras et al. 2022, algorithms 1 and 2): the slope is
     the mean of those at both ends. Two calls of the network for each step; one for a step to clean
-    data, where there is no slope."""
+    data, where there is no slope. Where σ/α falls far in one step, as at the first times of a
+    schedule that all but ends without signal, a small error of the slope at its end weighs much:
+    levels are best spaced by "karras".
+    """
     x = Tensor(x)
     for i, (t, s) in enumerate(pairwise(with_signal(levels))):
         x, t = _churned(x, t, churn, rng, i, len(levels) - 1)

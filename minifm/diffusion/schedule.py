@@ -72,7 +72,7 @@ class Schedule:
         return Level(self.time_of(ratio), *self.scales(ratio))
 
 
-def _inside(schedule, t, first, last):
+def inside(schedule, t, first, last):
     """t as float64; raises ConfigError for a time before `first` or after `last`."""
     t = np.asarray(t, np.float64)[()]
     if not np.all((first <= t) & (t <= last)):
@@ -111,7 +111,7 @@ class Table(Schedule):
         return 1 - self.alpha_bar / np.concatenate([[1.0], self.alpha_bar[:-1]])
 
     def at(self, t):
-        t = _inside(self, t, -1, self.greatest)
+        t = inside(self, t, -1, self.greatest)
         whole = np.floor(t).astype(int)
         padded = np.append(self.alpha_bar, 1.0)             # place -1, the last, is clean data
         alpha_bar = padded[whole]
@@ -191,7 +191,7 @@ class VariancePreserving(Schedule):
     least = 1e-3
 
     def at(self, t):
-        alpha_bar = self.alpha_bar(_inside(self, t, 0.0, 1.0))
+        alpha_bar = self.alpha_bar(inside(self, t, 0.0, 1.0))
         return Level(t, np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
     def time_of(self, ratio):
@@ -291,7 +291,7 @@ class Karras(Schedule):
                               f"{self.greatest}")
 
     def at(self, t):
-        t = _inside(self, t, 0.0, math.inf)
+        t = inside(self, t, 0.0, math.inf)
         return Level(t, np.ones_like(t)[()], t)
 
     def time_of(self, ratio):
@@ -315,7 +315,7 @@ class Flow(Schedule):
         return self.scale
 
     def at(self, t):
-        t = _inside(self, t, 0.0, self.scale)
+        t = inside(self, t, 0.0, self.scale)
         return Level(t, 1 - t / self.scale, t / self.scale)
 
     def time_of(self, ratio):
