@@ -505,6 +505,9 @@ def test_point_mass_data_are_found_in_any_number_of_steps(name, sampler, steps):
     # x/α, which euler and heun go along, is 1/α larger than the data
     size = max(1, found[0].ratio) if sampler in ("euler", "heun") else 1
     np.testing.assert_allclose(y, np.broadcast_to(point, y.shape), atol=1e-12 * size)
+    if sampler == "ddpm":       # whose last step adds no noise, of whatever variance the others
+        y = run(sampler, exact, x, found, variance="large")
+        np.testing.assert_allclose(y, np.broadcast_to(point, y.shape), atol=1e-12)
 
 
 SMOOTH = {      # from much to little noise, in n equal steps of a smooth function of the level

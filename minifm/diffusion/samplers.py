@@ -183,9 +183,9 @@ def dpm_2m_sde(denoiser, x, levels, *, rng, first_order_end=False, watch=None):
 def _extrapolated(x0, before, s, t, first_order):
     """x̂₀ halfway from t to s in log(σ/α), on the line through it and the one `before`, (x̂₀, level);
     x̂₀ itself where there is none, or an end of the line is infinitely far."""
-    if before is None or first_order or s.sigma == 0 or before[1].alpha == 0:
+    if before is None or first_order or s.sigma == 0:
         return x0
-    earlier, u = before
+    earlier, u = before                 # with u.ratio infinite, `half` is 0
     half = 0.5 * math.log(t.ratio / s.ratio) / math.log(u.ratio / t.ratio)
     return weighted((1 + half, x0), (-half, earlier))
 
