@@ -114,6 +114,14 @@ def test_trained_betas_are_read_and_written():
     assert scheduler_to_hub(scheduler)["trained_betas"] == list(betas)
 
 
+def test_every_key_that_is_read_is_written():
+    stored = {"_class_name": "DPMSolverMultistepScheduler", "euler_at_final": True,
+              "lower_order_final": False, "algorithm_type": "sde-dpmsolver++"}
+    scheduler = scheduler_from_hub(stored)
+    assert scheduler.first_order_always_ends and not scheduler.first_order_end
+    assert stored.items() <= scheduler_to_hub(scheduler).items()
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_class_has_defaults_that_are_read(name):
     scheduler = scheduler_from_hub({"_class_name": name})
