@@ -196,7 +196,7 @@ def test_flops_count_every_product_once():
     assert flops("Matmul", (3, 4), (4, 5)) == 2 * 3 * 4 * 5
     assert flops("Matmul", (2, 1, 3, 4), (7, 4, 5)) == 14 * 2 * 3 * 4 * 5
     assert flops("Matmul", (0, 3, 4), (1, 4, 5)) == 0
-    assert flops("LinearCrossEntropy", (2, 3, 4), (9, 4), (2, 3)) == 2 * 6 * 4 * 9
+    assert flops("LinearCrossEntropy", (2, 3, 4), (9, 4), None, (2, 3)) == 2 * 6 * 4 * 9
     assert flops("Conv2d", (2, 4, 7, 8), (6, 2, 3, 3), None, groups=2) == 2 * 2 * 6 * 30 * 18
 
 

@@ -8,7 +8,7 @@ of the whole batch as `denominator`, so that accumulation equals one large batch
 import math
 
 from minifm.errors import ConfigError
-from minifm.op import Op, check_integers
+from minifm.op import Op, check_floating, check_integers
 from minifm.ops.arithmetic import multiply
 from minifm.ops.packed import refuse_gradient
 from minifm.ops.precision import active_precision
@@ -81,6 +81,7 @@ class LinearCrossEntropy(Op):
     def check(cls, inputs):
         check_integers(cls, inputs, "targets")
         super().check(inputs)
+        check_floating(cls, inputs, "x", "weight", "bias")
 
     @classmethod
     def examples(cls, draw):
