@@ -62,8 +62,8 @@ def assert_equal_in_float64(name, run):
 
 
 def assert_file_comes_back(name, to):
-    """What the real library saved is what we save, byte for byte; and its config.json says no less
-    than ours does."""
+    """The weights that the real library saved are what we save, byte for byte. Returns what our
+    config.json says, and what theirs does."""
     model = load_model(GOLDEN / name)
     save_model(model, to)
     assert load_model(to).config == model.config
@@ -73,6 +73,7 @@ def assert_file_comes_back(name, to):
         assert ours[key].shape == array.shape, key
         assert ours[key].tobytes() == array.tobytes(), key
     assert sorted(entry.name for entry in to.iterdir()) == ["config.json", FILE]
+    return tuple(json.loads((place / "config.json").read_text()) for place in (to, GOLDEN / name))
 
 
 def assert_parts_are_the_models(config, parts):
