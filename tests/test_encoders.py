@@ -20,6 +20,7 @@ from minifm.hub import load_model, save_model
 from minifm.models import Bert, BertConfig, ModernBert, ModernBertConfig, modernbert, pack_model
 from minifm.models.bert import ARCHITECTURES, PRESETS, ROBERTA_PRESETS
 from minifm.text import Tokenizer
+from minifm.training.objectives import LearningConfig, objective_of
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["bert", "bert-masked", "bert-encoder", "roberta", "roberta-encoder", "modernbert",
@@ -552,6 +553,12 @@ def test_an_impossible_modernbert_names_its_field(wrong, message):
 def test_inputs_that_do_not_fit_the_ids_are_refused(backend, inputs, message):
     with pytest.raises(ShapeError, match=message):
         random_model(BERT)(random_ids(2, 5), **inputs)
+
+
+def test_a_modernbert_does_not_guess_the_next_sentence():
+    with pytest.raises(ConfigError, match="next_sentence: a ModernBert has no head that guesses"):
+        objective_of(ModernBert, learning=LearningConfig(next_sentence=True))
+    assert objective_of(ModernBert).name == "masked"
 
 
 def test_mistakes_in_use_are_named(backend):

@@ -20,6 +20,7 @@ import numpy as np
 from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError
+from minifm.models.bert import Bert
 from minifm.models.causal import CausalModel
 from minifm.models.encoder import Encoder
 from minifm.models.seq2seq import Seq2SeqModel
@@ -295,6 +296,9 @@ class Denoising(TokenObjective):
 def objective_of(model, recompute=False, learning=LearningConfig()):
     """The objective by which models of a class learn from text without labels."""
     if issubclass(model, Encoder):
+        if learning.next_sentence and not issubclass(model, Bert):
+            raise ConfigError(f"next_sentence: a {model.__name__} has no head that guesses it, a "
+                              "Bert has")
         kind = MaskedAndNextSentence if learning.next_sentence else MaskedLanguageModel
     else:
         kind = next(kind for family, kind in ((CausalModel, CausalLanguageModel),
