@@ -124,13 +124,14 @@ class Mapping(Family):
 
 
 class Copy(Family):
-    """One of 4 keys is answered by the word that belongs to it, three letters of 8; the rule is the
-    words, one after another."""
+    """One of 4 keys is answered by the word that belongs to it, three of 16 letters; the rule is
+    the words, one after another. No letter comes twice, so that the one before tells how a word
+    goes on."""
 
-    name, first, asked, answered, outputs = "copy", 16, 4, 8, 3
+    name, first, asked, answered, outputs = "copy", 16, 4, 16, 3
 
     def rules(self, count, rng):
-        return rng.integers(0, self.answered, (count, self.asked * self.outputs))
+        return orders(count, self.answered, rng)[:, :self.asked * self.outputs]
 
     def questions(self, rows, count, rng):
         return rng.integers(0, self.asked, (rows, count, 1))
@@ -141,8 +142,7 @@ class Copy(Family):
 
     def chance(self, shots):
         """A word that has come before, whatever it belongs to; else three letters."""
-        letters = self.answered ** -self.outputs
-        return letters if shots == 0 else (1 + (self.asked - 1) * letters) / self.asked
+        return 1 / self.asked if shots else 1 / math.perm(self.answered, self.outputs)
 
 
 class Add(Family):
@@ -150,7 +150,7 @@ class Add(Family):
     added. The rule is the offsets. Each is met in training, held out are triples of them.
     """
 
-    name, first, answered, colours = "add", 28, 7, 3
+    name, first, answered, colours = "add", 36, 7, 3
     asked = answered * colours
 
     def rules(self, count, rng):
@@ -204,7 +204,7 @@ class TwoClasses(Family):
 class Compare(TwoClasses):
     """24 numbers; a threshold from 3 to 21, and which class is below it."""
 
-    name, first, asked = "compare", 56, 24
+    name, first, asked = "compare", 64, 24
     below = np.arange(24) < np.arange(3, 22)[:, None]                           # [19, 24]
     ways = np.concatenate([below, ~below]).astype(np.int64)
 
@@ -222,7 +222,7 @@ def sides_of_lines():
 class Classify(TwoClasses):
     """25 points of a plane, each a token; the rule is a line, with a class on either side."""
 
-    name, first, asked = "classify", 82, 25
+    name, first, asked = "classify", 90, 25
     ways = sides_of_lines()
 
 
