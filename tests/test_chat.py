@@ -287,7 +287,8 @@ def test_what_a_special_token_looks_at_beside_it_is_there(before, behind, one, l
 def test_bytes_that_are_not_utf8_and_stand_ins_come_through():
     text = "\ud800 \u2003ꙮ\ufffc<s>\udc80"
     ids, _ = template("<s>{{ messages[0].content }}</s>").encode(TOKENIZER, [user(text)])
-    assert TOKENIZER.decode(ids) == b"<s>" + text.encode("utf-8", "surrogatepass") + b"</s>"
+    assert TOKENIZER.decode(ids) == b"<s>" + b"\xed\xa0\x80 " \
+        + "\u2003ꙮ\ufffc<s>".encode() + b"\x80</s>"
     assert len(specials(ids)) == 2
 
 

@@ -11,6 +11,7 @@ from minifm.errors import ConfigError
 from minifm.generation.sampling import Sampling
 from minifm.nn.cache import FORMATS as CACHE_FORMATS
 from minifm.nn.cache import check_format
+from minifm.text.bytelevel import as_bytes
 
 EXAMPLE = """\
 example:
@@ -182,7 +183,7 @@ def constraint_of(said):
 def words(prompts):
     """The words of the command line, or else standard input, byte for byte, even where they are
     not UTF-8."""
-    return [prompt.encode("utf-8", "surrogateescape") for prompt in prompts] \
+    return [as_bytes(prompt) for prompt in prompts] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]
 
 

@@ -34,6 +34,7 @@ from minifm.tasks.prompts import (
     require_form,
     without_copies,
 )
+from minifm.text.bytelevel import as_bytes
 
 CONTENT_FREE = ("N/A", "", "[MASK]")        # Zhao et al. 2021, section 5
 WRITTEN = 32                                # tokens of an answer, where the user does not say
@@ -249,7 +250,7 @@ def log_probabilities(model, prompts, labels, config):
     if config.normalize == "tokens":
         x = x / np.array([s.tokens for s in scores]).reshape(x.shape)
     elif config.normalize == "bytes":
-        x = x / np.array([len(label.encode("utf-8", "surrogatepass")) for label in labels])
+        x = x / np.array([len(as_bytes(label)) for label in labels])
     return x - np.logaddexp.reduce(x, axis=1, keepdims=True)
 
 
