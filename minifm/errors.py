@@ -51,6 +51,12 @@ def plural(count, thing):
     return f"{count:,} {thing}" + "s" * (count != 1)
 
 
+def why(error):
+    """What went wrong with a file, in the words of an OSError or ValueError, for a message that
+    names the file: an OSError would name it again."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 LISTED = 8
 
 

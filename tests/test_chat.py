@@ -435,6 +435,15 @@ def test_files_of_messages(tmp_path):
         file.write_text(text)
         with pytest.raises(FormatError, match=said):
             read_messages(file)
+    for file, text in ((lines, json.dumps(user()) + "\n"), (listed, json.dumps([user()]))):
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode())      # a byte order mark
+        assert read_messages(file) == ([user()], None)
+    (tmp_path / "a.txt").write_text("[]")
+    with pytest.raises(ConfigError, match="a.txt: expected a file that ends in .jsonl, a message"):
+        read_messages(tmp_path / "a.txt")
+    with pytest.raises(FormatError) as caught:
+        read_messages(tmp_path / "nowhere.json")
+    assert str(caught.value).count("nowhere.json") == 1
 
 
 # -- directories -----------------------------------------------------------------------------------

@@ -476,6 +476,7 @@ def test_a_required_flag_that_is_missing_is_named(minifm):
     (["RUN", "x" * 16], "context of 16"),
     (["RUN", "x", "--temperature", "-1"], "temperature: expected at least 0"),
     (["RUN", "x", "--max-tokens", "0"], "max_tokens"),
+    (["RUN", "x", "--stop", ""], "stop: expected strings to stop before, got an empty one"),
 ])
 def test_generate_refuses_what_it_cannot_do(minifm, book, tmp_path, words, said):
     run = tmp_path / "run"

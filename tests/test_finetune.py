@@ -295,6 +295,9 @@ def test_a_head_goes_on_learning_and_refuses_other_labels(minifm, data, tmp_path
     (["--task", "summarize", "--data", "SUMMARIZE"], "summarize: expected a model that writes"),
     (["--task", "classify", "--data", "CLASSIFY", "--held-out-data", "OTHER"],
      "other.jsonl: line 1: label 'mineral' is unknown; expected one of animal, plant"),
+    (["--task", "classify", "--data", "CLASSIFY", "--held-out-data", "CLASSIFY", "--held-out",
+      "0.2"], "held_out: what is held out is held_out_data; leave one of them out"),
+    (["--task", "classify", "--data", "CLASSIFY", "--scheme", "iob1"], "scheme: only for ner"),
     (["--task", "classify", "--data", "CLASSIFY", "--method", "lora", "--targets", "nowhere"],
      "targets: no linear layer is called 'nowhere'"),
 ])
@@ -412,6 +415,9 @@ def test_evaluate_refuses_a_model_without_the_task(minifm, data, tmp_path):  # n
     words = ["evaluate", model, "--task", "classify", "--data", data["classify"]]
     refused(minifm(*words), "expected a SequenceClassifier, got a Bert: fine-tune it first")
     refused(minifm(*words, "--stride", 4), "stride: is for text without labels")
+    refused(minifm(*words, "--scheme", "iob2"), "scheme: only for --task ner")
+    refused(minifm("evaluate", model, "--data", data["classify"], "--scheme", "iob1"),
+            "scheme: only for --task ner")
 
 
 def test_a_model_is_needed(minifm, tmp_path):  # noqa: F811

@@ -196,8 +196,11 @@ def test_a_prompt_fits_and_no_more_would(context, count, text, written):
     shots = EXAMPLES[:count]
     fits = [n for n in range(count + 1) if taken(text, shots[count - n :]) <= context]
     if taken(CUT, []) > context and not fits:
-        with pytest.raises(ConfigError, match=f"it takes {taken(CUT, [])} tokens, and the model's "
-                                              f"context is {context}"):
+        room = context - len(f"{CUT}:".encode())
+        said = f"max_tokens: expected at most {room}, .* context of {context}, got {written}" \
+            if 0 < room < written else \
+            f"it takes {taken(CUT, [])} tokens, and the model's context is {context}"
+        with pytest.raises(ConfigError, match=said):
             make({"text": text}, shots)
         return
     prompt = make({"text": text}, shots)
@@ -505,6 +508,18 @@ def test_without_matplotlib_no_picture_is_promised(minifm, gpt, tmp_path, monkey
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["prompt.json"]
 
 
+@pytest.mark.parametrize("name", ["prompt.json", "prompt.png"])
+def test_where_nothing_can_be_saved_no_study_begins(minifm, gpt, tmp_path, monkeypatch,  # noqa: F811
+                                                    name):
+    def never(*args, **options):
+        raise AssertionError("the study has begun")
+    monkeypatch.setattr("minifm.evaluation.prompting.prompt_study", never)
+    (tmp_path / "out" / name).mkdir(parents=True)
+    words = ["prompt", gpt, "--task", *data(tmp_path), "--out"]
+    refused(minifm(*words, tmp_path / "out"), f"{name}: expected a file, or a name that is free")
+    refused(minifm(*words, "/proc/nowhere"), "out: /proc/nowhere: nothing can be written in /proc")
+
+
 def test_weights_are_packed_as_the_user_says(minifm, gpt, tmp_path, monkeypatch):  # noqa: F811
     formats = []
 
@@ -565,6 +580,14 @@ def test_mistakes_are_one_line(minifm, gpt, tmp_path):  # noqa: F811
         (["--task", "stdlib-kind", task], ["task: expected files of examples, or one of stdlib"]),
         (["--task", task, "--instruction", "x" * 70], ["template: by itself", "context is 64"]),
         (["--task", task, "--draws", 0], ["draws: expected at least 1"]),
+        (["--task", task, "--by", "text", "--stop", ""], ["stop: expected a text to stop before"]),
+        (["--task", free, "--shots", 0, "--max-tokens", 99_999],
+         ["max_tokens: expected at most ", "context of 64, got 99999"]),
+        (["--task", task, "--held-out-data", task, "--held-out", 0.3], ["held_out: what is held"]),
+        (["--task", task, "--show", "--json"], ["json: --show prints a prompt and stops"]),
+        (["--task", task, "--show", "--out", tmp_path / "o"], ["out: --show prints a prompt"]),
+        (["--task", task, "--out", ""], ["out: expected a directory, got an empty name"]),
+        (["--task", task, "--out", template], ["t.txt: expected a directory"]),
     ]:
         status, out, err = minifm("prompt", gpt, *words)
         err = "\n".join(line for line in err.splitlines() if line[:9] not in

@@ -26,7 +26,7 @@ def arguments(parser, argv):
                              "files of labelled examples, as finetune reads them")
     parser.add_argument("--task", choices=TASKS,
                         help="the data are labelled examples of this task")
-    parser.add_argument("--scheme", choices=("iob2", "iob1"), default="iob2",
+    parser.add_argument("--scheme", choices=("iob2", "iob1"),
                         help="with --task ner, how CoNLL files mark where an entity begins "
                              "(default: iob2)")
     parser.add_argument("--pattern", metavar="GLOB",
@@ -45,6 +45,8 @@ def run(args):
     from minifm.hub import load_causal
     from minifm.text import Corpus
     config = build(WindowConfig, vars(args))
+    if args.scheme and args.task != "ner":
+        raise ConfigError("scheme: only for --task ner; leave it out")
     if args.task:
         return run_labelled(args, config)
     corpus = Corpus(args.data, pattern=args.pattern, separator=args.separator)
@@ -70,7 +72,7 @@ def run_labelled(args, config):
             raise ConfigError(f"{name}: is for text without labels; leave it out with --task")
     task = TASKS[args.task]
     examples = [found for file in args.data
-                for found in read(file, task.example, scheme=args.scheme)]
+                for found in read(file, task.example, scheme=args.scheme or "iob2")]
     tokenizer, model = loaded(args, load_model)
     task.require(model)
     rows = task.rows(model, examples, tokenizer, row_length(config.context, model.config))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_config, add_fields, build, settings
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, why
 from minifm.generation.sampling import Sampling
 from minifm.nn.cache import FORMATS as CACHE_FORMATS
 from minifm.nn.cache import check_format
@@ -174,7 +174,7 @@ def constraint_of(said):
             constraint = JsonSchema(Path(said["json_schema"]).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"json_schema: {said['json_schema']}: cannot be read: "
-                              f"{error}") from error
+                              f"{why(error)}") from error
     if constraint is not None:
         constraint.automaton()
     return constraint

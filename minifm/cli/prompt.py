@@ -5,13 +5,14 @@ import json
 import statistics
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_fields, build
 from minifm.errors import ConfigError, plural
 from minifm.evaluation.prompting import PromptConfig
 from minifm.picture import MISSING
+
+RECORD, PICTURE = "prompt.json", "prompt.png"       # what --out gets
 
 EXAMPLE = """\
 example:
@@ -48,7 +49,14 @@ def run(args):
     from minifm.evaluation.prompting import prompt_study, prompt_task
     from minifm.hub import load_causal
     from minifm.tasks import describe
+    from minifm.training.run import require_writable, run_directory
     counts, config = numbers(args.shots), build(PromptConfig, vars(args))
+    if args.show and (args.json or args.out is not None):
+        raise ConfigError(f"{'json' if args.json else 'out'}: --show prints a prompt and stops; "
+                          "leave one of them out")
+    directory = None if args.out is None else run_directory(args.out, ())
+    if directory is not None:       # before all that takes a while
+        require_writable(directory, RECORD, PICTURE)
     tokenizer, model = loaded(args, load_causal)
     task = prompt_task(args.task, config)
     if args.show:
@@ -62,11 +70,11 @@ def run(args):
     record = {"model": args.model, "task": args.task, **described(results, task, config)}
     print(json.dumps(record, indent=2, ensure_ascii=False) if args.json
           else table(results, task.baseline))
-    if args.out:
-        write_json(record, Path(args.out) / "prompt.json")
-        drawn = draw(results, task.baseline, Path(args.out) / "prompt.png")
-        picture = f", {args.out}/prompt.png" if drawn else f"; no picture: {MISSING}"
-        say(f"saved as   {args.out}/prompt.json{picture}")
+    if directory is not None:
+        write_json(record, directory / RECORD)
+        drawn = draw(results, task.baseline, directory / PICTURE)
+        picture = f", {directory / PICTURE}" if drawn else f"; no picture: {MISSING}"
+        say(f"saved as   {directory / RECORD}{picture}")
     return 0
 
 

@@ -24,6 +24,7 @@ from minifm.generation import Sampling, generate
 from minifm.rng import Rng
 from minifm.tasks import check_labels, labels_of, read, sides, stdlib
 from minifm.tasks.baselines import BASELINES
+from minifm.tasks.examples import HELD_OUT, check_sides
 from minifm.tasks.prompts import (
     AnyKind,
     Form,
@@ -66,15 +67,20 @@ class PromptConfig:
                             least=0)
     held_out_data: tuple[str, ...] = setting((), "files of examples to ask about (default: a part "
                                              "of the task's)")
-    held_out: float = setting(0.2, "the part of the groups of examples that is asked about, where "
-                              "there is no --held-out-data", above=0, below=1)
+    held_out: float | None = setting(
+        None, f"the part of the groups of examples that is asked about, where there is no "
+              f"--held-out-data (default: {HELD_OUT})", above=0, below=1)
     group: str | None = setting(None, "the field of examples that names what must not be on both "
                                 "sides, such as a document (default: each text)")
     batch: int = setting(8, "prompts computed at a time; changes no result on the C backend",
                          least=1)
     seed: int = setting(0, "decides what is held out, and which shots are shown in which order")
 
-    __post_init__ = check
+    def __post_init__(self):
+        check(self)
+        check_sides(self)
+        if self.stop == "":
+            raise ConfigError("stop: expected a text to stop before, got an empty one")
 
     def text(self, name):
         """A setting with its line feeds."""
@@ -273,7 +279,8 @@ def _of_no_content(model, prompter, task, prompts, shots, config):
 def _written(model, prompter, task, prompts, config):
     """What the model writes greedily behind each prompt, without white space at its ends. Where
     there are labels, None for what is none of them."""
-    stop = ["\n", task.template.tail] if config.stop is None else [config.text("stop")]
+    usual = [text for text in ("\n", task.template.tail) if text]
+    stop = usual if config.stop is None else [config.text("stop")]
     answers = []
     for first in range(0, len(prompts), config.batch):
         done = generate(model, prompter.tokenizer,

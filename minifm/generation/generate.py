@@ -46,13 +46,15 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
     ends       ids of more tokens, beside the tokenizer's end-of-text, with which a text ends (a
                turn's end, see `minifm.hub.end_tokens`); with a constraint, that says where
 
-    Raises ConfigError for an empty prompt, one that the model's context cannot hold,
-    max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
+    Raises ConfigError for an empty prompt, one that the model's context cannot hold, an empty stop
+    string, max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
     """
     for name, value in (("prompts", prompts), ("stop", stop)):
         if isinstance(value, (str, bytes)):
             raise ConfigError(f"{name}: expected a list of strings, got one string {value!r:.40}")
-    if constraint is not None and any(stop):
+    if not all(stop):
+        raise ConfigError("stop: expected strings to stop before, got an empty one")
+    if constraint is not None and stop:
         raise ConfigError("stop: a text with a constraint ends where the constraint says; leave "
                           "one of them out")
     if not len(prompts):
@@ -113,7 +115,7 @@ class _Writer:
 
     def __init__(self, tokenizer, stop, ends):
         self.completion = Completion()
-        self.stop = [s for s in stop if s]
+        self.stop = stop
         self.ends = ends
         self.decoder = StreamDecoder(tokenizer)
         self.held = ""

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import ConfigError, FormatError, why
 from minifm.tasks.classify import Classified
 from minifm.tasks.freetext import NAMES, Answered
 from minifm.tasks.qa import Question
@@ -166,7 +166,7 @@ class Template:
         try:
             return cls(Path(path).read_text("utf-8"), form, path)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"template: {path}: cannot be read: {error}") from error
+            raise ConfigError(f"template: {path}: cannot be read: {why(error)}") from error
 
     def question(self, given):
         """The text up to the answer; `given` {field: text}."""
@@ -295,11 +295,18 @@ class Prompter:
         prompt = largest(longest, lambda n: self._prompt(
             {field: shortened(text, n) for field, text in given.items()}))
         if prompt is None:
-            least = self._taken(*self._rows(self._text(dict.fromkeys(given, CUT), [])))
-            raise ConfigError(f"template: by itself, without an example but with room for an "
-                              f"answer, it takes {least} tokens, and the model's context is "
-                              f"{self.context}")
+            self._refuse(self._taken(*self._rows(self._text(dict.fromkeys(given, CUT), []))))
         return replace(prompt, cut=True)
+
+    def _refuse(self, least):
+        """Raise ConfigError: the template with an answer takes `least` tokens, which are too
+        many."""
+        room = self.context - (least - self.written)
+        if 0 < room < self.written:
+            raise ConfigError(f"max_tokens: expected at most {room}, which the template leaves of "
+                              f"the model's context of {self.context}, got {self.written}")
+        raise ConfigError(f"template: by itself, without an example but with room for an answer, "
+                          f"it takes {least} tokens, and the model's context is {self.context}")
 
     def _prompt(self, given, parts=()):
         """The Prompt with all that, or None where it does not fit."""

@@ -125,11 +125,15 @@ class ChatTemplate:
 
 def read_messages(file):
     """(messages, tools or None) from a .jsonl file with a message on each line, or a .json file: a
-    list of messages, or an object of `messages` and `tools`. Raises FormatError."""
-    text = read_text(file)
+    list of messages, or an object of `messages` and `tools`. Raises FormatError, ConfigError for
+    a file whose name does not say which it is."""
+    if Path(file).suffix not in (".jsonl", ".json"):
+        raise ConfigError(f"messages: {file}: expected a file that ends in .jsonl, a message a "
+                          "line, or in .json")
+    text = read_text(file).removeprefix("\ufeff")      # a byte order mark
     found, number = [], None
     try:
-        if str(file).endswith(".jsonl"):
+        if Path(file).suffix == ".jsonl":
             for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
                     found.append(json.loads(line))

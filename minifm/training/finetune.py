@@ -23,6 +23,7 @@ from minifm.nn import AdapterConfig, add_adapters, freeze_layers, train_only
 from minifm.rng import Rng
 from minifm.tasks import read, sides, stdlib
 from minifm.tasks.batches import HeldOutTaskBatches, TaskBatches
+from minifm.tasks.examples import HELD_OUT, check_sides
 from minifm.tasks.pictures import draw_confusion, draw_learning
 from minifm.tasks.scores import ClassScores
 from minifm.text import Tokenizer
@@ -56,8 +57,9 @@ class TaskConfig:
         f"{', '.join(stdlib.DATASETS)}, from the source of Python's standard library")
     held_out_data: tuple[str, ...] = setting(
         (), "examples to evaluate on (default: a part of --data)")
-    held_out: float = setting(0.2, "the part of the groups of examples that is held out, where "
-                              "there is no --held-out-data", above=0, below=1)
+    held_out: float | None = setting(
+        None, f"the part of the groups of examples that is held out, where there is no "
+              f"--held-out-data (default: {HELD_OUT})", above=0, below=1)
     group: str | None = setting(None, "the field of examples that names what must not be on both "
                                 "sides, such as a document (default: each text)")
     scheme: str = setting("iob2", "how CoNLL files mark where an entity begins: iob2 or iob1",
@@ -71,7 +73,9 @@ class TaskConfig:
         None, f"times through the examples (default: 3, or as many as make {FEWEST_STEPS} steps)",
         above=0)
 
-    __post_init__ = check
+    def __post_init__(self):
+        check(self)
+        check_sides(self)
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,8 @@ def examples_of(task, seed):
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
     else:
         name, examples = task.task, _read_all(task.data, TASKS[task.task].example, task)
+    if name != "ner" and task.scheme != TaskConfig.scheme:
+        raise ConfigError(f"scheme: only for ner, not for {name}; leave it out")
     held_out = _read_all(task.held_out_data, TASKS[name].example, task) or None
     return TASKS[name], *sides(examples, held_out, fraction=task.held_out, seed=seed)
 
