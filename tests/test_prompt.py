@@ -39,8 +39,8 @@ from minifm.tasks.prompts import (
     draw_shots,
     form_of,
     largest,
+    none_of,
     shortened,
-    without_copies,
 )
 from minifm.text import Tokenizer
 from minifm.text.rows import common_prefix
@@ -167,7 +167,7 @@ def test_draws_differ_in_what_they_show_and_in_its_order():
 
 def test_copies_of_what_is_asked_are_not_shown():
     pool = [Classified("a  b", "x"), Classified("a b", "y"), Classified("ab", "x")]
-    assert without_copies(pool, [Classified(" a\nb ", "z")]) == pool[2:]
+    assert none_of(pool, [Classified(" a\nb ", "z")]) == pool[2:]
 
 
 # -- prompts ---------------------------------------------------------------------------------------

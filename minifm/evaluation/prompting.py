@@ -32,8 +32,8 @@ from minifm.tasks.prompts import (
     Template,
     draw_shots,
     form_of,
+    none_of,
     require_form,
-    without_copies,
 )
 from minifm.text.bytelevel import as_bytes
 
@@ -128,7 +128,7 @@ def prompt_task(data, config):
     by = config.by or ("likelihood" if labels else "text")
     _check_way(by, labels, config)
     asked = held_out[: config.examples or None]
-    pool, kind = without_copies(training, asked), type(asked[0])
+    pool, kind = none_of(training, asked), type(asked[0])
     usual = BASELINES[kind][0](training, asked)
     return PromptTask(form, template, labels, by == "likelihood", pool, asked,
                       len(training) - len(pool), kind.scores(asked, usual).figures)

@@ -209,7 +209,7 @@ def _pieces(text, file):
 # -- which examples are shown ----------------------------------------------------------------------
 
 
-def without_copies(pool, asked):
+def none_of(pool, asked):
     """Those of `pool` whose text none of the `asked` examples has, whatever the white space."""
     texts = {_plain(example) for example in asked}
     return [example for example in pool if _plain(example) not in texts]

@@ -146,27 +146,17 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     newest_checkpoint(directory, resume)
     require_writable(directory)
     say("reading the examples")
-    kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
+    seed = dict(config).get("seed", 0)
+    kind, training, held_out = examples_of(task, seed)
     tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
     require_plain_weights(begun, model)
     say_what_is_left_out(place, say)
-    rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
-    if method.scratch:
-        begun = type(begun)(begun.config, rng.child("model"))
     labelled = training if task.held_out_data else training + held_out
-    learner = kind.model(begun, labelled, tokenizer, rng.child("head"))
-    new = new_parameters(learner, begun)
-    if task.examples > len(training):
-        raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
-                          f"train on, got {task.examples:,}")
-    training = training[: task.examples or None]
-    choose_weights(learner, method, replace(adapter, base=name_of_base(model, place)),
-                   rng.child("adapters"), head_parts(learner, new))
+    learner, new = learner_of(begun, kind, labelled, tokenizer, method, replace(
+        adapter, base=name_of_base(model, place)), Rng(seed).child("fine-tuning"))
+    training, seen = training[: task.examples or None], held_out[: task.validation]
     length = row_length(task.length, learner.config)
-    rows = kind.rows(learner, training, tokenizer, length)
-    seen = held_out[: task.validation]
-    test = held_out[task.validation :] or seen
-    measured = kind.rows(learner, seen, tokenizer, length)
+    rows, measured = (kind.rows(learner, part, tokenizer, length) for part in (training, seen))
     config = tuned(dict(config), task, method, learner, len(rows))
 
     def measure(model):
@@ -182,7 +172,8 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         trainer.resume(force=force)
     write_run(directory, "finetune", asdict(task) | asdict(config)
               | chosen(model, method, adapter), trainer)
-    return Prepared(trainer, kind, training, seen, test, rows.facts, new)
+    return Prepared(trainer, kind, training, seen, held_out[task.validation :] or seen,
+                    rows.facts, new)
 
 
 def prepare_text(directory, model, text, method, config, adapter=AdapterConfig(), *,
@@ -251,7 +242,11 @@ def examples_of(task, seed):
     if name != "ner" and task.scheme != TaskConfig.scheme:
         raise ConfigError(f"scheme: only for ner, not for {name}; leave it out")
     held_out = _read_all(task.held_out_data, TASKS[name].example, task) or None
-    return TASKS[name], *sides(examples, held_out, fraction=task.held_out, seed=seed)
+    training, held_out = sides(examples, held_out, fraction=task.held_out, seed=seed)
+    if task.examples > len(training):
+        raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
+                          f"train on, got {task.examples:,}")
+    return TASKS[name], training, held_out
 
 
 def _read_all(files, example, task):
@@ -260,6 +255,18 @@ def _read_all(files, example, task):
 
 
 # -- which weights learn ---------------------------------------------------------------------------
+
+
+def learner_of(begun, task, labelled, tokenizer, method, adapter, rng):
+    """(the model that learns, the names of its parameters that `begun`, the model to start from,
+    does not have): with a head for the labels of all examples, `labelled`, and of its weights only
+    those free that learn. Raises ConfigError."""
+    if method.scratch:
+        begun = type(begun)(begun.config, rng.child("model"))
+    learner = task.model(begun, labelled, tokenizer, rng.child("head"))
+    new = new_parameters(learner, begun)
+    choose_weights(learner, method, adapter, rng.child("adapters"), head_parts(learner, new))
+    return learner, new
 
 
 def head_parts(learner, new):

@@ -91,8 +91,8 @@ class TokenObjective:
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
     def training_loss(self, model, batch, *, denominator, rng):
-        """(what training makes small, {name: figure} of what a model adds to the loss): `loss`,
-        but for models that add something."""
+        """(what training makes small: `loss` and whatever a model adds to it; where it adds
+        something, {"loss": `loss` alone, name: figure} of that)."""
         return self.loss(model, batch, denominator=denominator, rng=rng), {}
 
     def count(self, batch):
