@@ -46,8 +46,8 @@ def arguments(parser, argv):
 def run(args):
     from minifm.atomic import write_json
     from minifm.cli.evaluate import loaded
-    from minifm.evaluation.prompting import prompt_study, prompt_task
-    from minifm.hub import load_causal
+    from minifm.evaluation.prompting import asker_of, prompt_study, prompt_task
+    from minifm.hub import load_model
     from minifm.tasks import describe
     from minifm.training.run import require_writable, run_directory
     counts, config = numbers(args.shots), build(PromptConfig, vars(args))
@@ -57,10 +57,11 @@ def run(args):
     directory = None if args.out is None else run_directory(args.out, ())
     if directory is not None:       # before all that takes a while
         require_writable(directory, RECORD, PICTURE)
-    tokenizer, model = loaded(args, load_causal)
-    task = prompt_task(args.task, config)
+    tokenizer, model = loaded(args, load_model)
+    asker = asker_of(model, tokenizer, config)
+    task = prompt_task(args.task, config, cloze=asker.cloze)
     if args.show:
-        return show(task, tokenizer, model.config.context, max(counts), config)
+        return show(task, asker, max(counts), config)
     say(f"to show    {describe(task.pool)}")
     say(f"to ask     {describe(task.asked)}")
     if task.copies:
@@ -94,22 +95,27 @@ def say(line):
     print(line, file=sys.stderr, flush=True)
 
 
-def show(task, tokenizer, context, count, config):
+def show(task, asker, count, config):
     """Print the prompt of the first example after so many shots, and about it on standard error."""
     from minifm.evaluation.prompting import prompter_of, shots_of
-    prompt = prompter_of(task, tokenizer, context, config)(
+
+    def text(ids):
+        return asker.tokenizer.decode(ids).decode("utf-8", "replace")
+
+    prompt = prompter_of(task, asker, config)(
         task.form.given(task.asked[0]), shots_of(task, count, 0, config))
-    print(tokenizer.decode(prompt.ids).decode("utf-8", "replace"))
-    cut = ", its text cut" if prompt.cut else ""
-    say(f"minifm: {len(prompt.ids):,} tokens, {prompt.shots} of {plural(count, 'shot')}{cut}; the "
-        f"model's context is {context:,}")
+    print(text(prompt.ids))
+    cut, context = ", its text cut" if prompt.cut else "", asker.model.config.context
+    limit = f"the model's context is {context:,}" if context else "the model's context has no limit"
+    say(f"minifm: {len(prompt.ids):,} tokens, {prompt.shots} of {plural(count, 'shot')}{cut}; "
+        f"{limit}")
+    right = repr(task.form.said(task.asked[0]))
     if task.chosen:
-        ends = [tokenizer.decode(row[prompt.start :]).decode("utf-8", "replace")
-                for row in prompt.rows]
-        say(f"minifm: behind it are scored {', '.join(map(repr, ends))}; the right one is "
-            f"{task.form.said(task.asked[0])!r}")
+        answers = ", ".join(repr(text(prompt.answer(row))) for row in prompt.rows)
+        where = "in its place" if asker.cloze else "behind it"
+        say(f"minifm: {where} are scored {answers}; the right one is {right}")
     else:
-        say(f"minifm: the model goes on; right is {task.form.said(task.asked[0])!r}")
+        say(f"minifm: the model goes on; right is {right}")
 
 
 # -- what is shown of a study ----------------------------------------------------------------------
