@@ -96,7 +96,7 @@ class ChatTemplate:
         except RecursionError:
             raise ConfigError("messages: nested too deeply, or in themselves") from None
         try:
-            return Traced.of(program.render(values))
+            return Traced.of(program.environment.render(program, values))
         except UserError:
             raise
         except Refusal as refusal:
@@ -206,9 +206,10 @@ def _compiled(text, file, where):
 
 
 def _line(error):
-    """What an exception says, on one line."""
+    """What an exception says, on one line, of characters that do nothing to a terminal."""
     said = getattr(error, "message", None) or str(error) or type(error).__name__
-    return " ".join(said.split())[:300]
+    line = " ".join(said.split())[:300]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _place(where, error):
