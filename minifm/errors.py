@@ -46,6 +46,10 @@ class AnomalyError(UserError, ArithmeticError):
     """The first non-finite value: names the op and the line of the model that made it."""
 
 
+# Of an AnomalyError, where no op is to blame.
+NOT_FINITE = "the model's logits are not finite: its weights are damaged, or its training diverged"
+
+
 def plural(count, thing):
     """"1 layer", "2,000 layers": how messages count."""
     return f"{count:,} {thing}" + "s" * (count != 1)

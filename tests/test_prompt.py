@@ -552,7 +552,7 @@ def test_other_kinds_of_models_are_studied_alike(backend, tmp_path, make, way):
     found = []
     for batch in (1, 3, 8):
         calibrate = way == "likelihood"
-        config = PromptConfig(by=way, batch=batch, draws=2, held_out=0.4, calibrate=calibrate,
+        config = PromptConfig(by=way, batch=batch, draws=2, examples=5, calibrate=calibrate,
                               max_tokens=None if calibrate else 3)
         task = prompt_task(data(tmp_path), config, cloze=make is bert)
         found.append(prompt_study(make(1), SPECIAL, task, [0, 1], config))

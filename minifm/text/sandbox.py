@@ -37,7 +37,7 @@ from minifm.text.provenance import (
     to_json,
 )
 
-SECONDS = 20                # of a processor, that a template may take
+SECONDS = 10                # of a processor, that a template may take
 MADE = 16 * LONGEST         # characters and items of all that it makes, whatever it keeps of them
 WIDEST = 1 << 20            # characters or items that a number may ask for: by *, center, batch, …
 BITS = 1 << 14              # of a whole number: more digits Python would not write

@@ -228,17 +228,9 @@ def examples_of(task, seed):
 
     Raises ConfigError, or FormatError with file and line.
     """
-    built = stdlib.named_in(task.data, "data")
-    if built:
-        name = next(name for name, kind in TASKS.items()
-                    if kind.example is stdlib.DATASETS[built].kind)
-        if task.task not in (None, name):
-            raise ConfigError(f"task: {built} is for {name}, not for {task.task}")
-        examples = stdlib.build([built])[built]
-    elif task.task is None:
-        raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
-    else:
-        name, examples = task.task, _read_all(task.data, TASKS[task.task].example, task)
+    name, built = name_of_task(task)
+    examples = stdlib.build([built])[built] if built else \
+        _read_all(task.data, TASKS[name].example, task)
     if name != "ner" and task.scheme != TaskConfig.scheme:
         raise ConfigError(f"scheme: only for ner, not for {name}; leave it out")
     held_out = _read_all(task.held_out_data, TASKS[name].example, task) or None
@@ -247,6 +239,20 @@ def examples_of(task, seed):
         raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
                           f"train on, got {task.examples:,}")
     return TASKS[name], training, held_out
+
+
+def name_of_task(task):
+    """(its name in TASKS, the name of the built-in examples or None); raises ConfigError."""
+    built = stdlib.named_in(task.data, "data")
+    if not built:
+        if task.task is None:
+            raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
+        return task.task, None
+    name = next(name for name, kind in TASKS.items()
+                if kind.example is stdlib.DATASETS[built].kind)
+    if task.task not in (None, name):
+        raise ConfigError(f"task: {built} is for {name}, not for {task.task}")
+    return name, built
 
 
 def _read_all(files, example, task):
