@@ -12,6 +12,7 @@ from minifm.errors import ConfigError
 from minifm.generation.conditioned import Conditioned, require_sources
 from minifm.generation.job import Job
 from minifm.generation.sampling import Sampling
+from minifm.generation.unmasking import Filler, Unmasking
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.rng import Rng
 from minifm.text import StreamDecoder, end_of_text_of
@@ -30,12 +31,13 @@ class Completion:
     reason: str = ""
 
 
-def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, stop=(), seed=0,
-             on_text=None, cache=None, constraint=None, ends=()):
+def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(), seed=0,
+             on_text=None, cache=None, constraint=None, ends=(), suffix=""):
     """One Completion for each prompt (str, bytes or token ids); all are written side by side. An
     encoder-decoder reads the prompts, as sources with their end, and writes the targets.
 
-    strategy   how tokens are chosen: Sampling, Beams, Contrastive or Speculative
+    strategy   how tokens are chosen: Sampling (the default), Beams, Contrastive or Speculative;
+               of a model that writes by diffusion, Unmasking
     stop       strings that end a completion; they are not part of its text
     on_text    called as on_text(prompt number, piece) as the text grows
     cache      "bf16" keeps keys and values rounded to bf16: half the memory, and faster late in a
@@ -45,6 +47,7 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
                was room enough, the reason is not "end" and the text is not whole
     ends       ids of more tokens, beside the tokenizer's end-of-text, with which a text ends (a
                turn's end, see `minifm.hub.end_tokens`); with a constraint, that says where
+    suffix     text that stands max_tokens behind each prompt, of a model that writes by diffusion
 
     Raises ConfigError for an empty prompt, one that the model's context cannot hold,
     max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
@@ -66,6 +69,10 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
             source if source is prompt else np.append(source, end)
             for source, prompt in zip(ids, prompts)])
         ids = model.prompts
+    if model_writes_by_diffusion(model, strategy, cache, constraint, suffix):
+        model = Filler(model, tokenizer, ids, tokenizer.encode(suffix))
+        ids, strategy = model.prompts, strategy or Unmasking()
+    strategy = strategy or Sampling()
     guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
     ends = frozenset({*(() if guide else ends), tokenizer.end_of_text} - {None})
     job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, ends, tokenizer.vocabulary)
@@ -81,6 +88,24 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
             stopped_early = len(writer.completion.tokens) < max_tokens
             emit(row, writer.finish("context" if stopped_early else "length"))
     return [writer.completion for writer in writers]
+
+
+def model_writes_by_diffusion(model, strategy, cache, constraint, suffix):
+    """Whether it does; raises ConfigError for what such a model, or any other, cannot do."""
+    if not getattr(model, "absorbing", False):
+        for name, given in (("strategy", isinstance(strategy, Unmasking)), ("suffix", suffix)):
+            if given:
+                raise ConfigError(f"{name}: needs a model that writes by diffusion, got a "
+                                  f"{type(model).__name__} that does not")
+        return False
+    if not isinstance(strategy, (Unmasking, type(None))):
+        raise ConfigError("strategy: a model that writes by diffusion writes by Unmasking, got "
+                          f"{type(strategy).__name__}")
+    for name, given in (("cache", cache), ("constraint", constraint)):
+        if given is not None:
+            raise ConfigError(f"{name}: has no meaning for a model that writes by diffusion; leave "
+                              "it out")
+    return True
 
 
 def tokens(model, prompts, strategy, max_tokens, rng, finished=(), cache=None, guide=None):

@@ -32,7 +32,9 @@ ARCHITECTURES = {
     ("roberta", True, False, False): "RobertaModel",
 }
 LAYOUTS = ("bert", "roberta")
-BARE = {"pooler": False, "masked_head": False, "sentence_head": False}
+# What a head for another task stands on: the parts above, and what the masked head has learnt.
+BARE = {"pooler": False, "masked_head": False, "sentence_head": False, "absorbing": False}
+DIFFUSION, ABSORBING = "diffusion", "absorbing"     # the key of config.json that says so, its value
 # Heads for other tasks, {layout: {task: …}}: see heads.py. RoBERTa's reads a sequence by a layer of
 # its own in place of the pooler.
 TASKS = {
@@ -77,6 +79,9 @@ class BertConfig:
     masked_head: bool = setting(True, "the head that guesses masked tokens")
     sentence_head: bool = setting(
         False, "the head that guesses whether the second sentence follows the first")
+    absorbing: bool = setting(
+        False, "the masked head has learnt to guess behind any number of masks, and so writes by "
+        "diffusion (diffusion/absorbing.py)")
 
     def __post_init__(self):
         check(self)
@@ -91,8 +96,10 @@ class BertConfig:
             raise ConfigError("sentence_head: RoBERTa has none, it learns without the next "
                               "sentence (Liu et al. 2019); leave next_sentence out, or choose the "
                               "architecture bert")
+        if self.absorbing and not self.masked_head:
+            raise ConfigError("absorbing: needs the masked head")
         if any(self._parts[1:]) and self._parts not in ARCHITECTURES:
-            parts = [name for name in BARE if getattr(self, name)]
+            parts = [name for name, _ in zip(BARE, self._parts[1:]) if getattr(self, name)]
             raise ConfigError(f"layout: {self.layout} is not known with {' and '.join(parts)}; "
                               f"expected the parts of one of {', '.join(ARCHITECTURES.values())}")
 
@@ -216,6 +223,11 @@ class Bert(Model):
             if config.masked_head else None
         self.sentence_head = Linear(C, 2, std=INITIAL, rng=rng and rng.child("sentence_head")) \
             if config.sentence_head else None
+
+    @property
+    def absorbing(self):
+        """As in Model."""
+        return self.config.absorbing
 
     def __call__(self, ids, **inputs):
         """ids [B, T] -> logits [B, T, V] of the token at each place; `inputs` as in `features`."""
@@ -406,10 +418,11 @@ class Bert(Model):
         if layout == "roberta":         # whose table has a row for each number up to `padding`
             shape["context"] -= padding + 1
         return BertConfig(
-            **shape, **_parts_from_hub(layout, stored), layout=layout, padding=padding,
+            **shape, layout=layout, padding=padding,
             types=stored.get("type_vocab_size", 2), dropout=stored.get("hidden_dropout_prob", 0.1),
             activation=stored.get("hidden_act", "gelu"),
-            norm_epsilon=stored.get("layer_norm_eps", 1e-12))
+            norm_epsilon=stored.get("layer_norm_eps", 1e-12),
+            **{"absorbing": _absorbing(stored)} | _parts_from_hub(layout, stored))
 
     @staticmethod
     def config_to_hub(config, *, end_of_text=None, architecture=None):
@@ -429,7 +442,7 @@ class Bert(Model):
             "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0,
             "position_embedding_type": "absolute", "tie_word_embeddings": True,
             "torch_dtype": "float32", "bos_token_id": end_of_text, "eos_token_id": end_of_text,
-        }
+        } | ({DIFFUSION: ABSORBING} if config.absorbing else {})
 
 
 TABLES = {"token": "word_embeddings", "position": "position_embeddings",
@@ -456,6 +469,15 @@ def _layers(names, weight):
     return {f"{ours}.{weight}": Stored(f"{theirs}.weight", transposed=weight == "weight")
             for ours, theirs in names.items()} | {
         f"{ours}.bias": Stored(f"{theirs}.bias") for ours, theirs in names.items()}
+
+
+def _absorbing(stored):
+    """Whether the file is of a model that writes by diffusion: a key of ours, which other libraries
+    keep and pass over (theirs say so by a class of model, with nothing else that differs)."""
+    if stored.get(DIFFUSION) not in (None, ABSORBING):
+        raise ConfigError(f"config.json: {DIFFUSION}={stored[DIFFUSION]!r:.80} is not supported, "
+                          f"only {ABSORBING!r}")
+    return stored.get(DIFFUSION) == ABSORBING
 
 
 def _parts_from_hub(layout, stored):

@@ -76,6 +76,7 @@ class Model(Module):
     prefix = ""     # what the names of its tensors begin with in files
     weights = "model"       # what the file of its weights is called, before ".safetensors"
     tasks = {}      # {model_type: {task: HeadLayout}}
+    absorbing = False       # whether it writes by guessing behind masks (diffusion/absorbing.py)
 
     @staticmethod
     def accepted_name(key):
