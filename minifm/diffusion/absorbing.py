@@ -50,8 +50,8 @@ SCHEDULES = {
     # As many tokens are hidden in each part of the time: MDLM's "log-linear".
     "linear": Schedule(lambda t: 1 - t, lambda t: -np.ones_like(t)),
     # On the way back, few come first, while little is known (Chang et al. 2022, MaskGIT).
-    "cosine": Schedule(lambda t: 1 - np.cos(math.pi / 2 * (1 - t)),
-                       lambda t: -math.pi / 2 * np.sin(math.pi / 2 * (1 - t))),
+    "cosine": Schedule(lambda t: 1 - np.sin(math.pi / 2 * t),
+                       lambda t: -math.pi / 2 * np.cos(math.pi / 2 * t)),
     # On the way back, few come last, when each may contradict another.
     "square": Schedule(lambda t: (1 - t) ** 2, lambda t: -2 * (1 - t)),
 }

@@ -5,9 +5,10 @@ One after the other that is sampling with the chain rule, in whatever order; as 
 network as tokens, and each token sees all that came before it. Several in one call are drawn as if
 they did not depend on each other: faster, and not exact. Which come first is the order:
 
-    random       any, as many in each step: the process of diffusion/absorbing.py, run backwards. The
-                 number of masks at each time is its mean, not drawn; so with a step for each token
-                 it is what ancestral sampling is with infinitely many (Zheng et al. 2024)
+    random       any, as many in each step: the process of diffusion/absorbing.py backwards, with
+                 the mean number of masks at each time in place of a random one; so with a step for
+                 each token it is what ancestral sampling is with infinitely many (Zheng et al.
+                 2024), which draws exactly what the network has learnt
     ancestral    each mask is undone by chance, with the posterior's probability (Sahoo et al. 2024,
                  MDLM): how many come in a step is chance, too
     confidence   a token is drawn behind each mask, and those are kept that the network gives the
