@@ -16,7 +16,13 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.stored import HeadLayout, Model, Stored
+from minifm.models.stored import (
+    HeadLayout,
+    Model,
+    Stored,
+    diffusion_from_hub,
+    diffusion_to_hub,
+)
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Module, Perceptron, post_norm
 from minifm.nn.module import constant
 from minifm.ops.loss import IGNORE
@@ -34,7 +40,6 @@ ARCHITECTURES = {
 LAYOUTS = ("bert", "roberta")
 # What a head for another task stands on: the parts above, and what the masked head has learnt.
 BARE = {"pooler": False, "masked_head": False, "sentence_head": False, "absorbing": False}
-DIFFUSION, ABSORBING = "diffusion", "absorbing"     # the key of config.json that says so, its value
 # Heads for other tasks, {layout: {task: …}}: see heads.py. RoBERTa's reads a sequence by a layer of
 # its own in place of the pooler.
 TASKS = {
@@ -223,11 +228,6 @@ class Bert(Model):
             if config.masked_head else None
         self.sentence_head = Linear(C, 2, std=INITIAL, rng=rng and rng.child("sentence_head")) \
             if config.sentence_head else None
-
-    @property
-    def absorbing(self):
-        """As in Model."""
-        return self.config.absorbing
 
     def __call__(self, ids, **inputs):
         """ids [B, T] -> logits [B, T, V] of the token at each place; `inputs` as in `features`."""
@@ -422,7 +422,7 @@ class Bert(Model):
             types=stored.get("type_vocab_size", 2), dropout=stored.get("hidden_dropout_prob", 0.1),
             activation=stored.get("hidden_act", "gelu"),
             norm_epsilon=stored.get("layer_norm_eps", 1e-12),
-            **{"absorbing": _absorbing(stored)} | _parts_from_hub(layout, stored))
+            **diffusion_from_hub(stored) | _parts_from_hub(layout, stored))
 
     @staticmethod
     def config_to_hub(config, *, end_of_text=None, architecture=None):
@@ -442,7 +442,7 @@ class Bert(Model):
             "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0,
             "position_embedding_type": "absolute", "tie_word_embeddings": True,
             "torch_dtype": "float32", "bos_token_id": end_of_text, "eos_token_id": end_of_text,
-        } | ({DIFFUSION: ABSORBING} if config.absorbing else {})
+        } | diffusion_to_hub(config)
 
 
 TABLES = {"token": "word_embeddings", "position": "position_embeddings",
@@ -469,15 +469,6 @@ def _layers(names, weight):
     return {f"{ours}.{weight}": Stored(f"{theirs}.weight", transposed=weight == "weight")
             for ours, theirs in names.items()} | {
         f"{ours}.bias": Stored(f"{theirs}.bias") for ours, theirs in names.items()}
-
-
-def _absorbing(stored):
-    """Whether the file is of a model that writes by diffusion: a key of ours, which other libraries
-    keep and pass over (theirs say so by a class of model, with nothing else that differs)."""
-    if stored.get(DIFFUSION) not in (None, ABSORBING):
-        raise ConfigError(f"config.json: {DIFFUSION}={stored[DIFFUSION]!r:.80} is not supported, "
-                          f"only {ABSORBING!r}")
-    return stored.get(DIFFUSION) == ABSORBING
 
 
 def _parts_from_hub(layout, stored):
