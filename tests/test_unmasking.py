@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -265,6 +266,20 @@ def test_what_is_not_masked_stays(strategy, suffix):
     assert len(done[0].tokens) == 8 and BYTES.end_of_text not in done[0].tokens
     if strategy.steps is None and strategy.schedule == "linear" and strategy.order != "ancestral":
         assert len(seen) == 8
+
+
+def test_marks_are_no_text_however_likely():
+    model = randomised(Bert(replace(SHAPE, vocabulary=SHAPE.vocabulary + 5)))
+    bias = model.masked_head.bias.data
+    bias[list(BYTES.specials)] = bias[BYTES.vocabulary :] = 99
+    bias[BYTES.end_of_text] = 50                    # likelier than all that is text
+    for order in unmasking.ORDERS:
+        strategy = Unmasking(order=order)
+        done = generate(model, BYTES, ["a"], strategy=strategy, max_tokens=6)[0]
+        assert (done.tokens, done.reason, done.text) == ([BYTES.end_of_text], "end", "")
+        done = generate(model, BYTES, ["a"], strategy=strategy, max_tokens=6, suffix="b")[0]
+        assert len(done.tokens) == 6 and done.reason == "length"
+        assert all(BYTES.spellings[token] is not None for token in done.tokens)
 
 
 def test_blocks_are_written_from_left_to_right():
