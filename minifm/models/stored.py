@@ -49,6 +49,7 @@ class HeadLayout:
     prefix        what the names of the body's tensors begin with, in place of the model's `prefix`
     parts         {setting: value} of the body: what it has and leaves out, below this head
     whole         the head reads one vector for a sequence, the body's `summary`; else each token
+    reader        what it reads has gone through one more layer of the body, C to C
     dense         the name of a layer with a tanh before the output, if there is one
     bias          the output has offsets
     dropout       of what the layers read; 0: there is none; None: as much as in the body
@@ -59,6 +60,7 @@ class HeadLayout:
     prefix: str
     parts: dict = field(default_factory=dict)
     whole: bool = False
+    reader: bool = False
     dense: str | None = None
     bias: bool = True
     dropout: float | None = 0.0
@@ -82,6 +84,10 @@ class Model(Module):
         """Whether it has learnt to guess behind any number of masks, and so writes by diffusion
         (diffusion/absorbing.py)."""
         return getattr(self.config, "absorbing", False)
+
+    def each(self, x):
+        """Features x [B, T, C] -> [B, T, C], what a head for tokens reads (heads.py)."""
+        return x
 
     @staticmethod
     def accepted_name(key):

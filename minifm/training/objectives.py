@@ -24,6 +24,7 @@ from minifm.diffusion import absorbing
 from minifm.errors import ConfigError
 from minifm.models.bert import Bert
 from minifm.models.causal import CausalModel
+from minifm.models.encoder import Encoder
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.text.masking import MaskedBatches, MaskedPairs, Words
 from minifm.text.noising import NoisedBatches
@@ -44,7 +45,7 @@ class LearningConfig:
     next_sentence: bool = setting(
         False, "masked: of two texts in a row, guess whether the second follows the first, too")
     diffusion: bool = setting(
-        False, "bert, roberta: of each text any number of tokens is masked, from one to all; such "
+        False, "encoders: of each text any number of tokens is masked, from one to all; such "
         "a model writes (minifm generate), and its loss bounds the likelihood of a text")
     span: float = setting(3.0, "denoising: tokens left out at a place, on average", least=1)
     prefix: bool = setting(
@@ -351,7 +352,10 @@ class Denoising(TokenObjective):
 
 def objective_of(model, recompute=False, learning=LearningConfig()):
     """The objective by which models of a class learn from text without labels."""
-    if issubclass(model, Bert):
+    if issubclass(model, Encoder):
+        if learning.next_sentence and not issubclass(model, Bert):
+            raise ConfigError(f"next_sentence: a {model.__name__} has no head that guesses it, a "
+                              "Bert has")
         kind = AbsorbingDiffusion if learning.diffusion else \
             MaskedAndNextSentence if learning.next_sentence else MaskedLanguageModel
     else:
