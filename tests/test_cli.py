@@ -151,6 +151,8 @@ def test_a_llama_learns_is_resumed_and_writes(minifm, book, tmp_path):
 @pytest.mark.parametrize("words, model, learning", [
     (["--arch", "bert"], "BertForMaskedLM", "masked"),
     (["--arch", "roberta", "--diffusion", "--context", 16], "RobertaForMaskedLM", "diffusion"),
+    (["--arch", "modernbert", "--diffusion", "--context", 16, "--every", 1],
+     "ModernBertForMaskedLM", "diffusion"),
     (["--arch", "bert", "--next-sentence", "--whole-words"], "BertForPreTraining",
      "masked and next-sentence"),
     (["--arch", "roberta", "--apart"], "RobertaForMaskedLM", "masked"),
