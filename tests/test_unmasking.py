@@ -302,17 +302,17 @@ def test_a_full_row_ends_the_text_and_stop_strings_do():
 
 
 @pytest.mark.parametrize("choice, message", [
-    ({"strategy": Sampling()}, "strategy: a model that writes by diffusion writes by Unmasking"),
-    ({"cache": "bf16"}, "cache: has no meaning"),
+    ({"strategy": Sampling()}, "strategy: expected no such setting for a model that"),
+    ({"cache": "bf16"}, "cache: expected no such setting"),
     ({"prompts": ["a" * 23]}, "the prompt has 24 tokens, and the model's context of 23"),
     ({"suffix": "a" * 22}, "suffix: has 22 tokens, and rows of 24"),
     ({"strategy": Unmasking(block=2, steps=3), "max_tokens": 8}, "steps: expected one at least for "
      "each of 4 blocks, got 3"),
     ({"tokenizer": Tokenizer.bytes()}, "tokenizer: has no first token"),
     ({"model": GPT(GPTConfig(vocabulary=300, context=8, layers=1, heads=1, width=8), Rng(0)),
-      "strategy": Unmasking()}, "strategy: needs a model that writes by diffusion, got a GPT"),
+      "strategy": Unmasking()}, "strategy: expected a model that writes by diffusion, not a GPT"),
     ({"model": GPT(GPTConfig(vocabulary=300, context=8, layers=1, heads=1, width=8), Rng(0)),
-      "suffix": "b"}, "suffix: needs a model that writes by diffusion"),
+      "suffix": "b"}, "suffix: expected a model that writes by diffusion"),
 ])
 def test_what_makes_no_sense_is_refused(choice, message):
     given_ = {"model": network(), "tokenizer": BYTES, "prompts": ["ab"], "max_tokens": 4} | choice

@@ -49,8 +49,9 @@ def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(
                turn's end, see `minifm.hub.end_tokens`); with a constraint, that says where
     suffix     text that stands max_tokens behind each prompt, of a model that writes by diffusion
 
-    Raises ConfigError for an empty prompt, one that the model's context cannot hold,
-    max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
+    Raises ConfigError for an empty prompt (which only diffusion can do without), one that the
+    model's context cannot hold, max_tokens below 1, settings of another kind of model, an unknown
+    format of the cache, or a constraint that nothing meets.
     """
     for name, value in (("prompts", prompts), ("stop", stop)):
         if isinstance(value, (str, bytes)):
@@ -60,19 +61,9 @@ def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(
                           "one of them out")
     if not len(prompts):
         return []
-    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
-           for prompt in prompts]
-    if isinstance(model, Seq2SeqModel):
-        require_sources(ids)
-        end = end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")
-        model = Conditioned(model, [
-            source if source is prompt else np.append(source, end)
-            for source, prompt in zip(ids, prompts)])
-        ids = model.prompts
-    if model_writes_by_diffusion(model, strategy, cache, constraint, suffix):
-        model = Filler(model, tokenizer, ids, tokenizer.encode(suffix))
-        ids, strategy = model.prompts, strategy or Unmasking()
-    strategy = strategy or Sampling()
+    refuse_foreign(model, strategy, cache, constraint, suffix)
+    model, ids = as_writer(model, tokenizer, prompts, suffix)
+    strategy = strategy or (Unmasking() if isinstance(model, Filler) else Sampling())
     guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
     ends = frozenset({*(() if guide else ends), tokenizer.end_of_text} - {None})
     job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, ends, tokenizer.vocabulary)
@@ -90,22 +81,40 @@ def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(
     return [writer.completion for writer in writers]
 
 
-def model_writes_by_diffusion(model, strategy, cache, constraint, suffix):
-    """Whether it does; raises ConfigError for what such a model, or any other, cannot do."""
-    if not getattr(model, "absorbing", False):
-        for name, given in (("strategy", isinstance(strategy, Unmasking)), ("suffix", suffix)):
-            if given:
-                raise ConfigError(f"{name}: needs a model that writes by diffusion, got a "
-                                  f"{type(model).__name__} that does not")
-        return False
-    if not isinstance(strategy, (Unmasking, type(None))):
-        raise ConfigError("strategy: a model that writes by diffusion writes by Unmasking, got "
-                          f"{type(strategy).__name__}")
-    for name, given in (("cache", cache), ("constraint", constraint)):
-        if given is not None:
-            raise ConfigError(f"{name}: has no meaning for a model that writes by diffusion; leave "
-                              "it out")
-    return True
+def as_writer(model, tokenizer, prompts, suffix=""):
+    """(the model as one that writes behind rows of token ids, those rows): decoders do; an
+    encoder-decoder has read the prompts first, and one that writes by diffusion fills rows."""
+    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+           for prompt in prompts]
+    if isinstance(model, Seq2SeqModel):
+        require_sources(ids)
+        end = end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")
+        model = Conditioned(model, [
+            source if source is prompt else np.append(source, end)
+            for source, prompt in zip(ids, prompts)])
+        return model, model.prompts
+    if writes_by_diffusion(model):
+        model = Filler(model, tokenizer, ids, tokenizer.encode(suffix))
+        return model, model.prompts
+    return model, ids
+
+
+def writes_by_diffusion(model):
+    return getattr(model, "absorbing", False)
+
+
+def refuse_foreign(model, strategy, cache, constraint, suffix):
+    """Raise ConfigError for what has no meaning with this kind of model."""
+    if writes_by_diffusion(model):
+        expected = "no such setting for a model that writes by diffusion"
+        wrong = {"strategy": strategy is not None and not isinstance(strategy, Unmasking),
+                 "cache": cache is not None, "constraint": constraint is not None}
+    else:
+        expected = f"a model that writes by diffusion, not a {type(model).__name__} that does not"
+        wrong = {"strategy": isinstance(strategy, Unmasking), "suffix": suffix}
+    for name, given in wrong.items():
+        if given:
+            raise ConfigError(f"{name}: expected {expected}")
 
 
 def tokens(model, prompts, strategy, max_tokens, rng, finished=(), cache=None, guide=None):
