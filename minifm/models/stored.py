@@ -37,7 +37,8 @@ class Stored:
         """The array of a file as the parameter of this `shape` has it, in C order."""
         if self.transposed:
             array = array.reshape(shape[::-1]).T
-        return np.ascontiguousarray(array.reshape(shape))
+        # ascontiguousarray turns a single number into an array of one
+        return np.ascontiguousarray(array.reshape(shape)).reshape(shape)
 
 
 @dataclass(frozen=True)
