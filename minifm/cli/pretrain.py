@@ -18,6 +18,7 @@ example:
   minifm pretrain --init openai-community/gpt2 --data mine.jsonl --length 256 --out runs/mine
   minifm pretrain --arch llama --key-heads 1 --data book.txt --out runs/llama
   minifm pretrain --arch roberta --whole-words --data notes/ --out runs/roberta
+  minifm pretrain --arch roberta --diffusion --data notes/ --context 128 --out runs/masks
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --resume --out runs/book
 
@@ -171,7 +172,7 @@ def tell(trainer):
     best = trainer.best
     if best and best["step"] < trainer.step:
         print(f"best       {best['loss']:.4f} after step {best['step']}: {trainer.directory}/best")
-    writes = isinstance(trainer.model, CausalModel)
+    writes = isinstance(trainer.model, CausalModel) or trainer.model.absorbing
     print(f"saved as   {trainer.directory}/last" + (
         f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""))
 
