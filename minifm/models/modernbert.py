@@ -389,9 +389,10 @@ def _every_from_hub(stored):
     """One block in how many looks at all tokens: a number in published files, in new ones a list
     of what each block is."""
     types, layers = stored.get("layer_types"), stored["num_hidden_layers"]
+    usual = stored.get("global_attn_every_n_layers", 3)
     if types is None:
-        return stored.get("global_attn_every_n_layers", 3)
-    for every in range(1, layers + 1):
+        return usual
+    for every in (usual, *range(1, layers + 1)):    # too few layers do not tell
         if types == [_type(layer, every) for layer in range(layers)]:
             return every
     raise ConfigError("config.json: layer_types: expected full_attention in the first layer and "
