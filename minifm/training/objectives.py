@@ -63,6 +63,8 @@ class TokenObjective:
     settings = ()               # those of LearningConfig that it has a use for
     special_tokens = ()
     unit = "token"              # of the loss
+    scale = "nats"              # that it is measured in
+    reads = "token"             # what throughput is counted in
 
     def __init__(self, recompute=False, learning=LearningConfig()):
         for setting_name, default in vars(LearningConfig()).items():
