@@ -103,6 +103,13 @@ class DenoisingTrainConfig(TrainConfig):
         "saved as the model; 0: none", least=0, below=1)
 
 
+@dataclass(frozen=True)
+class ExamplesConfig(MediaConfig):
+    """What a run learns from, and how it becomes arrays of one shape."""
+
+    data: str = setting("digits", "what to learn from: digits")
+
+
 # -- what is learnt --------------------------------------------------------------------------------
 
 
@@ -226,12 +233,12 @@ class PreparedDenoising:
     recipe: Recipe
 
 
-def prepare(directory, data, config, *, noise=NoiseConfig(), wanted=MediaConfig(), shape=None,
-            arch="unet", initial=None, resume=False, force=False, ceiling=None, shown=True):
+def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch="unet",
+            initial=None, resume=False, force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
-    data     the name of built-in data ("digits"), a path, or Examples
-    config   a TrainConfig;  noise  a NoiseConfig;  wanted  a MediaConfig
+    wanted   an ExamplesConfig
+    config   a TrainConfig;  noise  a NoiseConfig
     shape    {field: value} of the network's configuration; what the examples say is theirs
     arch     unet or dit
     initial  a model's directory or hub name to start from, in place of random weights
@@ -239,13 +246,13 @@ def prepare(directory, data, config, *, noise=NoiseConfig(), wanted=MediaConfig(
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = run_directory(directory, () if isinstance(data, Examples) else (data,))
+    directory = run_directory(directory, (wanted.data,))
     say = say_on_stderr if shown else lambda line: None
     newest = newest_checkpoint(directory, resume)
     if resume:
         read_settings(directory, "pretrain")
     require_writable(directory)
-    examples = data if isinstance(data, Examples) else open_examples(data, wanted, say)
+    examples = open_examples(wanted, say)
     recipe = recipe_of(examples, noise)
     network = _network(newest or (initial and resolve(initial)), recipe, shape or {}, arch, config)
     if config.recompute and not isinstance(network, DiT):
@@ -262,14 +269,14 @@ def prepare(directory, data, config, *, noise=NoiseConfig(), wanted=MediaConfig(
         sketch=Sketches(directory / SAMPLES, recipe, config.seed))
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, data, noise, wanted, trainer, examples)
+    _write_run(directory, noise, wanted, trainer, examples)
     return PreparedDenoising(trainer, examples, recipe)
 
 
-def open_examples(data, wanted, say):
-    """The Examples called `data`; raises ConfigError for what is not known."""
-    if data != "digits":
-        raise ConfigError(f"data: expected digits, got {data!r}")
+def open_examples(wanted, say):
+    """The Examples of an ExamplesConfig; raises ConfigError for data that are not known."""
+    if wanted.data != "digits":
+        raise ConfigError(f"data: expected digits, got {wanted.data!r}")
     return media.digits(wanted)
 
 
@@ -322,8 +329,7 @@ def _started(start, recipe, shape, arch):
             ("predicts", learnt.scheduler.objective, recipe.scheduler.objective),
             ("makes", f"{learnt.kind.name}s of {plural(learnt.shape[0], 'channel')}",
              f"{recipe.kind.name}s of {plural(recipe.shape[0], 'channel')}"),
-            ("knows", plural(len(learnt.classes), "class") + "es" * 0,
-             plural(len(recipe.classes), "class"))):
+            ("knows", f"{len(learnt.classes)} classes", f"{len(recipe.classes)} classes")):
         if was != now:
             raise ConfigError(f"{start}: the model {what} {was}, and this run is of {now}")
     return network
@@ -346,12 +352,11 @@ class Sketches:
         self.recipe.kind.save(self.directory / f"step-{step:08d}.png", made)
 
 
-def _write_run(directory, data, noise, wanted, trainer, examples):
+def _write_run(directory, noise, wanted, trainer, examples):
     arch = architecture_of(trainer.model)
     shape = {key: value for key, value in asdict(trainer.model.config).items()
              if key not in NOT_CHOSEN}
-    name = examples.description["name"] if isinstance(data, Examples) else str(data)
-    settings = {"arch": arch, "data": name} | shape | asdict(wanted) | asdict(noise) \
+    settings = {"arch": arch} | shape | asdict(wanted) | asdict(noise) \
         | asdict(trainer.config)
     write_run(directory, "pretrain", settings, trainer, examples=examples.description,
               companion=FILE)

@@ -56,8 +56,8 @@ class Trainer:
     """
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
-                 tokenizer=None, companion=None, measure=None, sketch=None, shown=True, draw=True, ceiling=None,
-                 check_memory=True):
+                 tokenizer=None, companion=None, measure=None, sketch=None, shown=True, draw=True,
+                 ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
@@ -75,7 +75,8 @@ class Trainer:
             weight_decay=config.weight_decay, average=config.average)
         self.schedule, self.rng = config.schedule, Rng(config.seed).child("training")
         self.metrics = Metrics(self.directory / "metrics.jsonl")
-        self.speed, self.computed = Speed(ceiling, self.objective.reads), computed_part(model, self.objective, first)
+        self.speed = Speed(ceiling, self.objective.reads)
+        self.computed = computed_part(model, self.objective, first)
         self.step = self.tokens = self.skipped = 0
         self.best = self._saved = None
         self._byte_lengths = None
