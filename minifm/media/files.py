@@ -182,7 +182,7 @@ def _examples(source, found, reader, config, skipped, say):
     if len(found) == 1:                 # its pieces must do as if each were a file
         found = [(found[0][0], [array]) for array in found[0][1]]
     entries, repeats = [entry for entry, _ in found], [len(arrays) for _, arrays in found]
-    digests = [hashlib.sha256(array).digest() for _, (array,) in found] \
+    digests = [hashlib.sha256(np.ascontiguousarray(array)).digest() for _, (array,) in found] \
         if len(set(entries)) == 1 else [digest(entry.files) for entry in entries]
     outside = np.repeat(_held_out(entries, digests, config, source), repeats)
     labelled = all(entry.label is not None for entry in entries)

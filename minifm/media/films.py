@@ -5,7 +5,7 @@ a clip ends in repetitions of its last frame. Both are counted.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +35,12 @@ class Animations(Pictures):
         self.facts["frames"] = self.config.frames or FRAMES
 
     def read(self, entry):
-        path, frames, done = entry.files[0], [], set()
+        path, frames, done = entry.files[0], [], Counter()
         with opened(path) as image:
             for shown in frames_of(image):
                 frame, what = squared(shown, self.side, self.grey, path)
                 frames.append(frame)
-                done |= what
+                done |= what        # once for the film
         self.converted.update(done)
         return self.clips(frames)
 
@@ -77,7 +77,7 @@ class NumberedFrames(Animations):
         return headers[0]._replace(grey=all(found.grey for found in headers))
 
     def read(self, entry):
-        frames, done = [], set()
+        frames, done = [], Counter()
         for path in ordered(entry):
             with opened(path) as image:
                 frame, what = squared(image, self.side, self.grey, path)

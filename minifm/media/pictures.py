@@ -99,19 +99,19 @@ def is_grey(image):
 
 
 def squared(image, side, grey, path):
-    """(uint8 [C, side, side], the set of what was done to it) of a pillow image; C is 1 if `grey`,
-    else 3. Raises FormatError for pixels that have no certain black and white."""
+    """(uint8 [C, side, side], {what was done to it: 1}) of a pillow image; C is 1 if `grey`, else 3.
+    Raises FormatError for pixels that have no certain black and white."""
     from PIL import ImageOps
-    done = set()
+    done = Counter()
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):
         image = ImageOps.exif_transpose(image)
-        done.add("turned as EXIF says")
+        done["turned as EXIF says"] = 1
     image = _eight_bit(image, done, path)
     image = _opaque(image, done)
     if not grey and image.mode == "L":
-        done.add("grey to RGB")
+        done["grey to RGB"] = 1
     elif image.mode not in ("1", "L", "P", "RGB"):
-        done.add(f"{image.mode} to RGB")
+        done[f"{image.mode} to RGB"] = 1
     image = fitted(image.convert("L" if grey else "RGB"), side, done)
     array = np.asarray(image)
     return (array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))), done
@@ -123,7 +123,7 @@ def _eight_bit(image, done, path):
         if values.min() < 0 or values.max() > 65535:
             raise FormatError(path, None, f"pixels of {values.min()} … {values.max()}; expected 8 "
                               "or 16 bits")
-        done.add("16 bits to 8")
+        done["16 bits to 8"] = 1
         return pillow().fromarray(np.round(values / 257).astype(np.uint8))
     if image.mode == "F":
         raise FormatError(path, None, "floating-point pixels, whose black and white are not known")
@@ -136,7 +136,7 @@ def _opaque(image, done):
         return image
     grey, whole = is_grey(image), image.convert("RGBA")
     if whole.getchannel("A").getextrema()[0] < 255:
-        done.add("transparency laid on white")
+        done["transparency laid on white"] = 1
         white = pillow().new("RGBA", whole.size, "white")
         whole = pillow().alpha_composite(white, whole)
     return whole.convert("L" if grey else "RGB")
@@ -147,11 +147,11 @@ def fitted(image, side, done):
     width, height = image.size
     shorter = min(width, height)
     if width != height:
-        done.add("cropped to a square")
+        done["cropped to a square"] = 1
         left, top = (width - shorter) // 2, (height - shorter) // 2
         image = image.crop((left, top, left + shorter, top + shorter))
     if shorter != side:
-        done.add(f"resized to {side} × {side}")
+        done[f"resized to {side} × {side}"] = 1
         image = image.resize((side, side), pillow().Resampling.LANCZOS)
     return image
 

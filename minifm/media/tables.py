@@ -79,7 +79,7 @@ def resized(values, side, done):
         return values
     found = np.empty((N, C, side, side), np.uint8)
     for place, value in enumerate(values):
-        what = set()
+        what = Counter()
         for channel in range(C):
             image = pictures.pillow().fromarray(value[channel])
             found[place, channel] = np.asarray(pictures.fitted(image, side, what))
