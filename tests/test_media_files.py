@@ -176,7 +176,8 @@ def test_damage_never_gets_through(tmp_path_factory, seed, kind):
 def test_a_picture_that_claims_to_be_huge_is_one_line(tmp_path, side):
     """Its header is believed only so far, before a pixel is decoded: here there are none."""
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I4s", len(data), name) + data + \
+            struct.pack(">I", zlib.crc32(name + data))
 
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(
         b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) + chunk(b"IDAT", b""))
@@ -250,6 +251,16 @@ def test_captions(tmp_path):
     found, said = opened(tmp_path)
     assert found.captions == ("zero", "één", "")
     assert said == ["files without a caption, learnt as if it were empty: 1"]
+
+
+def test_metadata_may_name_the_class(tmp_path):
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", noise(8, 8, seed=i))
+    lines = [{"file_name": f"in/{i}.png", "label": "Aab"[i]} for i in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found, _ = opened(tmp_path)
+    assert found.classes == ("A", "a", "in") and found.labels.tolist() == [0, 1, 2]
+    assert found.captions is None
 
 
 @pytest.mark.parametrize("line, match", [

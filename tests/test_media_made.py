@@ -1,4 +1,4 @@
-"""What is made: every thing and manner is learnt, no held-out pair is; what a caption says is so."""
+"""What is made: every thing and manner is learnt, no held-out pair is; what captions say is so."""
 
 import sys
 import unicodedata

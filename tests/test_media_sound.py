@@ -47,7 +47,8 @@ def opened(path, **settings):
 
 
 def sine(hertz, seconds=1.0, rate=8000, peak=20_000):
-    return np.round(peak * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate))[:, None]
+    time = np.arange(int(seconds * rate)) / rate
+    return np.round(peak * np.sin(2 * np.pi * hertz * time))[:, None]
 
 
 # -- samples ---------------------------------------------------------------------------------------

@@ -199,7 +199,8 @@ def test_the_trap_works(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    b"cbuiltins\nlen\n(tR.", b"(ios\nsystem\n.", b"(cos\nsystem\no.", b"\x80\x02P1\n.", b"cnumpy\n.",
+    b"cbuiltins\nlen\n(tR.", b"(ios\nsystem\n.", b"(cos\nsystem\no.", b"\x80\x02P1\n.",
+    b"cnumpy\n.",
     b"\x80\x04\x8c\x02os\x8c\x06system\x93.", b"\x82\x01.", b"cnumpy\nndarray\n)\x81.",
     b"cnumpy\nndarray\n)R.", b"cnumpy.core.multiarray\n_reconstruct\n)R.", b"", b".", b"e.", b"K",
     b"q\x01.", b"h\x05.", b"]]a", b"}]s.", b"}K\x01s.", b"NNb.", b"\x80\x02X\xff\xff\xff\x7fa.",
@@ -263,7 +264,8 @@ def test_a_folder_of_arrays_of_one_example(tmp_path, kind, shape):
     for i in range(4):
         save(tmp_path / "ab"[i % 2] / f"{i}.npy", noise(*shape, seed=i))
     found, _ = opened(tmp_path, kind=kind)
-    assert found.count == 4 and found.classes == ("a", "b") and found.labels.tolist() == [0, 0, 1, 1]
+    assert found.count == 4 and found.classes == ("a", "b")
+    assert found.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_values(tmp_path):

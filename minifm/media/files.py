@@ -4,6 +4,8 @@ that cannot be read are passed by, each named.
     flowers/train/rose/1.png        a part (train, held-out, …), a class (rose)
     flowers/metadata.jsonl          {"file_name": "train/rose/1.png", "text": "a red rose"}
 
+A line of metadata.jsonl may also name the class, as "label"; so it must, where no folders do.
+
 What a file of one kind holds is for its Reader to say (pictures.py, films.py, waves.py). Which
 files are held out is decided by what is in them, so that copies stand on one side, and a file's
 side does not change when others come.
@@ -83,33 +85,37 @@ def listed_in(directory, reader):
     entries = reader.entries(directory)
     if not entries:
         raise ConfigError(f"{directory}: no file in it ends in {', '.join(reader.suffixes)}")
-    captions = read_captions(directory, {Path(entry.name) for entry in entries})
+    said = read_metadata(directory, {Path(entry.name) for entry in entries})
     folders = [Path(entry.name).relative_to(directory).parts[:-1] for entry in entries]
     parts = [None] * len(entries)
     if all(folder and folder[0].lower() in PARTS for folder in folders):
         parts = [PARTS[folder[0].lower()] for folder in folders]
         folders = [folder[1:] for folder in folders]
     labels = [folder[0] for folder in folders] if all(folders) else [None] * len(entries)
-    return [entry._replace(caption=captions.get(Path(entry.name)), label=label, part=part)
-            for entry, label, part in zip(entries, labels, parts)]
+    records = [said.get(Path(entry.name), {}) for entry in entries]
+    return [entry._replace(caption=record.get("text"), label=record.get("label", label), part=part)
+            for entry, record, label, part in zip(entries, records, labels, parts)]
 
 
-def read_captions(directory, known):
-    """{Path: caption} of each metadata.jsonl beneath the directory; its `file_name` is relative to
-    where it stands. Raises FormatError, with the line, for a caption without a file in `known`."""
-    captions = {}
+def read_metadata(directory, known):
+    """{Path: {"text": caption, "label": class}} of each metadata.jsonl beneath the directory, of
+    each what there is; its `file_name` is relative to where it stands. Raises FormatError, with the
+    line, for one without its file in `known`."""
+    found = {}
     for path in visible(directory):
         if path.name == METADATA:
             for number, record in _records(path):
-                name, text = record.get("file_name"), record.get("text")
-                if not isinstance(name, str) or not isinstance(text, str):
+                name = record.get("file_name")
+                said = {key: record[key] for key in ("text", "label") if key in record}
+                if not said or not all(isinstance(value, str) for value in (name, *said.values())):
                     raise FormatError(path, f"line {number}", "expected an object with strings "
-                                      f"`file_name` and `text`, got {json.dumps(record):.80}")
+                                      "`file_name` and `text` or `label`, got "
+                                      f"{json.dumps(record):.80}")
                 if path.parent / name not in known:
                     raise FormatError(path, f"line {number}", f"a caption without its file: {name} "
                                       "is not there, or of another kind")
-                captions[path.parent / name] = text
-    return captions
+                found[path.parent / name] = said
+    return found
 
 
 def _records(path):
@@ -184,20 +190,27 @@ def _examples(source, found, reader, config, skipped, say):
     entries, repeats = [entry for entry, _ in found], [len(arrays) for _, arrays in found]
     digests = [hashlib.sha256(np.ascontiguousarray(array)).digest() for _, (array,) in found] \
         if len(set(entries)) == 1 else [digest(entry.files) for entry in entries]
-    outside = np.repeat(_held_out(entries, digests, config, source), repeats)
-    labelled = all(entry.label is not None for entry in entries)
-    classes = tuple(sorted({entry.label for entry in entries})) if labelled else ()
-    labels = None
-    if labelled:
+    labels, classes = None, ()
+    if all(entry.label is not None for entry in entries):
+        classes = tuple(sorted({entry.label for entry in entries}))
         labels = np.repeat([classes.index(entry.label) for entry in entries], repeats)
-        labels = labels.astype(np.int32)
+    return examples_of(
+        source, reader.kind, np.stack([array for _, arrays in found for array in arrays]), digests,
+        np.repeat(_held_out(entries, digests, config, source), repeats), labels=labels,
+        classes=classes, captions=_captions(entries, repeats, say),
+        facts={"files": len(set(entries)), "skipped": skipped,
+               "converted": dict(reader.converted), **reader.facts})
+
+
+def examples_of(source, kind, values, digests, outside, *, labels, classes, captions, facts):
+    """The Examples out of files, whose contents have the SHA-256 `digests`. `outside` [N] says what
+    is held out; `facts` are for the description."""
     return Examples(
-        kind=reader.kind, values=np.stack([array for _, arrays in found for array in arrays]),
-        labels=labels, classes=classes, captions=_captions(entries, repeats, say),
+        kind=kind, values=values, labels=None if labels is None else labels.astype(np.int32),
+        classes=classes, captions=captions,
         parts={"training": np.flatnonzero(~outside), "held_out": np.flatnonzero(outside)},
-        description={"name": str(source), "generated": False, "files": len(set(entries)),
-                     "sha256": hashlib.sha256(b"".join(digests)).hexdigest(), "skipped": skipped,
-                     "converted": dict(reader.converted), **reader.facts})
+        description={"name": str(source), "generated": False,
+                     "sha256": hashlib.sha256(b"".join(digests)).hexdigest(), **facts})
 
 
 def _held_out(entries, digests, config, source):

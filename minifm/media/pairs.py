@@ -6,6 +6,7 @@ them never do: a model that gets those right has learnt that the two go together
 copy of a training example could teach it.
 """
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Callable
@@ -45,14 +46,16 @@ class Maker:
                  for thing, manner in self.pairs for i in range(variations)]
         outside = np.repeat([pair in away for pair in self.pairs], variations)
         labels = np.repeat([classes.index(thing) for thing, _ in self.pairs], variations)
+        values = np.stack([array for array, _ in drawn])
         return Examples(
-            kind=self.kind, values=np.stack([array for array, _ in drawn]),
+            kind=self.kind, values=values,
             labels=labels.astype(np.int32), classes=classes,
             captions=tuple(caption for _, caption in drawn),
             parts={"training": np.flatnonzero(~outside), "held_out": np.flatnonzero(outside)},
             description={"name": self.name, "generated": True, "pairs": len(self.pairs),
                          "held_out_pairs": sorted(map(list, away)), "variations": variations,
-                         "seed": config.seed, **self.facts})
+                         "seed": config.seed,
+                         "sha256": hashlib.sha256(values).hexdigest(), **self.facts})
 
 
 def held_out_pairs(pairs, fraction, rng):

@@ -99,8 +99,8 @@ def is_grey(image):
 
 
 def squared(image, side, grey, path):
-    """(uint8 [C, side, side], {what was done to it: 1}) of a pillow image; C is 1 if `grey`, else 3.
-    Raises FormatError for pixels that have no certain black and white."""
+    """(uint8 [C, side, side], {what was done to it: 1}) of a pillow image; C is 1 if `grey`, else
+    3. Raises FormatError for pixels that have no certain black and white."""
     from PIL import ImageOps
     done = Counter()
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):

@@ -16,8 +16,8 @@ import numpy as np
 
 from minifm.errors import ConfigError, FormatError
 from minifm.media import pictures
-from minifm.media.examples import PICTURE, Examples
-from minifm.media.files import by_contents, visible
+from minifm.media.examples import PICTURE
+from minifm.media.files import by_contents, examples_of, visible
 from minifm.media.pickled import read_pickle
 
 IDX = re.compile(r"images[.-]idx3-ubyte(\.gz)?$")
@@ -52,20 +52,17 @@ def joined(source, tables, config, say, *, classes=(), files):
                         [len(table.values) for table in tables])
     if {table.held_out for table in tables} != {True, False}:
         outside = by_contents(digests, config.held_out, config.seed, source)
-    return Examples(
-        kind=PICTURE, values=values, labels=labels, classes=classes, captions=None,
-        parts={"training": np.flatnonzero(~outside), "held_out": np.flatnonzero(outside)},
-        description={"name": str(source), "generated": False, "files": len(files),
-                     "sha256": hashlib.sha256(b"".join(digests)).hexdigest(), "skipped": {},
-                     "converted": dict(done), "size": values.shape[-1],
-                     "channels": values.shape[1]})
+    return examples_of(
+        source, PICTURE, values, digests, outside, labels=labels, classes=classes, captions=None,
+        facts={"files": len(files), "skipped": {}, "converted": dict(done),
+               "size": values.shape[-1], "channels": values.shape[1]})
 
 
 def _labels(source, tables, classes):
     """(int32 [N], names of the classes), or (None, ()) where a file has no labels."""
     if any(table.labels is None for table in tables):
         return None, ()
-    labels = np.concatenate([table.labels for table in tables]).astype(np.int32)
+    labels = np.concatenate([table.labels for table in tables])
     classes = classes or tuple(map(str, range(int(labels.max()) + 1)))
     if labels.max() >= len(classes):
         raise ConfigError(f"{source}: a label {labels.max()}, and names of {len(classes)} classes")
