@@ -79,8 +79,9 @@ def test_the_ends_of_the_range(tmp_path):
 @pytest.mark.parametrize("bits", [32, 64])
 def test_floats_are_read_as_they_are(tmp_path, bits):
     values = Rng(0).host_normal((9, 2))
-    found, _ = waves.read_wave(saved(tmp_path / "a.wav", values, bits=bits, coding=3))
-    assert np.array_equal(found, values)
+    for extensible in (False, True):
+        path = saved(tmp_path / "a.wav", values, bits=bits, coding=3, extensible=extensible)
+        assert np.array_equal(waves.read_wave(path)[0], values)
 
 
 def test_python_writes_what_is_read_here(tmp_path):
@@ -174,6 +175,13 @@ def test_short_quiet_and_wide_files(tmp_path):
     assert found.description["skipped"]["silent windows"] == 2
     assert found.count == 4 * 7 + 1 and len(said) == 1 and said[0].startswith("converted: ")
     assert np.abs(found.take(np.arange(found.count))).max() == 1
+
+
+def test_channels_are_averaged(tmp_path):
+    for i in range(2):
+        saved(tmp_path / f"{i}.wav", np.tile([[8000 + i, 1000, 0]], (64, 1)))
+    found, _ = opened(tmp_path, length=64)
+    assert np.allclose(found.take([0, 1])[:, 0] * 32768, [[3000], [3000 + 1 / 3]], atol=0.01)
 
 
 def test_silence_alone_is_an_error(tmp_path):

@@ -336,6 +336,10 @@ def test_an_evil_array_is_not_run(tmp_path):
     save(tmp_path / "a.npy", np.array([Evil(open, str(trap), "w")], object))
     with pytest.raises(ConfigError, match="a.npy"):
         opened(tmp_path / "a.npy", kind="picture")
+    evil = pickle.dumps(Evil(open, str(trap), "w"))
+    (tmp_path / "a.npy").write_bytes(evil)
+    with pytest.raises(ConfigError, match="a.npy: no .npy file"):
+        opened(tmp_path / "a.npy", kind="picture")
     assert not trap.exists()
 
 

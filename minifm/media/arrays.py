@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minifm.errors import ConfigError, FormatError
-from minifm.media.examples import PICTURE, SOLID, SOUND, VIDEO
+from minifm.media.examples import KINDS
 from minifm.media.files import Reader
 from minifm.media.solids import occupied
 from minifm.media.tables import resized
@@ -27,7 +27,6 @@ LAYOUTS = {
     "video": {"NCFHW": "NCFHW", "NFHWC": "NCFHW", "NFHW": "NCFHW", "FHW": "NCFHW"},
     "solid": {"NCXYZ": "NCXYZ", "NP3": CLOUD, "P3": CLOUD, "NXYZ": "NCXYZ", "XYZ": "NCXYZ"},
 }
-KINDS = {"picture": PICTURE, "sound": SOUND, "video": VIDEO, "solid": SOLID}
 
 
 class Header(NamedTuple):

@@ -181,7 +181,7 @@ def _read_all(entries, reader):
             continue
         if arrays:
             found.append((entry, arrays))
-    return found, failures
+    return found, sorted(failures, key=lambda failure: failure.file)
 
 
 def _examples(source, found, reader, config, skipped, say):

@@ -21,12 +21,11 @@ GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN_BITS = GREY[4:]
 LARGEST_SIDE = 64               # that pictures have without being asked for
 LARGEST_PIXELS = 100_000_000    # of one file: 300 MB as RGB
-ORIENTATION = 0x0112            # the EXIF tag; 5 … 8 swap width and height
+ORIENTATION = 0x0112            # the EXIF tag; 1 is upright
 
 
 class Header(NamedTuple):
-    width: int
-    height: int
+    shorter: int                # pixels of the shorter side
     grey: bool
 
 
@@ -53,7 +52,7 @@ class Pictures(Reader):
 
 def most_frequent_side(headers):
     """The shorter side that most have, of equally many the larger; at most LARGEST_SIDE."""
-    counts = Counter(min(found.width, found.height) for found in headers)
+    counts = Counter(found.shorter for found in headers)
     return min(LARGEST_SIDE, max(counts, key=lambda side: (counts[side], side)))
 
 
@@ -83,11 +82,8 @@ def opened(path):
 
 
 def header(image):
-    """Size as it is shown, and whether it is grey, without decoding any pixel."""
-    width, height = image.size
-    if image.getexif().get(ORIENTATION, 1) >= 5:
-        width, height = height, width
-    return Header(width, height, is_grey(image))
+    """Size, and whether it is grey, without decoding any pixel."""
+    return Header(min(image.size), is_grey(image))
 
 
 def is_grey(image):
