@@ -265,8 +265,8 @@ def test_metadata_may_name_the_class(tmp_path):
 
 @pytest.mark.parametrize("line, match", [
     ('{"file_name": "b.png", "text": "b"}', "line 2: a caption without its file: b.png"),
-    ('{"file_name": "a.png"}', "line 2: expected an object with strings"),
-    ('{"file_name": "a.png", "text": 3}', "line 2: expected an object with strings"),
+    ('{"text": "a"}', "line 2: expected an object with a string `file_name`"),
+    ('{"file_name": "a.png", "text": 3}', "line 2: expected an object with a string"),
     ("[1]", "line 2: expected an object, got list"), ("{", "line 2: not JSON")])
 def test_captions_that_do_not_fit(tmp_path, line, match):
     for name in "ac":

@@ -66,6 +66,8 @@ def test_what_is_made_is_as_it_says(made, name):
     away = {tuple(pair) for pair in found.description["held_out_pairs"]}
     assert len(held_out) == 2 * len(away)
     assert {found.classes[label] for label in found.labels[held_out]} == {a for a, _ in away}
+    captions = {part: {found.captions[i] for i in where} for part, where in found.parts.items()}
+    assert not captions["training"] & captions["held_out"]
     values = found.take(np.arange(found.count))
     assert values.dtype == np.float32 and values.shape == (found.count, *found.shape)
     assert np.abs(values).max() <= 1 and (values.std(tuple(range(1, values.ndim))) > 0.05).all()

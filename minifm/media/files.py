@@ -107,9 +107,9 @@ def read_metadata(directory, known):
             for number, record in _records(path):
                 name = record.get("file_name")
                 said = {key: record[key] for key in ("text", "label") if key in record}
-                if not said or not all(isinstance(value, str) for value in (name, *said.values())):
-                    raise FormatError(path, f"line {number}", "expected an object with strings "
-                                      "`file_name` and `text` or `label`, got "
+                if not all(isinstance(value, str) for value in (name, *said.values())):
+                    raise FormatError(path, f"line {number}", "expected an object with a string "
+                                      "`file_name`, and strings `text` and `label` or either, got "
                                       f"{json.dumps(record):.80}")
                 if path.parent / name not in known:
                     raise FormatError(path, f"line {number}", f"a caption without its file: {name} "

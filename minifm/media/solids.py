@@ -46,9 +46,9 @@ def solids(config):
         return (voxels(SHAPES[shape], turns, radius, centre, size)[None],
                 f"{scale} {shape}" if shape == "ball" else f"{scale} {shape}, {pose}")
 
-    manners = [f"{size} {pose}" for size in SIZES for pose in POSES]
-    return Maker("solids", SOLID, tuple((shape, manner) for shape in SHAPES for manner in manners),
-                 draw, 16, {"size": size}).make(config)
+    pairs = tuple((shape, f"{scale} {pose}") for shape in SHAPES for scale in SIZES
+                  for pose in POSES if shape != "ball" or pose == "upright")    # it has no other
+    return Maker("solids", SOLID, pairs, draw, 16, {"size": size}).make(config)
 
 
 def rotation(pose, rng):
