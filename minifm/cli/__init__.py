@@ -18,7 +18,7 @@ VERBS = {
     "evaluate": "measure a model: perplexity on text, or scores on labelled examples",
     "prompt": "ask a model by a few solved examples in its prompt, and score its answers",
     "quantize": "store a model in low precision, and say what that changes",
-    "dataset": "write labelled tasks from Python's own source, with what baselines reach",
+    "dataset": "write text tasks and what baselines reach, or pictures, sounds, films, solids",
     "demo": "train a small GPT on Python's own source and look at the result",
     "plan": "what training a published model takes: operations, memory, devices, time, cost",
     "scaling": "train many small models, and learn how to spend a larger budget",

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from minifm.config import check, setting
-
-KINDS = ("picture", "sound", "video", "solid")
+from minifm.media.examples import KINDS
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,7 @@ class MediaConfig:
 
     kind: str | None = setting(
         None, f"what a file of arrays holds, where its shape does not tell: {', '.join(KINDS)}",
-        choices=KINDS)
+        choices=tuple(KINDS))
     size: int | None = setting(
         None, "pixels or voxels of a side (default: that of the data; of pictures of several sizes "
         "the most frequent, at most 64)", least=1, most=4096)
