@@ -9,11 +9,12 @@ from pathlib import Path
 # verb -> what it does; the module of the same name has `arguments(parser, argv)`, which may look at
 # what the user wrote to offer what belongs to it, and `run(args)`.
 VERBS = {
-    "pretrain": "train a language model on unlabelled text",
+    "pretrain": "train a language model on unlabelled text, or a diffusion model on examples",
     "finetune": "teach a trained model a task by labelled examples",
     "labels": "show what pretraining is worth when labels are few",
     "incontext": "train a small model that learns new rules from its prompt alone, and measure it",
     "generate": "write with a trained model",
+    "sample": "make pictures, sounds, films or solids with a trained diffusion model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "evaluate": "measure a model: perplexity on text, or scores on labelled examples",
     "prompt": "ask a model by a few solved examples in its prompt, and score its answers",

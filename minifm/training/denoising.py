@@ -30,7 +30,6 @@ from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
 from minifm.training.run import (
     newest_checkpoint,
-    read_settings,
     require_writable,
     run_directory,
     say_on_stderr,
@@ -107,7 +106,8 @@ class DenoisingTrainConfig(TrainConfig):
 class ExamplesConfig(MediaConfig):
     """What a run learns from, and how it becomes arrays of one shape."""
 
-    data: str = setting("digits", "what to learn from: digits")
+    data: str = setting("digits", f"what to learn from: {', '.join(media.BUILT_IN)}, or "
+                        f"{media.sources.PATHS}")
 
 
 # -- what is learnt --------------------------------------------------------------------------------
@@ -249,8 +249,6 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch=
     directory = run_directory(directory, (wanted.data,))
     say = say_on_stderr if shown else lambda line: None
     newest = newest_checkpoint(directory, resume)
-    if resume:
-        read_settings(directory, "pretrain")
     require_writable(directory)
     examples = open_examples(wanted, say)
     recipe = recipe_of(examples, noise)
@@ -274,10 +272,9 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch=
 
 
 def open_examples(wanted, say):
-    """The Examples of an ExamplesConfig; raises ConfigError for data that are not known."""
-    if wanted.data != "digits":
-        raise ConfigError(f"data: expected digits, got {wanted.data!r}")
-    return media.digits(wanted)
+    """The Examples of an ExamplesConfig, what is passed by on the way said by `say`; raises
+    ConfigError for data that are not known."""
+    return media.open(wanted.data, wanted, say=say)
 
 
 def recipe_of(examples, noise):
