@@ -60,6 +60,7 @@ def run(args):
     refuse(args, pipeline)
     labels = labels_of(args.classes, args.count, pipeline.recipe)
     known = read_known(args, pipeline.recipe)
+    examples = learnt_from(args.model, labels) if args.check else None
     started, states = time.perf_counter(), []
     watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
     if args.strip:
@@ -73,7 +74,7 @@ def run(args):
     print(f"{plural(args.count, pipeline.recipe.kind.name)} in {seconds:.1f} s, "
           f"{plural(config.steps, 'step')} of {pipeline.scheduler(config).sampler}: {args.out}")
     if args.check:
-        check(args.model, made, pipeline.numbers(labels))
+        check(examples, made, pipeline.numbers(labels))
 
 
 def directory_of(model):
@@ -185,15 +186,26 @@ def write_animation(path, kind, states):
     drawing.write_gif(path, frames, [drawing.FRAME] * (len(frames) - 1) + [STILL])
 
 
-def check(model, made, labels):
-    """Print what evaluation/made.py finds, by the data of the run that the model is of."""
+def learnt_from(model, labels):
+    """The Examples of the run that the model is of. Raises ConfigError where it is of none, or
+    where there is nothing to be recognised by."""
     from minifm.cli.arguments import part_of
-    from minifm.evaluation.made import NEAR, distances, recognised
     from minifm.training.denoising import ExamplesConfig, open_examples
     from minifm.training.run import read_settings
-    place = Path(model)
-    settings = read_settings(place if (place / "run.json").exists() else place.parent, "pretrain")
-    examples = open_examples(ExamplesConfig(**part_of(ExamplesConfig, settings)), print)
+    places = Path(model).expanduser(), Path(model).expanduser().parent
+    place = next((place for place in places if (place / "run.json").exists()), None)
+    if place is None:
+        raise ConfigError(f"check: {model} lies in no run of pretrain, whose data are needed")
+    if None in labels:
+        raise ConfigError("check: what is made without a class cannot be recognised as one")
+    settings = read_settings(place, "pretrain")
+    return open_examples(ExamplesConfig(**part_of(ExamplesConfig, settings)),
+                         lambda line: print(line, file=sys.stderr))
+
+
+def check(examples, made, labels):
+    """Print what evaluation/made.py finds."""
+    from minifm.evaluation.made import NEAR, distances, recognised
     found, far = recognised(examples, made, labels), distances(examples, made)
     print(f"recognised  {found.made:.1%} of those made as the class asked for ({found.real:.1%} of "
           "real held-out examples)")

@@ -22,7 +22,7 @@ from minifm.diffusion import objectives
 from minifm.diffusion.scheduler import COSINE, FLOW, NOISES, Scheduler
 from minifm.errors import ConfigError, plural
 from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig, no_label
-from minifm.hub import resolve
+from minifm.hub import load_model, resolve
 from minifm.media import Examples, MediaConfig
 from minifm.models import ARCHITECTURES, DiT, UNet, architecture_of
 from minifm.rng import Rng
@@ -252,7 +252,7 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch=
     require_writable(directory)
     examples = open_examples(wanted, say)
     recipe = recipe_of(examples, noise)
-    network = _network(newest or (initial and resolve(initial)), recipe, shape or {}, arch, config)
+    network = _network(newest, initial, recipe, shape or {}, arch, config)
     if config.recompute and not isinstance(network, DiT):
         raise ConfigError(f"recompute: a {type(network).__name__} does not compute its blocks "
                           "again; leave it out")
@@ -300,10 +300,18 @@ def shape_for(arch, recipe):
     return {"inputs": C, "outputs": C, "size": space[0], "classes": K + 1 if K else None}
 
 
-def _network(start, recipe, shape, arch, config):
-    """A new network, or that in the directory `start`, if it fits."""
-    if start is not None:
-        return _started(start, recipe, shape, arch)
+def _network(newest, initial, recipe, shape, arch, config):
+    """The network of the checkpoint `newest`, or of the model `initial`, if it fits; or a new one.
+    """
+    if newest is not None:
+        network = load_model(newest)
+        stored = {"arch": architecture_of(network)} | asdict(network.config)
+        asked = json.loads(json.dumps({"arch": arch} | shape))
+        checkpoint.refuse_differences(newest, checkpoint.differences(
+            json.loads(json.dumps({key: stored.get(key) for key in asked})), asked))
+        return network
+    if initial is not None:
+        return _started(initial, recipe, shape, arch)
     kind = ARCHITECTURES[arch]
     whole = kind.config(**shape | shape_for(arch, recipe))
     if kind.model is UNet and any(n % whole.stride for n in recipe.shape[1:]):
@@ -314,21 +322,21 @@ def _network(start, recipe, shape, arch, config):
     return kind.model(whole, Rng(config.seed).child("model"))
 
 
-def _started(start, recipe, shape, arch):
-    own = Pipeline.load(start)
+def _started(initial, recipe, shape, arch):
+    """The network of a model to start from; raises ConfigError where it has learnt otherwise."""
+    if shape:
+        raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
+    own = Pipeline.load(resolve(initial))
     network, learnt = own.network, own.recipe
-    stored = {"arch": architecture_of(network)} | asdict(network.config)
-    asked = {"arch": arch} | shape
-    checkpoint.refuse_differences(start, checkpoint.differences(
-        json.loads(json.dumps({key: stored.get(key) for key in asked})),
-        json.loads(json.dumps(asked))))
+    if architecture_of(network) != arch:
+        raise ConfigError(f"arch: {initial} is of {architecture_of(network)}, not of {arch}")
     for what, was, now in (
             ("predicts", learnt.scheduler.objective, recipe.scheduler.objective),
             ("makes", f"{learnt.kind.name}s of {plural(learnt.shape[0], 'channel')}",
              f"{recipe.kind.name}s of {plural(recipe.shape[0], 'channel')}"),
             ("knows", f"{len(learnt.classes)} classes", f"{len(recipe.classes)} classes")):
         if was != now:
-            raise ConfigError(f"{start}: the model {what} {was}, and this run is of {now}")
+            raise ConfigError(f"{initial}: the model {what} {was}, and this run is of {now}")
     return network
 
 
