@@ -164,7 +164,8 @@ def test_what_cannot_be_learnt_is_refused(settings, part):
 
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
-    """The data called "noise" are those above."""
+    """The data called "noise" are those above; snapshots are made in few steps."""
+    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 
 

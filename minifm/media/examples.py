@@ -39,11 +39,8 @@ class Kind:
 
         Raises ConfigError for an ending of no such file, UserError where the disk refuses.
         """
-        ending, writers = Path(path).suffix.lower(), self._writers()
-        if ending not in writers:
-            raise ConfigError(f"{path}: a {self.name} is written to {', '.join(writers)}, not to "
-                              f"{ending or 'a name without ending'}")
-        writers[ending](path, values, rate)
+        self.check_path(path)
+        self._writers()[Path(path).suffix.lower()](path, values, rate)
 
     def check_path(self, path):
         """Raise ConfigError now for what `save` would refuse then."""
@@ -53,6 +50,7 @@ class Kind:
                               f"not to {ending or 'a name without ending'}")
 
     def _writers(self):
+        # The kind's own comes first: that is what a message should name first.
         return {self.extension: None, ".png": self._write_view, ".npy": drawing.write_array} \
             | self.writers
 
