@@ -16,6 +16,7 @@ class Course:
     """configs     {dataclass of settings: title of its flags}
     training    the TrainConfig, with the defaults that suit
     not_chosen  settings of a model that follow from the data
+    source      what tells them, as messages call it
     """
 
     def __init__(self, configs, training, not_chosen):
@@ -39,6 +40,8 @@ class Course:
 
 class TextCourse(Course):
     """Text in, a language model out."""
+
+    source = "the tokenizer"
 
     def __init__(self):
         from minifm.training.config import TrainConfig
@@ -64,6 +67,8 @@ class TextCourse(Course):
 
 class ExamplesCourse(Course):
     """Examples in (pictures, sounds, films, solids), a diffusion model out."""
+
+    source = "the examples"
 
     def __init__(self):
         from minifm.training.denoising import (

@@ -151,8 +151,8 @@ def refuse_foreign(said, arch, course):
     that is not the user's to say."""
     for name in course.not_chosen - course.own_settings:
         if name in said:
-            raise ConfigError(f"{name}: follows from the data and from what is to be learnt; "
-                              "leave it out")
+            raise ConfigError(f"{name}: follows from {course.source} and from what is to be "
+                              "learnt; leave it out")
     preset = said.get("preset")
     if PRESETS.get(preset, arch) != arch:
         raise ConfigError(f"preset: {preset} is of {PRESETS[preset]}, not of {arch}")
