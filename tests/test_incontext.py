@@ -1,6 +1,7 @@
 """Learning in context: what the families are, that tests are of rules never trained on, and the
 command from end to end."""
 
+import itertools
 import json
 import math
 import sys
@@ -20,9 +21,9 @@ from minifm.tasks.incontext import (
     START,
     VOCABULARY,
     Add,
-    Choose,
     Classify,
     Compare,
+    Copy,
     Episodes,
     Mapping,
     episodes,
@@ -48,8 +49,8 @@ families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family
 # y by the definition, one example at a time, in plain Python.
 BY_DEFINITION = {
     "mapping": lambda rule, x: [rule[x[0]]],
-    "choose": lambda rule, x: [max(x, key=lambda symbol: rule[symbol])],
-    "add": lambda rule, x: [(x[0] + rule[x[0] >= 13]) % 13],
+    "copy": lambda rule, x: rule[3 * x[0] : 3 * x[0] + 3],
+    "add": lambda rule, x: [(x[0] + rule[x[0] // 7]) % 7],
     "compare": lambda rule, x: [rule[x[0]]],
     "classify": lambda rule, x: [rule[x[0]]],
 }
@@ -101,17 +102,15 @@ def test_questions_that_could_be_looked_up_never_come_twice(family, seed):
     x = family.questions(2, family.shots + 1, Rng(seed))
     assert x.shape == (2, family.shots + 1, family.inputs)
     for row in x.tolist():
-        if family.name == "choose":
-            assert len({frozenset(pair) for pair in row}) == len(row)
-            assert all(len(set(pair)) == 2 for pair in row)
-        elif family.name != "mapping":
+        if family.name not in ("mapping", "copy"):
             for column in zip(*row):
                 assert len(set(column)) == len(column)
 
 
 def test_rules_are_what_their_families_say():
-    for family, symbols in ((Mapping(), 8), (Choose(), 6)):
-        assert sorted(family.rules(1, Rng(1))[0].tolist()) == list(range(symbols))
+    assert sorted(Mapping().rules(1, Rng(1))[0].tolist()) == list(range(8))
+    for words in Copy().rules(20, Rng(1)).tolist():
+        assert len(set(words)) == len(words) == 12 and set(words) <= set(range(16))
     assert len(Compare.ways) == 38 and (np.abs(np.diff(Compare.ways, axis=1)).sum(1) == 1).all()
     assert len(np.unique(Compare.ways, axis=0)) == 38
 
@@ -143,12 +142,13 @@ def test_held_out_rules_are_disjoint_from_those_trained_on(family):
 
 def test_colours_take_turns():
     x = Add().questions(3, 18, Rng(0))[..., 0]
-    assert (x[:, ::2] < 13).all() and (x[:, 1::2] >= 13).all()
+    assert (x // 7 == np.arange(18) % 3).all()
 
 
 def test_every_offset_is_met_in_training():
-    trained = [(a, b) for a in range(13) for b in range(13) if not is_held_out("add", (a, b))]
-    assert all(set(column) == set(range(13)) for column in zip(*trained))
+    trained = [rule for rule in itertools.product(range(7), repeat=3)
+               if not is_held_out("add", rule)]
+    assert all(set(column) == set(range(7)) for column in zip(*trained))
 
 
 def test_the_split_is_the_same_for_all_integers():
@@ -179,12 +179,10 @@ def test_chance_is_what_one_who_does_not_learn_the_rule_gets(family, shots):
     for i in range(count):
         if family.name == "mapping":
             guess = [i % 8]
-        elif family.name == "choose":
-            before = y[i, :-1, 0].tolist()
-            guess = [max(x[i, -1].tolist(), key=lambda symbol: (before.count(symbol),
-                                                                symbol * (-1) ** i))]
+        elif family.name == "copy":
+            guess = y[i, i % shots].tolist() if shots else [0, 1, 2]
         elif family.name == "add":
-            left = [n for n in range(13) if n not in y[i, shots % 2 : -1 : 2, 0]]
+            left = [n for n in range(7) if n not in y[i, shots % 3 : -1 : 3, 0]]
             guess = [left[i % len(left)]]
         else:
             guess = [likelier[int(y[i, :-1].sum())]]

@@ -1,7 +1,7 @@
-"""Models, one a file: stored (what all share), causal (what decoders share), then gpt, llama; bert,
-an encoder; seq2seq (what encoder-decoders share), then transformer, t5; heads for other tasks. The
-networks of diffusion: parts (what they share), then unet, dit,
-autoencoder.
+"""Models, one a file: stored (what all share), causal (what decoders share), then gpt, llama;
+encoder (what encoders share), then bert, modernbert; seq2seq (what encoder-decoders share), then
+transformer, t5; heads for other tasks. The networks of diffusion: parts (what they share), then
+unet, dit, autoencoder; clip, which reads their prompts.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class, in `NETWORKS` its `_class_name`
 does, where it is a network of a diffusion model; in `ARCHITECTURES` the name on the command line
@@ -11,10 +11,22 @@ finds all that is needed to make a new one.
 from typing import NamedTuple
 
 from minifm.errors import ConfigError
-from minifm.models import autoencoder, bert, dit, gpt, llama, t5, transformer, unet
+from minifm.models import (
+    autoencoder,
+    bert,
+    clip,
+    dit,
+    gpt,
+    llama,
+    modernbert,
+    t5,
+    transformer,
+    unet,
+)
 from minifm.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
+from minifm.models.clip import CLIP, CLIPConfig, ImageTower, TextTower
 from minifm.models.dit import DiT, DiTConfig
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.models.heads import (
@@ -25,20 +37,24 @@ from minifm.models.heads import (
     with_head,
 )
 from minifm.models.llama import LAYOUTS, Llama, LlamaConfig
+from minifm.models.modernbert import ModernBert, ModernBertConfig
 from minifm.models.packing import pack_model, packed_format, unpack_model
 from minifm.models.t5 import T5, T5Config
 from minifm.models.transformer import Transformer, TransformerConfig
 from minifm.models.unet import UNet, UNetConfig
 
-__all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "DiT",
-           "DiTConfig", "GPT", "GPTConfig", "HeadConfig", "Llama", "LlamaConfig", "MODELS",
-           "NETWORKS", "QuestionAnswerer", "SequenceClassifier", "T5", "T5Config",
+__all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "CLIP",
+           "CLIPConfig", "DiT", "DiTConfig", "GPT", "GPTConfig", "HeadConfig", "ImageTower",
+           "Llama", "LlamaConfig", "MODELS", "ModernBert", "ModernBertConfig", "NETWORKS",
+           "QuestionAnswerer", "SequenceClassifier", "T5", "T5Config", "TextTower",
            "TokenClassifier", "Transformer", "TransformerConfig", "UNet", "UNetConfig",
            "architecture_of", "pack_model", "packed_format", "unpack_model", "with_head"]
 
 MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \
-    | {model.model_type: model for model in (Transformer, T5)}
+    | {model.model_type: model for model in (Transformer, T5)} \
+    | {modernbert.MODEL_TYPE: ModernBert, "clip": CLIP, clip.TEXT: TextTower,
+       clip.IMAGE: ImageTower}
 NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT) \
     | {autoencoder.CLASS: AutoencoderKL}
 
@@ -63,6 +79,8 @@ ARCHITECTURES = {
     "bert": Architecture(Bert, BertConfig, bert.PRESETS, "bert-tiny", {"layout": "bert"}),
     "roberta": Architecture(Bert, BertConfig, bert.ROBERTA_PRESETS, "roberta-tiny",
                             {"layout": "roberta"}),
+    "modernbert": Architecture(ModernBert, ModernBertConfig, modernbert.PRESETS,
+                               "modernbert-tiny"),
     "transformer": Architecture(Transformer, TransformerConfig, transformer.PRESETS,
                                 "transformer-tiny"),
     "t5": Architecture(T5, T5Config, t5.PRESETS, "t5-tiny"),

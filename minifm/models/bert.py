@@ -6,20 +6,19 @@ says which of them a model is. Read top to bottom: the configuration, the parts,
 in files.
 """
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from minifm import ops
 from minifm.config import check, setting
-from minifm.errors import ConfigError, ShapeError
+from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
-from minifm.models.stored import HeadLayout, Model, Stored
+from minifm.models.encoder import Encoder, first_token
+from minifm.models.stored import HeadLayout, Stored
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Module, Perceptron, post_norm
 from minifm.nn.module import constant
-from minifm.ops.loss import IGNORE
 
 INITIAL = 0.02          # standard deviation of the initial weights
 # {(layout, pooler, masked_head, sentence_head): what other libraries call a model of these parts}
@@ -192,7 +191,7 @@ class MaskedHead(Module):
         return ops.linear(x, table.transpose(1, 0), self.bias)
 
 
-class Bert(Model):
+class Bert(Encoder):
     """Token ids in, a vector for each token out, and what the heads make of it."""
 
     tasks = TASKS
@@ -216,10 +215,6 @@ class Bert(Model):
             if config.masked_head else None
         self.sentence_head = Linear(C, 2, std=INITIAL, rng=rng and rng.child("sentence_head")) \
             if config.sentence_head else None
-
-    def __call__(self, ids, **inputs):
-        """ids [B, T] -> logits [B, T, V] of the token at each place; `inputs` as in `features`."""
-        return self.logits(self.features(ids, **inputs))
 
     def features(self, ids, *, types=None, key_mask=None, rng=None, recompute=False):
         """ids [B, T] -> what the heads read, [B, T, C].
@@ -248,18 +243,17 @@ class Bert(Model):
 
     def pooled(self, x, key_mask=None):
         """Features x [B, T, C] -> [B, C], a vector for each sequence, from its first token."""
-        return ops.tanh(self._part("pooler")(_first(x, key_mask)))
+        return ops.tanh(self._part("pooler")(first_token(x, key_mask)))
 
     def summary(self, x, key_mask=None):
         """Features x [B, T, C] -> [B, C], what a head for sequences reads: their first token, by
         the pooler where there is one."""
-        return self.pooled(x, key_mask) if self.pooler else _first(x, key_mask)
+        return self.pooled(x, key_mask) if self.pooler else first_token(x, key_mask)
 
     def as_body(self, parts, rng=None):
         """A model of these very layers, with other `parts`, for a head to stand on (heads.py);
         `rng` draws a pooler that this one does not have."""
-        body, C = copy.copy(self), self.config.width
-        body.config = replace(self.config, **parts)
+        body, C = self.with_parts(parts), self.config.width
         body.masked_head = body.sentence_head = None
         body.pooler = None if not body.config.pooler else \
             self.pooler or Linear(C, C, std=INITIAL, rng=rng and rng.child("pooler"))
@@ -274,17 +268,10 @@ class Bert(Model):
         """Mean cross-entropy in nats of targets [B, T] (-100: not counted), and, if they are given,
         plus that of sentence_targets [B] (0: the second sentence follows).
 
-        Only tokens whose target counts go through the head. The denominators divide the two sums
-        in place of the counts (ops/loss.py).
+        The denominators divide the two sums in place of the counts (ops/loss.py).
         """
-        targets = np.asarray(targets)
-        if targets.shape != np.shape(ids):
-            raise ShapeError(f"Bert: targets: expected {list(np.shape(ids))}, as the ids have, "
-                             f"got {list(targets.shape)}")
         x = self.features(ids, types=types, key_mask=key_mask, rng=rng, recompute=recompute)
-        counted = np.nonzero(targets != IGNORE)
-        loss = ops.cross_entropy(self.logits(x[counted]), targets[counted],
-                                 denominator=denominator)
+        loss = self.guessed(x, ids, targets, denominator)
         if sentence_targets is None:
             return loss
         return loss + ops.cross_entropy(self.sentence_logits(x, key_mask), sentence_targets,
@@ -292,19 +279,12 @@ class Bert(Model):
 
     def _positions(self, ids, types, key_mask):
         """The row of the position table for each token: [T], or [B, T] where rows differ."""
-        if ids.ndim != 2:
-            raise ShapeError(f"Bert: expected token ids [B, T], got {list(ids.shape)}")
-        for name, given in (("types", types), ("key_mask", key_mask)):
-            if given is not None and np.shape(given) != ids.shape:
-                raise ShapeError(f"Bert: {name}: expected {list(ids.shape)}, as the ids have, got "
-                                 f"{list(np.shape(given))}")
+        self.check_ids(ids, types=types, key_mask=key_mask)
         if key_mask is None:
             positions = np.arange(ids.shape[1])
         else:                           # padding, on either side, does not count
             positions = np.maximum(np.cumsum(key_mask, axis=-1) - 1, 0)
-        if positions.max(initial=0) >= self.config.context:
-            raise ShapeError(f"Bert: {positions.max() + 1} tokens do not fit the context of "
-                             f"{self.config.context}")
+        self.check_length(positions.max(initial=0) + 1)
         return positions + self.config.first_position
 
     def _part(self, name):
@@ -442,12 +422,6 @@ NORMS = {"attention_norm": "attention.output.LayerNorm", "perceptron_norm": "out
 HEADS = {"bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
                   "cls.predictions.bias"),
          "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")}
-
-
-def _first(x, key_mask):
-    """x [B, T, C] -> [B, C], the first real token of each row."""
-    first = 0 if key_mask is None else np.argmax(key_mask, axis=1)
-    return x[np.arange(x.shape[0]), first]
 
 
 def _layers(names, weight):

@@ -138,7 +138,7 @@ class HeadConfig:
         """Floating-point operations for one token of a sequence of `length` tokens; training, as
         in GPTConfig."""
         C, L = self.body.width, len(self.labels)
-        products = 2 * (C * L + (C * C if self.head.dense else 0))
+        products = 2 * (C * L + C * C * (bool(self.head.dense) + self.head.reader))
         products /= length if self.head.whole else 1
         body = self.body.flops_per_token(length, training, counted=0)
         return body + (3 * products if training else products)
@@ -184,8 +184,8 @@ class Headed(Model):
 
     def logits(self, x, *, key_mask=None, rng=None):
         """Features x [B, T, C] -> [B, L] of sequences, or [B, T, L]."""
-        if self.config.head.whole:
-            x = self.body.summary(x, key_mask)                                  # [B, C]
+        whole = self.config.head.whole
+        x = self.body.summary(x, key_mask) if whole else self.body.each(x)      # [B, C], [B, T, C]
         if self.dense:
             x = ops.tanh(self._read(x, self.dense, rng and rng.child("head", "dense")))
         return self._read(x, self.output, rng and rng.child("head", "output"))

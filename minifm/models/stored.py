@@ -37,7 +37,8 @@ class Stored:
         """The array of a file as the parameter of this `shape` has it, in C order."""
         if self.transposed:
             array = array.reshape(shape[::-1]).T
-        return np.ascontiguousarray(array.reshape(shape))
+        # ascontiguousarray turns a single number into an array of one
+        return np.ascontiguousarray(array.reshape(shape)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class HeadLayout:
     prefix        what the names of the body's tensors begin with, in place of the model's `prefix`
     parts         {setting: value} of the body: what it has and leaves out, below this head
     whole         the head reads one vector for a sequence, the body's `summary`; else each token
+    reader        what it reads has gone through one more layer of the body, C to C
     dense         the name of a layer with a tanh before the output, if there is one
     bias          the output has offsets
     dropout       of what the layers read; 0: there is none; None: as much as in the body
@@ -59,6 +61,7 @@ class HeadLayout:
     prefix: str
     parts: dict = field(default_factory=dict)
     whole: bool = False
+    reader: bool = False
     dense: str | None = None
     bias: bool = True
     dropout: float | None = 0.0
@@ -76,6 +79,10 @@ class Model(Module):
     prefix = ""     # what the names of its tensors begin with in files
     weights = "model"       # what the file of its weights is called, before ".safetensors"
     tasks = {}      # {model_type: {task: HeadLayout}}
+
+    def each(self, x):
+        """Features x [B, T, C] -> [B, T, C], what a head for tokens reads (heads.py)."""
+        return x
 
     @staticmethod
     def accepted_name(key):

@@ -14,20 +14,27 @@ from minifm.nn.module import Module
 
 
 class SelfAttention(Module):
-    """Every token gathers from itself and the tokens before it: GPT's, with one packed projection
-    for q, k and v."""
+    """Every token gathers from the tokens of its own sequence, with one packed projection for q, k
+    and v; causal, as GPT's, unless told otherwise."""
 
-    def __init__(self, width, heads, *, std, output_std, rng):
+    def __init__(self, width, heads, *, bias=True, std, output_std, rng):
         self.heads = heads
-        self.project = Linear(width, 3 * width, std=std, rng=rng and rng.child("project"))
-        self.output = Linear(width, width, std=output_std, rng=rng and rng.child("output"))
+        self.project = Linear(width, 3 * width, bias=bias, std=std,
+                              rng=rng and rng.child("project"))
+        self.output = Linear(width, width, bias=bias, std=output_std,
+                             rng=rng and rng.child("output"))
 
-    def __call__(self, x, residual=None, *, layer=0, rng=None, **where):
-        """x [B, T, C] -> [B, T, C], plus `residual`; `layer` is this one's in the cache, `rng` of
-        the dropout in adapters."""
+    def __call__(self, x, residual=None, *, layer=0, causal=True, rotation=None, rng=None, **where):
+        """x [B, T, C] -> [B, T, C], plus `residual`; `layer` is this one's in the cache.
+
+        rotation  (cos, sin) that turn queries and keys by their positions (rotary.py)
+        rng       of the dropout in adapters
+        """
         packed = self.project(x, rng=rng and rng.child("project"))
         q, k, v = ops.split_heads(packed, self.heads)           # [B, H, T, D] each
-        y = attend(q, k, v, layer=layer, causal=True, **where)
+        if rotation is not None:
+            q, k = ops.rope(q, *rotation), ops.rope(k, *rotation)
+        y = attend(q, k, v, layer=layer, causal=causal, **where)
         return self.output(ops.merge_heads(y), residual=residual,
                            rng=rng and rng.child("output"))
 

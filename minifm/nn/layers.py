@@ -51,11 +51,11 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Each vector centred and scaled to unit variance, then gain and offset."""
+    """Each vector centred and scaled to unit variance, then gain and, with `bias`, offset."""
 
-    def __init__(self, width, epsilon):
+    def __init__(self, width, epsilon, *, bias=True):
         self.gain = constant((width,), 1)
-        self.bias = constant((width,), 0)
+        self.bias = constant((width,), 0) if bias else None
         self.epsilon = epsilon
 
     def __call__(self, x):                                      # [*B, C] -> [*B, C]

@@ -8,12 +8,14 @@ from minifm.tensor import apply
 
 
 class LayerNorm(Op):
-    """y = (x - mean) * rstd * gamma + beta, over the last axis."""
+    """y = (x - mean) * rstd * gamma + beta, over the last axis; `beta` may be left out."""
 
     signature = "x[*B, D], gamma[D], beta[D] -> [*B, D]"
     fresh = True
 
     def forward(self, x, gamma, beta, eps=1e-5):
+        if beta is None:
+            beta = self.backend.zeros(gamma.shape, gamma.dtype)
         y, self.mean, self.rstd = self.backend.layernorm(x, gamma, beta, eps)
         self.x, self.gamma = x, gamma
         return y
@@ -25,7 +27,9 @@ class LayerNorm(Op):
     @classmethod
     def examples(cls, draw):
         B, D = draw.batch(), draw.size("C", 2)
-        return (draw.normal((*B, D)), draw.normal((D,)), draw.normal((D,))), {"eps": 1e-2}
+        beta = draw.choice([True, False])
+        return (draw.normal((*B, D)), draw.normal((D,)), draw.normal((D,)) if beta else None), \
+            {"eps": 1e-2}
 
 
 class AdaptiveLayerNorm(Op):
@@ -105,7 +109,7 @@ class GroupNorm(Op):
 
 
 def layernorm(x, gamma, beta, eps=1e-5):
-    """x [*B, D] normalised over D, times gamma [D], plus beta [D]."""
+    """x [*B, D] normalised over D, times gamma [D], plus beta [D] unless that is None."""
     return apply(LayerNorm, x, gamma, beta, eps=eps)
 
 

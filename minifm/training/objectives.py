@@ -22,6 +22,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.bert import Bert
 from minifm.models.causal import CausalModel
+from minifm.models.encoder import Encoder
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.text.masking import MaskedBatches, MaskedPairs, Words
 from minifm.text.rows import EncoderRows, SentencePairs
@@ -296,7 +297,10 @@ class Denoising(TokenObjective):
 
 def objective_of(model, recompute=False, learning=LearningConfig()):
     """The objective by which models of a class learn from text without labels."""
-    if issubclass(model, Bert):
+    if issubclass(model, Encoder):
+        if learning.next_sentence and not issubclass(model, Bert):
+            raise ConfigError(f"next_sentence: a {model.__name__} has no head that guesses it, a "
+                              "Bert has")
         kind = MaskedAndNextSentence if learning.next_sentence else MaskedLanguageModel
     else:
         kind = next(kind for family, kind in ((CausalModel, CausalLanguageModel),

@@ -29,6 +29,11 @@ SHAPE = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidd
 BERT = SHAPE | {"max_position_embeddings": 32}
 ROBERTA = SHAPE | {"max_position_embeddings": 34, "type_vocab_size": 2, "layer_norm_eps": 1e-5,
                    "pad_token_id": 1}
+# A window so small that rows of 12 tokens have some beyond it.
+MODERN = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "intermediate_size",
+                                      "num_attention_heads")} | {
+    "num_hidden_layers": 4, "max_position_embeddings": 32, "local_attention": 6, "pad_token_id": 1,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2)}
 # {directory: (the library's classes, what is set in its configuration)}
 MODELS = {
     "bert": ("Bert", "ForPreTraining", BERT),
@@ -36,6 +41,8 @@ MODELS = {
     "bert-encoder": ("Bert", "Model", BERT),
     "roberta": ("Roberta", "ForMaskedLM", ROBERTA),
     "roberta-encoder": ("Roberta", "Model", ROBERTA),
+    "modernbert": ("ModernBert", "ForMaskedLM", MODERN),
+    "modernbert-encoder": ("ModernBert", "Model", MODERN | {"global_attn_every_n_layers": 2}),
 }
 
 
@@ -64,9 +71,9 @@ def make(model_class, config, directory):
         difference = (low[name].double() - value).abs()
         errors[f"error.{name}"] = (difference * real if value.ndim == 3 else difference).max() \
             .reshape(1)
-    save_outputs({"ids": inputs["input_ids"], "types": inputs["token_type_ids"],
-                  "lengths": torch.tensor(LENGTHS), **targets, **found, **errors, "loss": loss,
-                  **gradients(exact)}, directory)
+    kinds = {"types": inputs["token_type_ids"]} if "token_type_ids" in inputs else {}
+    save_outputs({"ids": inputs["input_ids"], **kinds, "lengths": torch.tensor(LENGTHS), **targets,
+                  **found, **errors, "loss": loss, **gradients(exact)}, directory)
 
 
 def batch(config):
@@ -78,14 +85,15 @@ def batch(config):
     types = ((place >= lengths // 2) & (mask == 1)).long()
     wanted = (mask == 1) & ((place + torch.arange(B)[:, None]) % 3 == 0)
     targets = torch.where(wanted, torch.randint(2, config.vocab_size, (B, T)), -100)
-    return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}, \
+    kinds = {"token_type_ids": types} if hasattr(config, "type_vocab_size") else {}
+    return {"input_ids": ids, **kinds, "attention_mask": mask}, \
         {"targets": targets, "sentence_targets": torch.tensor([0, 1, 1])}
 
 
 def outputs(model, inputs):
     """The outputs, by minifm's names, of the parts that the model has."""
-    result = model(**inputs, output_hidden_states=True)
-    found = {"features": result.hidden_states[-1]}
+    result, body = model(**inputs), getattr(model, model.base_model_prefix, model)
+    found = {"features": body(**inputs).last_hidden_state}
     for ours, theirs in (("logits", "prediction_logits"), ("logits", "logits"),
                          ("sentence_logits", "seq_relationship_logits"),
                          ("pooled", "pooler_output")):
@@ -95,10 +103,11 @@ def outputs(model, inputs):
 
 
 def loss_of(model, inputs, targets):
-    if hasattr(model, "pooler"):                # a bare encoder
+    if not model.base_model_prefix or not hasattr(model, model.base_model_prefix):  # bare
         result = model(**inputs)
         real = inputs["attention_mask"][..., None]
-        return (result.last_hidden_state ** 2 * real).sum() + (result.pooler_output ** 2).sum()
+        pooled = result.get("pooler_output", torch.zeros(()))
+        return (result.last_hidden_state ** 2 * real).sum() + (pooled ** 2).sum()
     sentences = {"next_sentence_label": targets["sentence_targets"]} \
         if type(model).__name__ == "BertForPreTraining" else {}
     return model(**inputs, labels=targets["targets"], **sentences).loss

@@ -35,10 +35,16 @@ ROBERTA = SHAPE | NO_DROPOUT | {"max_position_embeddings": 18, "type_vocab_size"
 GPT2 = {"vocab_size": V, "n_positions": 16, "n_embd": 12, "n_layer": 2, "n_head": 2,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "pad_token_id": 1}
 LLAMA = SHAPE | {"max_position_embeddings": 16, "num_key_value_heads": 1}
+MODERN = {**{key: SHAPE[key] for key in SHAPE if key != "num_hidden_layers"},
+          "num_hidden_layers": 3, "global_attn_every_n_layers": 2, "local_attention": 4,
+          "max_position_embeddings": 16,
+          **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2)}
 NEO = {"vocab_size": V, "max_position_embeddings": 16, "hidden_size": 12, "num_layers": 2,
        "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4,
        "pad_token_id": 1}
 KINDS = {"bert": ("Bert", BERT), "roberta": ("Roberta", ROBERTA), "gpt2": ("GPT2", GPT2),
+         "modernbert": ("ModernBert", MODERN),
+         "modernbertmean": ("ModernBert", MODERN | {"classifier_pooling": "mean"}),
          "gpt1": ("OpenAIGPT", GPT2), "gptneo": ("GPTNeo", NEO),
          "llama": ("Llama", LLAMA), "mistral": ("Mistral", LLAMA | {"sliding_window": 4}),
          "qwen2": ("Qwen2", LLAMA), "qwen3": ("Qwen3", LLAMA | {"head_dim": 6})}
@@ -51,9 +57,10 @@ TASKS = {
     "token": ("ForTokenClassification", NAMED | {"classifier_dropout": 0.3}),
     "question": ("ForQuestionAnswering", {}),
 }
-NAMES = [f"{kind}-{task}" for kind in ("bert", "roberta", "gpt2", "llama")
+NAMES = [f"{kind}-{task}" for kind in ("bert", "roberta", "modernbert", "gpt2", "llama")
          for task in ("sequence", "token", "question")]
 NAMES += ["bert-labels", "bert-number", "mistral-question", "qwen2-sequence", "qwen3-token",
+          "modernbertmean-sequence",
           "gpt1-sequence", "gptneo-sequence", "gptneo-token", "gptneo-question"]
 
 

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa against the real library's outputs, their algebra, their files."""
+"""BERT, RoBERTa and ModernBERT against the real library's outputs, their algebra, their files."""
 
 import json
 import shutil
@@ -17,25 +17,31 @@ import minifm as mf
 from minifm import ops
 from minifm.errors import ConfigError, FormatError, ShapeError
 from minifm.hub import load_model, save_model
-from minifm.models import Bert, BertConfig, pack_model
+from minifm.models import Bert, BertConfig, ModernBert, ModernBertConfig, modernbert, pack_model
 from minifm.models.bert import ARCHITECTURES, PRESETS, ROBERTA_PRESETS
 from minifm.text import Tokenizer
+from minifm.training.objectives import LearningConfig, objective_of
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ["bert", "bert-masked", "bert-encoder", "roberta", "roberta-encoder"]
+NAMES = ["bert", "bert-masked", "bert-encoder", "roberta", "roberta-encoder", "modernbert",
+         "modernbert-encoder"]
 V = 37
 BERT = BertConfig(vocabulary=V, context=24, layers=2, heads=2, width=16, hidden=20)
+# Of its three blocks the second looks two tokens to either side.
+MODERN = ModernBertConfig(vocabulary=V, context=24, layers=3, heads=2, width=16, hidden=20,
+                          window=4, every=2, padding=0)
 # Between them they have every part that an encoder may have.
 CONFIGS = {
     "masked": replace(BERT, activation="relu"),
     "all": replace(BERT, pooler=True, sentence_head=True),
     "roberta": replace(BERT, layout="roberta", padding=3, types=1),
+    "modern": MODERN,
 }
 EACH = pytest.mark.parametrize("kind", CONFIGS)
 
 
 def random_model(config, std=0.2):
-    return randomised(Bert(config), std=std)
+    return randomised(config.model(config), std=std)
 
 
 def random_ids(*shape, high=V, name="ids"):
@@ -66,15 +72,16 @@ def gradients_of(model):
 def golden(request):
     outputs = load_file(GOLDEN / request.param / "outputs.safetensors")
     mask = np.arange(outputs["ids"].shape[1]) < outputs["lengths"][:, None]
-    return GOLDEN / request.param, outputs, {"types": outputs["types"], "key_mask": mask}
+    types = {"types": outputs["types"]} if "types" in outputs else {}
+    return GOLDEN / request.param, outputs, {"key_mask": mask, **types}
 
 
 def found_by(model, outputs, inputs):
     """{name: array} of each of the model's outputs that the golden file has."""
     x, mask = model.features(outputs["ids"], **inputs), inputs["key_mask"]
-    found = {"features": x, "logits": model.logits} | {
-        name: lambda x, part=part: part(x, mask) for name, part in
-        (("pooled", model.pooled), ("sentence_logits", model.sentence_logits))}
+    found = {"features": x, "logits": model.logits,
+             "pooled": lambda x: model.pooled(x, mask),
+             "sentence_logits": lambda x: model.sentence_logits(x, mask)}
     return {name: (value(x) if callable(value) else value).numpy()
             for name, value in found.items() if name in outputs}
 
@@ -111,13 +118,16 @@ def test_outputs_loss_and_gradients_equal_the_real_librarys_in_float64(golden):
 
 
 def golden_loss(model, outputs, inputs):
-    if model.masked_head is None:
+    if "logits" not in outputs:
         x = model.features(outputs["ids"], **inputs)
+        loss = (x * x * inputs["key_mask"][..., None].astype(np.float64)).sum()
+        if "pooled" not in outputs:
+            return loss
         pooled = model.pooled(x, inputs["key_mask"])
-        return (x * x * inputs["key_mask"][..., None].astype(np.float64)).sum() \
-            + (pooled * pooled).sum()
-    sentences = outputs["sentence_targets"] if model.sentence_head else None
-    return model.loss(outputs["ids"], outputs["targets"], sentence_targets=sentences, **inputs)
+        return loss + (pooled * pooled).sum()
+    sentences = {"sentence_targets": outputs["sentence_targets"]} \
+        if "sentence_logits" in outputs else {}
+    return model.loss(outputs["ids"], outputs["targets"], **sentences, **inputs)
 
 
 def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path):
@@ -130,7 +140,8 @@ def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path)
         assert (again / file).read_bytes() == (tmp_path / file).read_bytes()
     said, meant = (json.loads((place / "config.json").read_text())
                    for place in (tmp_path, directory))
-    ours_alone = {"attention_probs_dropout_prob", "torch_dtype", "bos_token_id", "eos_token_id"}
+    ours_alone = {"attention_probs_dropout_prob", "torch_dtype", "bos_token_id", "eos_token_id",
+                  "cls_token_id", "sep_token_id"}
     shared = (said.keys() & meant.keys()) - ours_alone
     assert len(shared) > 12 and {key: said[key] for key in shared} == {
         key: meant[key] for key in shared}
@@ -144,13 +155,15 @@ def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path)
 def test_padding_on_either_side_never_changes_a_real_position(backend, kind, left, right, filler):
     config, sides = CONFIGS[kind], ((0, 0), (left, right))
     model, ids = random_model(config), random_ids(2, 9)
-    types = random_ids(2, 9, high=config.types, name="types")
-    padded = {"types": np.pad(types, sides), "key_mask": np.pad(np.ones((2, 9), bool), sides)}
+    types = {"types": random_ids(2, 9, high=config.types, name="types")} \
+        if hasattr(config, "types") else {}
+    padded = {name: np.pad(array, sides) for name, array in types.items()}
+    padded["key_mask"] = np.pad(np.ones((2, 9), bool), sides)
     x = model.features(np.pad(ids, sides, constant_values=filler), **padded)
     y = model.logits(x).numpy()[:, left : left + 9]
-    assert_same_function(y, model(ids, types=types).numpy(), oracle(config, ids, types=types))
+    assert_same_function(y, model(ids, **types).numpy(), oracle(config, ids, **types))
     if kind == "all":
-        plain = model.features(ids, types=types)
+        plain = model.features(ids, **types)
         np.testing.assert_allclose(model.sentence_logits(x, padded["key_mask"]).numpy(),
                                    model.sentence_logits(plain).numpy(), rtol=1e-4, atol=1e-5)
 
@@ -204,14 +217,14 @@ def test_pieces_of_a_batch_add_up_to_it(kind):
         for pieces in ([slice(0, 4)], [slice(0, 1), slice(1, 4)]):
             model, loss = in_float64(random_model(CONFIGS[kind])), 0.0
             for rows in pieces:
-                part = model.loss(
-                    ids[rows], targets[rows], denominator=(targets >= 0).sum(),
-                    sentence_targets=sentences[rows] if kind == "all" else None,
-                    sentence_denominator=3)
+                both = {"sentence_targets": sentences[rows], "sentence_denominator": 3} \
+                    if kind == "all" else {}
+                part = model.loss(ids[rows], targets[rows], denominator=(targets >= 0).sum(),
+                                  **both)
                 part.backward()
                 loss += part.item()
             found.append([loss] + gradients_of(model))
-    assert len(found[0]) == len(found[1]) > 30
+    assert len(found[0]) == len(found[1]) > 20
     for whole, added in zip(*found):
         np.testing.assert_allclose(added, whole, rtol=1e-12, atol=1e-14)
 
@@ -227,7 +240,9 @@ def test_a_batch_without_a_target_has_no_loss_and_no_gradient(backend):
 @EACH
 def test_counts_follow_from_the_configuration(backend, kind):
     config, ids, targets = CONFIGS[kind], random_ids(3, 20), some_targets(3, 20)
-    model = Bert(config, mf.Rng(0))
+    if kind == "modern":        # what a window hides is counted where it is computed, not here
+        config = replace(config, window=40)
+    model = config.model(config, mf.Rng(0))
     assert sum(p.numpy().size for p in model.parameters().values()) == config.parameters
     sentences = {"sentence_targets": np.array([0, 1, 0])} if kind == "all" else {}
     with mf.FlopCounter() as counter:
@@ -251,16 +266,75 @@ def test_published_models_have_their_published_size(name, count):
     assert BertConfig(**(PRESETS | ROBERTA_PRESETS)[name]).parameters == count
 
 
+@pytest.mark.parametrize("name, count", [
+    ("modernbert-base", 149655232), ("modernbert-large", 395881664)])
+def test_a_published_modernbert_has_its_published_size(name, count):
+    assert ModernBertConfig(**modernbert.PRESETS[name]).parameters == count
+
+
+def seen_by(model, ids):
+    """bool [T, T]: whether the logits at one place change with the token at another."""
+    T, before = ids.shape[1], model(ids).numpy()[0]
+    seen = []
+    for t in range(T):
+        changed = ids.copy()
+        changed[0, t] = (ids[0, t] + 1) % V
+        seen.append(np.abs(model(changed).numpy()[0] - before).max(-1) > 0)
+    return np.array(seen).T
+
+
+def test_a_block_of_the_neighbourhood_sees_half_a_window_on_either_side(backend):
+    """The last block of two looks at two tokens on either side of those that the first sees: with
+    the first one's attention silenced, that is all."""
+    model, ids = random_model(replace(MODERN, layers=2)), random_ids(1, 11)
+    assert seen_by(model, ids).all()
+    output = model.blocks[0].attention.output.weight
+    output.data = output.data * 0
+    apart = np.abs(np.arange(11)[:, None] - np.arange(11))
+    np.testing.assert_array_equal(seen_by(model, ids), apart <= 2)
+
+
+def test_places_are_told_apart_by_how_far_they_are_from_each_other(backend):
+    """A text that stands elsewhere in a row is the same text; in another order it is another."""
+    model, ids = random_model(MODERN), random_ids(1, 7)
+    exact = oracle(MODERN, ids)
+    moved, mask = np.pad(ids, ((0, 0), (5, 0))), np.arange(12)[None] >= 5
+    assert_same_function(model(moved, key_mask=mask).numpy()[:, 5:], model(ids).numpy(), exact)
+    turned = model(ids[:, ::-1]).numpy()[:, ::-1]
+    assert np.abs(turned - exact).max() > 1e-3
+
+
+@given(length=st.integers(1, 30), side=st.one_of(st.none(), st.integers(1, 40)))
+def test_neighbours_are_counted(length, side):
+    apart = np.abs(np.arange(length)[:, None] - np.arange(length))
+    seen = apart <= (length if side is None else side)
+    assert modernbert.neighbours(length, side) == pytest.approx(seen.sum() / length, rel=1e-12)
+
+
+@pytest.mark.parametrize("pooling", modernbert.POOLING)
+def test_a_sequence_is_read_by_its_first_token_or_by_the_mean_of_all(backend, pooling):
+    model, ids = random_model(replace(MODERN, pooling=pooling)), random_ids(2, 6)
+    x, mask = model.features(ids), np.arange(6) < np.array([[4], [6]])
+    values = x.numpy()
+    chosen = values[:, 0] if pooling == "cls" else \
+        np.stack([values[0, :4].mean(0), values[1].mean(0)])
+    np.testing.assert_allclose(model.summary(x, mask).numpy(),
+                               model.reader(mf.Tensor(chosen)).numpy(), rtol=1e-4, atol=1e-5)
+
+
 @EACH
 def test_recomputation_gives_the_same_bits_with_dropout_too(backend, kind):
-    config, ids, targets = replace(CONFIGS[kind], dropout=0.2), random_ids(2, 9), some_targets(2, 9)
+    config, ids, targets = CONFIGS[kind], random_ids(2, 9), some_targets(2, 9)
+    if kind != "modern":                    # which has no dropout
+        config = replace(config, dropout=0.2)
     mask, found = np.arange(9) < np.array([[9], [6]]), []
     for recompute in (False, True):
         model = random_model(config)
         loss = model.loss(ids, targets, key_mask=mask, rng=mf.Rng(3), recompute=recompute)
         loss.backward()
         found.append([loss.numpy()] + gradients_of(model))
-    assert random_model(config).loss(ids, targets, key_mask=mask).item() != found[0][0]
+    plain = random_model(config).loss(ids, targets, key_mask=mask).item()
+    assert (plain != found[0][0]) == (kind != "modern")
     for plain, again in zip(*found, strict=True):
         np.testing.assert_array_equal(np.asarray(plain), np.asarray(again))
 
@@ -269,9 +343,10 @@ def test_recomputation_gives_the_same_bits_with_dropout_too(backend, kind):
 def test_packed_weights_compute_nearly_the_same(backend, kind):
     model, ids = random_model(replace(CONFIGS[kind], width=32, hidden=64)), random_ids(2, 9)
     names = set(model.products(model.config))
-    assert {n for n, p in model.parameters().items() if p.ndim == 2} - names == {
-        "position_embedding.weight", "type_embedding.weight"} | (
-        {"sentence_head.weight"} if kind == "all" else set())
+    plain = {"sentence_head.weight"} if kind == "all" else set()
+    if kind != "modern":
+        plain |= {"position_embedding.weight", "type_embedding.weight"}
+    assert {n for n, p in model.parameters().items() if p.ndim == 2} - names == plain
     before = model(ids).numpy()
     pack_model(model, "bf16")
     assert 0 < np.abs(model(ids).numpy() - before).max() < 0.05 * np.abs(before).max()
@@ -321,11 +396,11 @@ def test_other_spellings_of_the_same_weights_load(name, tmp_path):
     assert_equal_models(load_model(copy), load_model(GOLDEN / name))
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
 def test_an_encoder_loads_with_a_prefix_as_well_as_without(name, tmp_path):
-    bare = GOLDEN / f"{name}-encoder"
+    bare, prefix = GOLDEN / f"{name}-encoder", {"modernbert": "model"}.get(name, name)
     copy = rewritten(bare, tmp_path,
-                     lambda arrays: {f"{name}.{key}": array for key, array in arrays.items()})
+                     lambda arrays: {f"{prefix}.{key}": array for key, array in arrays.items()})
     assert_equal_models(load_model(copy), load_model(bare))
 
 
@@ -353,6 +428,23 @@ def test_every_architecture_comes_back_from_its_files(kind, architecture, tmp_pa
     assert stored["architectures"] == [architecture] and stored["model_type"] == layout
     assert stored["max_position_embeddings"] == 24 + (3 if layout == "roberta" else 0)
     assert_equal_models(load_model(tmp_path), model)
+
+
+def test_a_modernbert_comes_back_from_its_files(tmp_path):
+    """By the keys that published files have, too, which newer ones say in other ways."""
+    config = replace(MODERN, theta=1e4, near_theta=500.0, pooling="mean", norm_epsilon=1e-6)
+    model = random_model(config)
+    save_model(model, tmp_path)
+    assert_equal_models(load_model(tmp_path), model)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    older = {key: value for key, value in stored.items()
+             if key not in ("layer_types", "rope_parameters")}
+    newer = {key: value for key, value in stored.items()
+             if not key.startswith(("global_", "local_rope"))}
+    assert ModernBert.config_from_hub(older) == ModernBert.config_from_hub(newer) == config
+    copy = rewritten(GOLDEN / "modernbert", tmp_path, lambda arrays: arrays | {
+        "decoder.weight": arrays["model.embeddings.tok_embeddings.weight"]})
+    assert_equal_models(load_model(copy), load_model(GOLDEN / "modernbert"))
 
 
 @pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
@@ -389,6 +481,14 @@ def test_a_file_that_does_not_fit_says_where(change, message, tmp_path):
     ("bert", {"hidden_act": "tanh"}, "activation: expected one of .*, got 'tanh'"),
     ("bert", {"num_attention_heads": 5}, "heads: 5 heads do not divide the width 24"),
     ("bert", {"pad_token_id": None}, "padding: expected an integer, got None"),
+    ("modernbert", {"norm_bias": True}, "norm_bias=True is not supported, only False"),
+    ("modernbert", {"mlp_dropout": 0.1}, "mlp_dropout=0.1 is not supported"),
+    ("modernbert", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 2},
+     "layer_types: expected full_attention in the first layer and then at one distance"),
+    ("modernbert", {"rope_scaling": {"factor": 2}}, "rope_scaling: expected positions that are no"),
+    ("modernbert", {"classifier_pooling": "max"}, "pooling: expected one of cls, mean, got 'max'"),
+    ("modernbert", {"architectures": ["ModernBertForMultipleChoice"]},
+     "architectures: expected one of ModernBertForMaskedLM, ModernBertModel, .*got 'ModernBertFo"),
     ("roberta", {"max_position_embeddings": 2}, "context: expected at least 1, got 0"),
     ("roberta", {"pad_token_id": "one"}, "a value is not of its type"),
 ])
@@ -433,6 +533,18 @@ def test_an_impossible_configuration_names_its_field(wrong, message):
         replace(BERT, **wrong)
 
 
+@pytest.mark.parametrize("wrong, message", [
+    ({"heads": 3}, "heads: 3 heads do not divide the width 16"),
+    ({"heads": 16}, "heads: expected heads of an even width, got 1"),
+    ({"padding": V}, f"padding: expected an id below the vocabulary of {V}, got {V}"),
+    ({"reader": False}, "decoder: it stands on the reader; leave that in"),
+    ({"pooling": "max"}, "pooling: expected one of cls, mean, got 'max'"),
+])
+def test_an_impossible_modernbert_names_its_field(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(MODERN, **wrong)
+
+
 @pytest.mark.parametrize("inputs, message", [
     ({"types": np.zeros((2, 4), int)}, r"types: expected \[2, 5\], as the ids have, got \[2, 4"),
     ({"key_mask": np.ones((1, 5), bool)}, r"key_mask: expected \[2, 5\], as .*, got \[1, 5\]"),
@@ -443,6 +555,12 @@ def test_inputs_that_do_not_fit_the_ids_are_refused(backend, inputs, message):
         random_model(BERT)(random_ids(2, 5), **inputs)
 
 
+def test_a_modernbert_does_not_guess_the_next_sentence():
+    with pytest.raises(ConfigError, match="next_sentence: a ModernBert has no head that guesses"):
+        objective_of(ModernBert, learning=LearningConfig(next_sentence=True))
+    assert objective_of(ModernBert).name == "masked"
+
+
 def test_mistakes_in_use_are_named(backend):
     model, encoder = random_model(BERT), random_model(replace(BERT, masked_head=False, pooler=True))
     with pytest.raises(ShapeError, match=r"Bert: expected token ids \[B, T\], got \[5\]"):
@@ -451,6 +569,9 @@ def test_mistakes_in_use_are_named(backend):
         model(random_ids(1, 25))
     with pytest.raises(ShapeError, match=r"targets: expected \[2, 5\], as .*, got \[2, 4"):
         model.loss(random_ids(2, 5), some_targets(2, 4))
+    bare = random_model(replace(MODERN, decoder=False, reader=False))
+    with pytest.raises(ConfigError, match="decoder: this model, a ModernBertModel, has none"):
+        bare(random_ids(1, 5))
     with pytest.raises(ConfigError, match="masked_head: this model, a BertModel, has none"):
         encoder(random_ids(1, 5))
     with pytest.raises(ConfigError, match="pooler: this model, a BertForMaskedLM, has none"):
