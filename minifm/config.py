@@ -76,6 +76,8 @@ def type_name(hint):
 def _check_one(name, value, hint, limits):
     if not fits(value, hint):
         raise ConfigError(f"{name}: expected {type_name(hint)}, got {value!r}")
+    if value is None:
+        return
     if limits["choices"] is not None and value not in limits["choices"]:
         raise ConfigError(f"{name}: expected one of {', '.join(limits['choices'])}, got {value!r}")
     for number in value if isinstance(value, (tuple, list)) else [value]:

@@ -77,6 +77,10 @@ class Rng:
         """N(0, 1), bitwise the same whatever backend is active."""
         return backends.get("numpy").normal(self.key, shape, dtype)
 
+    def host_uniform(self, shape, dtype=np.float64):
+        """[0, 1), bitwise the same whatever backend is active."""
+        return backends.get("numpy").uniform(self.key, shape, dtype)
+
     def uniform_number(self):
         """One float in [0, 1): the number that decides a random choice."""
         return int(self._host_bits(1)[0] >> np.uint64(11)) * 2.0**-53

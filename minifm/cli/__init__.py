@@ -9,17 +9,18 @@ from pathlib import Path
 # verb -> what it does; the module of the same name has `arguments(parser, argv)`, which may look at
 # what the user wrote to offer what belongs to it, and `run(args)`.
 VERBS = {
-    "pretrain": "train a language model on unlabelled text",
+    "pretrain": "train a language model on unlabelled text, or a diffusion model on examples",
     "finetune": "teach a trained model a task by labelled examples",
     "labels": "show what pretraining is worth when labels are few",
     "incontext": "train a small model that learns new rules from its prompt alone, and measure it",
     "generate": "write with a trained model",
+    "sample": "make pictures, sounds, films or solids with a trained diffusion model",
     "merge": "add an adapter to the model that it is of, and say what that changes",
     "evaluate": "measure a model: perplexity on text, or scores on labelled examples",
     "prompt": "ask a model by a few solved examples in its prompt, and score its answers",
     "quantize": "store a model in low precision, and say what that changes",
-    "dataset": "write labelled tasks from Python's own source, with what baselines reach",
-    "demo": "train a small GPT on Python's own source and look at the result",
+    "dataset": "write text tasks and what baselines reach, or pictures, sounds, films, solids",
+    "demo": "train a small GPT on Python's own source, a UNet on digits, and look at the results",
     "plan": "what training a published model takes: operations, memory, devices, time, cost",
     "scaling": "train many small models, and learn how to spend a larger budget",
     "bench": "time kernels and models beside other libraries and the machine's limits",

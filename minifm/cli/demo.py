@@ -1,9 +1,11 @@
-"""`minifm demo`: in a few minutes, a small GPT learns Python from the standard library's source.
+"""`minifm demo`: in a few minutes, a small GPT learns Python from the standard library's source,
+and then a small UNet to make handwritten digits (digits.py).
 
 It shows the whole way: text, tokenizer, training, held-out evaluation beside gzip and xz, writing,
 and a report. The same is done by `pretrain` and `generate`, with your own text.
 """
 
+import importlib.util
 import itertools
 import time
 from dataclasses import asdict
@@ -17,6 +19,7 @@ EXAMPLE = """\
 example:
   minifm demo
   minifm demo --minutes 20 --out runs/longer
+  minifm demo --digit-minutes 0
 """
 
 VOCABULARY, BATCH, LENGTH = 2048, 16, 128
@@ -45,18 +48,23 @@ def arguments(parser, argv):
                         help="where the run goes (default: runs/demo, or where one is already, "
                              "runs/demo-2 and so on)")
     parser.add_argument("--minutes", type=float, default=3.0, metavar="FLOAT",
-                        help="how long to train, about (default: 3)")
+                        help="how long to train the GPT, about (default: 3)")
+    parser.add_argument("--digit-minutes", type=float, default=2.0, metavar="FLOAT",
+                        help="how long to train the UNet, about; 0 leaves it out (default: 2)")
     parser.add_argument("--seed", type=int, default=0, metavar="INT",
                         help="of weights, data order and text (default: 0)")
 
 
 def run(args):
     from minifm.backends.ceilings import flop_ceiling
-    from minifm.cli.pretrain import summary
+    from minifm.cli.courses import text_summary
     from minifm.errors import ConfigError
     from minifm.training.pretrain import TextConfig, prepare
     if not 0 < args.minutes < 1e5:
         raise ConfigError(f"minutes: expected a number above 0, got {args.minutes}")
+    if not 0 <= args.digit_minutes < 1e5:
+        raise ConfigError("digit_minutes: expected a number of at least 0, got "
+                          f"{args.digit_minutes}")
     out = free_directory(args.out)
     if out != Path(args.out):
         print(f"{args.out} holds an earlier run; this one goes to {out}")
@@ -64,12 +72,12 @@ def run(args):
     config = configuration(args.minutes, args.seed)
     prepared = prepare(out, TextConfig(vocabulary=VOCABULARY), SHAPE, config,
                        ceiling=flop_ceiling().rate)
-    print("\n".join(summary(prepared)), end="\n\n", flush=True)
-    return train_and_tell(prepared, out, args.seed)
+    print("\n".join(text_summary(prepared)), end="\n\n", flush=True)
+    return train_and_tell(prepared, out, args.seed, args.digit_minutes)
 
 
-def train_and_tell(prepared, out, seed):
-    """Train, measure, write, report; the exit status."""
+def train_and_tell(prepared, out, seed, digit_minutes):
+    """Train, measure, write, then the second act, and the report; the exit status."""
     from minifm.cli.pretrain import trained
     trainer, started = prepared.trainer, time.perf_counter()
     status = trained(trainer, after=" (which trains to the end, and makes no report)")
@@ -81,12 +89,28 @@ def train_and_tell(prepared, out, seed):
     for name, value in bits.items():
         print(f"  {name:<12}{value:.3f}")
     samples = write(trainer, headers(prepared.corpus), seed)
-    commands = [command.format(minifm=program(), out=out) for command in COMMANDS]
-    (out / "index.html").write_text(page(report(prepared, bits, samples, commands, seconds)),
+    status, act = second_act(out, digit_minutes, seed)
+    if status:
+        return status
+    commands = [command.format(minifm=program(), out=out)
+                for command in (*COMMANDS, *(act.commands if act else ()))]
+    (out / "index.html").write_text(page(report(prepared, bits, samples, commands, seconds, act)),
                                     "utf-8")
     print(f"\nreport      {out}/index.html\nmodel       {out}/last (opens in other libraries too)")
     print("\nnext, try:\n" + "\n".join(f"  {command}" for command in commands))
     return 0
+
+
+def second_act(out, minutes, seed):
+    """(exit status, the digits.Act, or None where it is not wanted, or has no data here)."""
+    from minifm.cli.digits import act
+    from minifm.media.digits import MISSING
+    if not minutes:
+        return 0, None
+    if importlib.util.find_spec("sklearn") is None:
+        print(f"\nno second act: {MISSING}")
+        return 0, None
+    return act(out, minutes, seed)
 
 
 def free_directory(wanted):
@@ -140,7 +164,7 @@ def write(trainer, prompts, seed):
     return samples
 
 
-def report(prepared, bits, samples, commands, seconds):
+def report(prepared, bits, samples, commands, seconds, act):
     """What index.html says."""
     from minifm import __version__, backends
     trainer = prepared.trainer
@@ -159,4 +183,4 @@ def report(prepared, bits, samples, commands, seconds):
         title="A small GPT that has read Python's standard library",
         lead=f"Trained from scratch by minifm in {seconds / 60:.1f} minutes on this machine.",
         held_out=[document.text for document in prepared.held_out_text], bits_per_byte=bits,
-        samples=samples, facts=facts, commands=commands)
+        samples=samples, facts=facts, commands=commands, act=act)

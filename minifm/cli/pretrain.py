@@ -1,14 +1,15 @@
-"""`minifm pretrain`: text in, a language model out."""
+"""`minifm pretrain`: text in, a language model out; or examples in, a diffusion model out."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from minifm.cli import program
-from minifm.cli.arguments import add_config, add_fields, add_run, build, settings
-from minifm.errors import ConfigError, plural
+from minifm.cli.arguments import add_config, add_fields, add_run, read_config, settings
+from minifm.cli.courses import course_of, names_of
+from minifm.errors import ConfigError, UserError
 from minifm.models import ARCHITECTURES
-from minifm.models.causal import CausalModel
-from minifm.training.config import TrainConfig
+from minifm.training.run import read_settings
 from minifm.training.signals import Interrupted
 
 EXAMPLE = """\
@@ -20,6 +21,7 @@ example:
   minifm pretrain --arch roberta --whole-words --data notes/ --out runs/roberta
   minifm pretrain --arch roberta --diffusion --data notes/ --context 128 --out runs/masks
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
+  minifm pretrain --arch unet --data digits --out runs/digits
   minifm pretrain --resume --out runs/book
 
 while it trains:
@@ -30,14 +32,13 @@ PRESETS = {name: arch for arch, kind in ARCHITECTURES.items() for name in kind.p
 
 
 def arguments(parser, argv):
-    from minifm.training.objectives import LearningConfig
-    from minifm.training.pretrain import NOT_CHOSEN, TextConfig
     parser.usage = "minifm pretrain --out DIRECTORY [--data DATA ...] [options]"
     add_run(parser, "checkpoints, log, loss curve")
     parser.add_argument("--init", metavar="MODEL", default=argparse.SUPPRESS,
                         help="start from this model, a directory or a name on the hub, in place "
                              "of random weights")
     arch = shown_arch(argv)
+    course = course_of(arch)
     parser.elsewhere = foreign_flags(arch)
     defaults = [kind.default for kind in ARCHITECTURES.values()]
     parser.add_argument("--arch", choices=ARCHITECTURES, default=argparse.SUPPRESS,
@@ -48,70 +49,84 @@ def arguments(parser, argv):
                              f"{', '.join(defaults)}; of {arch}: "
                              f"{', '.join(ARCHITECTURES[arch].presets)})")
     add_config(parser)
-    add_fields(parser, TextConfig, "text")
-    add_fields(parser, LearningConfig, "learning: what is guessed")
+    for config, title in course.configs.items():
+        add_fields(parser, config, title, skip={"seed"})       # the one of training serves all
     add_fields(parser, ARCHITECTURES[arch].config,
                f"model: {arch} (defaults: those of the preset)",
-               skip={"scaling", *NOT_CHOSEN, *ARCHITECTURES[arch].fixed}, defaults=False)
-    add_fields(parser, TrainConfig, "training")
+               skip=names_of(ARCHITECTURES[arch].config) - course.shape_settings(arch)
+               | {"scaling"}, defaults=False)
+    add_fields(parser, course.training, "training")
+    parser.set_defaults(course=course)
 
 
 def run(args):
     from minifm.backends.ceilings import flop_ceiling
-    from minifm.training.objectives import LearningConfig
-    from minifm.training.pretrain import TextConfig, prepare
-    said = said_in_all(args, TextConfig, LearningConfig)
+    course = args.course
+    said = said_in_all(args, course)
     arch = said["arch"]
-    shape = {name: said[name] for name in shape_of(arch) if name in said}
-    prepared = prepare(args.out, build(TextConfig, said), shape, build(TrainConfig, said),
-                       learning=build(LearningConfig, said), arch=arch, initial=said.get("init"),
-                       resume=args.resume, force=args.force, ceiling=flop_ceiling().rate)
-    for line in summary(prepared):
+    shape = {name: said[name] for name in shape_of(arch, course) if name in said}
+    prepared = course.prepare(args.out, said, shape, arch=arch, initial=said.get("init"),
+                              resume=args.resume, force=args.force, ceiling=flop_ceiling().rate)
+    for line in course.summary(prepared):
         print(line, file=sys.stderr)
     status = trained(prepared.trainer)
     if status == 0:
-        tell(prepared.trainer)
+        tell(prepared.trainer, course)
     return status
 
 
 def shown_arch(argv):
-    """The architecture that the user speaks of: by its name, by a preset's, or none: gpt."""
+    """The architecture that the user speaks of: by its name or a preset's, among the flags, in a
+    file of settings, or in the run to go on with; or none: gpt."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--arch")
-    parser.add_argument("--preset")
+    for flag in ("--arch", "--preset", "--config", "--out"):
+        parser.add_argument(flag)
+    parser.add_argument("--resume", action="store_true")
     try:
         seen = parser.parse_known_args(argv)[0]
-    except argparse.ArgumentError:          # a flag without its value: the real parser says so
+        sources = [vars(seen)]
+        sources += [read_config(Path(seen.config))] if seen.config else []
+        sources += [read_settings(seen.out)] if seen.resume and seen.out else []
+    except (argparse.ArgumentError, UserError):     # the real parser and reader will say it
         return "gpt"
-    arch = seen.arch or PRESETS.get(seen.preset)
-    return arch if arch in ARCHITECTURES else "gpt"
+    for source in sources:
+        named, preset = (str(source.get(key)) for key in ("arch", "preset"))
+        if named in ARCHITECTURES or preset in PRESETS:
+            return named if named in ARCHITECTURES else PRESETS[preset]
+    return "gpt"
 
 
 def foreign_flags(arch):
     """{flag: why it is none} of the settings that other architectures have."""
-    from minifm.training.pretrain import settings_of
-    owners, own = {}, settings_of(arch)
+    owners, course = {}, course_of(arch)
+    own = course.shape_settings(arch) | course.own_settings | names_of(course.training)
     for other in ARCHITECTURES:
-        for name in settings_of(other) - own:
+        theirs = course_of(other)
+        for name in (theirs.shape_settings(other) | theirs.own_settings) - own:
             owners.setdefault(name, []).append(other)
     return {f"--{no}{name.replace('_', '-')}":
             f"{arch} has no such setting ({', '.join(others)} has: --arch {others[0]})"
             for name, others in owners.items() for no in ("", "no-")}
 
 
-def shape_of(arch):
+def alike(course):
+    """The names of the architectures that learn from the same kind of data."""
+    return [name for name in ARCHITECTURES if isinstance(course_of(name), type(course))]
+
+
+def shape_of(arch, course):
     """The settings of a model's shape (None: of any) that the user chooses."""
-    from minifm.training.pretrain import settings_of
-    return set().union(*(settings_of(name) for name in ARCHITECTURES if arch in (None, name)))
+    return set().union(*(course.shape_settings(name) for name in alike(course)
+                         if arch in (None, name)))
 
 
-def said_in_all(args, *configs):
+def said_in_all(args, course):
     """{name: value} of flags over the file of settings over the preset over, for a run that is
     resumed, its own settings. Its `arch` is None where a model to start from decides."""
-    said = settings(args, *(kind.config for kind in ARCHITECTURES.values()), *configs,
-                    TrainConfig, also={"arch": str, "preset": str, "init": str})
+    said = settings(args, *(ARCHITECTURES[name].config for name in alike(course)),
+                    *course.configs, course.training,
+                    also={"arch": str, "preset": str, "init": str})
     if args.resume:
-        from minifm.training.run import read_settings
         if "init" in said:
             raise ConfigError("init: a resumed run has its weights; leave it out")
         chosen, below = said.get("preset"), read_settings(args.out, "pretrain")
@@ -126,26 +141,25 @@ def said_in_all(args, *configs):
     if "init" not in said:
         arch = arch or "gpt"
         chosen = chosen if args.resume else chosen or ARCHITECTURES[arch].default
-    refuse_foreign(said, arch)
+    refuse_foreign(said, arch, course)
     shape = dict(ARCHITECTURES[arch].presets[chosen]) if chosen else {}
-    shape.pop("vocabulary", None)           # the tokenizer's, whatever a published model had
+    shape = {name: value for name, value in shape.items() if name not in course.not_chosen}
     return below | {"arch": arch} | shape | said
 
 
-def refuse_foreign(said, arch):
+def refuse_foreign(said, arch, course):
     """Raise ConfigError for a preset, or a setting of the shape, that the architecture has not, or
     that is not the user's to say."""
-    from minifm.training.pretrain import NOT_CHOSEN
-    for name in NOT_CHOSEN - {"vocabulary"}:            # which is the tokenizer's to be learnt, too
+    for name in course.not_chosen - course.own_settings:
         if name in said:
-            raise ConfigError(f"{name}: follows from the tokenizer and from what is to be learnt; "
-                              "leave it out")
+            raise ConfigError(f"{name}: follows from {course.source} and from what is to be "
+                              "learnt; leave it out")
     preset = said.get("preset")
     if PRESETS.get(preset, arch) != arch:
         raise ConfigError(f"preset: {preset} is of {PRESETS[preset]}, not of {arch}")
-    known = shape_of(arch)
-    for other in ARCHITECTURES:
-        for name in shape_of(other) - known:
+    known = shape_of(arch, course)
+    for other in alike(course):
+        for name in course.shape_settings(other) - known:
             if name in said:
                 raise ConfigError(f"{name}: {arch} has no such setting ({other} has)")
 
@@ -162,46 +176,15 @@ def trained(trainer, verb="pretrain", after=""):
     return 0
 
 
-def tell(trainer):
+def tell(trainer, course):
     """Print the last evaluation, and what to do with the model."""
     found = next((line for line in reversed(trainer.metrics.read()) if "held_out_loss" in line), {})
+    objective = trainer.objective
     if found:
         bits = f", {found['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in found else ""
-        print(f"held out   {found['held_out_loss']:.4f} nats a {trainer.objective.unit}{bits} "
+        print(f"held out   {found['held_out_loss']:.4f} {objective.scale} a {objective.unit}{bits} "
               f"(step {found['step']})")
     best = trainer.best
     if best and best["step"] < trainer.step:
         print(f"best       {best['loss']:.4f} after step {best['step']}: {trainer.directory}/best")
-    writes = isinstance(trainer.model, CausalModel) or trainer.model.absorbing
-    print(f"saved as   {trainer.directory}/last" + (
-        f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""))
-
-
-def summary(prepared):
-    """What is going to happen, a line a part."""
-    from minifm import backends
-    trainer, corpus = prepared.trainer, prepared.corpus
-    training, held_out = prepared.training, prepared.held_out
-    shape, config, objective = trainer.model.config, trainer.config, trainer.objective
-    skipped = "".join(f", {what} left out: {n:,}" for what, n in corpus.skipped.items() if n)
-    words = training.count - training.documents         # without the end-of-text marks
-    batch = trainer.batches.batch(0)
-    flops = objective.flops(trainer.model, batch) / objective.tokens(batch)
-    rounds = config.steps * config.batch * objective.window(prepared.length) / training.count
-    context = f", context {shape.context}" if shape.context else ""
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    return [f"{name:<11}{text}" for name, text in {
-        "text": f"{corpus.description}: {plural(corpus.count, 'document')}, "
-                f"{corpus.size / 1e6:.2f} MB; {held_out.documents:,} of them held out{skipped}",
-        "tokens": f"{trainer.tokenizer.vocabulary:,} in the vocabulary; {training.count:,} to "
-                  f"train on, {training.size / max(1, words):.2f} bytes each",
-        "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters: "
-                 f"{plural(shape.layers, 'layer')}, {shape.width} wide, "
-                 f"{plural(shape.heads, 'head')}{context}; {flops / 1e6:,.0f} MFLOP to train on a "
-                 "token",
-        "learning": f"{objective.name}: its loss is in nats a {objective.unit}",
-        "training": f"{plural(config.steps, 'step')} of {config.batch} × {prepared.length} tokens, "
-                    f"{rounds:.2f} times through the text",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    }.items()]
+    print(f"saved as   {trainer.directory}/last{course.next(trainer)}")

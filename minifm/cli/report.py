@@ -28,6 +28,7 @@ PAGE = """\
   tr.ours td.bar div {{ background: #c2410c; }}
   tr.ours {{ font-weight: 600; }}
   img {{ max-width: 100%; background: white; border-radius: 4px; }}
+  img.pixels {{ image-rendering: pixelated; }}
   pre {{ overflow-x: auto; padding: .9rem 1rem; border-radius: 4px; font-size: .85rem;
          background: #8882; }}
   pre b {{ color: #c2410c; }}
@@ -45,9 +46,25 @@ which each could compress the text, counted in bits for each byte.</p>
 {samples}
 <h2>The run</h2>
 <table>{facts}</table>
-<h2>Next</h2>
+{act}<h2>Next</h2>
 <pre>{commands}</pre>
 </html>
+"""
+
+
+ACT = """\
+<h2>Second act: digits out of noise</h2>
+<p>A small UNet has learnt to undo noise on handwritten digits. What it makes of noise, a column for
+each digit asked for:</p>
+<img class="pixels" src="{folder}/grid.png" alt="Digits that the model made">
+<p>Noise covers real digits that it has never seen; from all of that noise it makes others, of the
+class that it is told:</p>
+<img class="pixels" src="{folder}/strip.png" alt="Digits under more and more noise, and less again">
+<p>The way, step by step:</p>
+<img class="pixels" src="{folder}/denoising.gif" alt="Noise that becomes digits">
+<p>Learning:</p>
+<img src="{folder}/loss.png" alt="Loss against steps, in training and on held-out digits">
+<table>{facts}</table>
 """
 
 
@@ -62,6 +79,7 @@ class Report:
     samples: list           # (prompt, completion)
     facts: dict             # what -> how it was
     commands: list          # to try next
+    act: object = None      # the digits.Act, where there was one
 
 
 def page(report):
@@ -73,9 +91,15 @@ def page(report):
         yardsticks=_bars(report.bits_per_byte),
         samples="\n".join(f"<pre><b>{html.escape(prompt)}</b>{html.escape(completion)}</pre>"
                           for prompt, completion in report.samples),
-        facts="".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(str(how))}</td></tr>"
-                      for what, how in report.facts.items()),
+        facts=_rows(report.facts),
+        act=ACT.format(folder=report.act.folder, facts=_rows(report.act.facts)) if report.act
+        else "",
         commands=html.escape("\n".join(report.commands)))
+
+
+def _rows(facts):
+    return "".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(str(how))}</td></tr>"
+                   for what, how in facts.items())
 
 
 def compression(documents):

@@ -121,9 +121,10 @@ class Scheduler:
         return Denoiser(model, self.objective, correct=correct,
                         keep_noise=self.sampler == "ddim")
 
-    def sample(self, model, x, levels, *, rng=None, watch=None, **options):
+    def sample(self, model, x, levels, *, rng=None, watch=None, around=None, **options):
         """x at the last level, a Tensor; model is a function (x, t) -> prediction, and `options`
-        are the sampler's own, such as eta of ddim and churn of euler and heun."""
+        are the sampler's own, such as eta of ddim and churn of euler and heun. `around` is None, or
+        makes of the denoiser another, as guidance.KnownPart."""
         if self.sampler == "ddpm":
             options = {"variance": self.variance} | options
         if self.sampler in ("dpm_2m", "dpm_2m_sde"):
@@ -133,8 +134,9 @@ class Scheduler:
             options = {"landing": self._landing(levels)} | options
         if self.sampler not in ("dpm_2m", "flow_euler"):        # which draw nothing
             options["rng"] = rng
-        sampler = samplers.SAMPLERS[self.sampler]
-        return sampler(self.denoiser(model), Tensor(x), levels, watch=watch, **options)
+        sampler, denoiser = samplers.SAMPLERS[self.sampler], self.denoiser(model)
+        denoiser = denoiser if around is None else around(denoiser)
+        return sampler(denoiser, Tensor(x), levels, watch=watch, **options)
 
     # -- which levels ------------------------------------------------------------------------------
 

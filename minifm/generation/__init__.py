@@ -1,5 +1,6 @@
 """Writing with a language model: `generate` for text, `tokens` for ids; a strategy says how each
-token is chosen, a constraint what the text may be."""
+token is chosen, a constraint what the text may be. Making pictures and the like with a diffusion
+model stands by itself, in diffusion.py."""
 
 from minifm.generation.beams import Beams
 from minifm.generation.constraints import Choices, JsonSchema, Regex

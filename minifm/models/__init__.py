@@ -61,14 +61,16 @@ NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT) \
 
 class Architecture(NamedTuple):
     """What `--arch` stands for: a model's class, that of its configuration, the shapes that are
-    known by name, {name: {setting: value}}, the one that is taken unless another is named, and
-    the settings that tell it from other architectures of the class."""
+    known by name, {name: {setting: value}}, the one that is taken unless another is named, the
+    settings that tell it from other architectures of the class, and what it learns from: text, or
+    examples such as pictures."""
 
     model: type
     config: type
     presets: dict
     default: str
     fixed: dict = {}
+    learns: str = "text"
 
 
 ARCHITECTURES = {
@@ -82,6 +84,8 @@ ARCHITECTURES = {
     "transformer": Architecture(Transformer, TransformerConfig, transformer.PRESETS,
                                 "transformer-tiny"),
     "t5": Architecture(T5, T5Config, t5.PRESETS, "t5-tiny"),
+    "unet": Architecture(UNet, UNetConfig, unet.PRESETS, "unet-tiny", learns="examples"),
+    "dit": Architecture(DiT, DiTConfig, dit.PRESETS, "dit-tiny", learns="examples"),
 }
 
 

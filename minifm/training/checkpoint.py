@@ -50,8 +50,9 @@ def steps_in(directory):
     return sorted(int(match[1]) for match in found if match)
 
 
-def write(directory, step, *, model, tokenizer, optimizer, state):
-    """Save a checkpoint atomically, and point `last` (and `best`, if it is this one) at it.
+def write(directory, step, *, model, tokenizer, optimizer, state, companion=None):
+    """Save a checkpoint atomically, and point `last` (and `best`, if it is this one) at it;
+    `companion.save(directory)` writes what else belongs to the model.
 
     With a moving average the model's files hold the averaged weights. Returns the path.
     """
@@ -62,6 +63,8 @@ def write(directory, step, *, model, tokenizer, optimizer, state):
                 hub.save_model(model, aside, tokenizer)
         else:
             hub.save_model(model, aside, tokenizer)
+        if companion is not None:
+            companion.save(aside)
         (aside / STATE).parent.mkdir()
         hub.save_arrays(optimizer.state(), aside / OPTIMIZER)
         digests = {str(file.relative_to(aside)): _digest(file)

@@ -55,7 +55,24 @@ class LearningConfig:
     __post_init__ = check
 
 
-class TokenObjective:
+class Objective:
+    """What all objectives do alike, whatever a batch is of."""
+
+    def loss(self, model, batch, *, denominator, rng):
+        """Σ losses / denominator, a scalar Tensor; `rng` turns dropout on."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
+
+    def training_loss(self, model, batch, *, denominator, rng):
+        """(what training makes small, {name: figure} of what a model adds to the loss): `loss`,
+        but for models that add something."""
+        return self.loss(model, batch, denominator=denominator, rng=rng), {}
+
+    def fullest(self, batch):
+        """The batch of this shape that takes the most memory."""
+        return batch
+
+
+class TokenObjective(Objective):
     """What objectives do alike whose batch is (ids [B, T], targets [B, T], …), target -100 not
     counted.
 
@@ -72,6 +89,8 @@ class TokenObjective:
     unit = "token"              # of the loss
     whole_context = False       # whether rows are always as long as the model's context
     teaches = {}                # settings of the model that say what it has learnt
+    scale = "nats"              # that it is measured in
+    reads = "token"             # what throughput is counted in
 
     def __init__(self, recompute=False, learning=LearningConfig()):
         for setting_name, default in vars(LearningConfig()).items():

@@ -170,14 +170,6 @@ def _check_parts(model, objective):
                           f"{', '.join(lacking)}, and the one to start from has none")
 
 
-def settings_of(arch):
-    """The names of a model's settings that are the user's to choose: not those that say which
-    architecture it is, nor what only the tokenizer or the objective knows."""
-    kind = ARCHITECTURES[arch]
-    names = {field.name for field in fields(kind.config)}
-    return names - kind.fixed.keys() - NOT_CHOSEN
-
-
 def _own_tokenizer(directory, verb, path, text, force):
     """The vocabulary of the run that is to be resumed, whose newest checkpoint is at `path`; None
     for a new run. Raises ConfigError for one of another vocabulary (None then, with `force`)."""
@@ -278,8 +270,12 @@ def _started_model(path, arch, shape, initial):
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
     model = load_model(initial)
-    if arch not in (None, architecture_of(model)):
-        raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
+    own = architecture_of(model)
+    if arch is None and ARCHITECTURES[own].learns != "text":
+        raise ConfigError(f"arch: {initial} learns from {ARCHITECTURES[own].learns}, not from "
+                          f"text; say --arch {own}")
+    if arch not in (None, own):
+        raise ConfigError(f"arch: {initial} is of {own}, not of {arch}")
     require_plain_weights(model, initial)
     return model
 

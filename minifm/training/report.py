@@ -91,13 +91,14 @@ class Progress:
 
 
 class Speed:
-    """Tokens and floating-point operations by the second, over the time spent in steps.
+    """What is read, and floating-point operations, by the second, over the time spent in steps.
 
     ceiling   FLOP/s of a perfect step, to which `utilisation` is the ratio; None: not reported
+    reads     what is counted: "token"
     """
 
-    def __init__(self, ceiling=None):
-        self.ceiling = ceiling
+    def __init__(self, ceiling=None, reads="token"):
+        self.ceiling, self.reads = ceiling, reads
         self.reset()
 
     def reset(self):
@@ -117,14 +118,14 @@ class Speed:
     def figures(self):
         """{"tokens_per_second": …, "utilisation": …} since the last `reset`."""
         seconds = max(self.seconds, 1e-9)
-        found = {"tokens_per_second": round(self.tokens / seconds, 1)}
+        found = {f"{self.reads}s_per_second": round(self.tokens / seconds, 1)}
         if self.ceiling and self.flops:
             found["utilisation"] = round(self.flops / seconds / self.ceiling, 4)
         return found
 
 
-def plot_losses(lines, path):
-    """Draw the training and held-out loss of `lines` over the steps, as a PNG.
+def plot_losses(lines, path, scale="nats"):
+    """Draw the training and held-out loss of `lines`, in `scale`, over the steps, as a PNG.
 
     Returns False, and draws nothing, where matplotlib is not installed.
     """
@@ -139,6 +140,6 @@ def plot_losses(lines, path):
                 axes.plot(*zip(*points), style, color=colour, label=label, linewidth=1,
                           markersize=3)
                 axes.legend()
-        axes.set(xlabel="step", ylabel="loss in nats")
+        axes.set(xlabel="step", ylabel=f"loss in {scale}")
         axes.grid(True)
     return True

@@ -42,8 +42,10 @@ class Trainer:
     objective  what the loss is (objectives.py)
     held_out   batches to evaluate on, `count` of them, or None
     tokenizer  saved with the model; gives bits per byte. May be None
+    companion  what else is saved with the model, by companion.save(directory), or None
     measure    measure(model) gives {name: score} for each evaluation, of which the first says how
                good the model is, the more the better; default: the held-out loss says it
+    sketch     sketch(model, step) is called after each evaluation, with the weights evaluated
     shown      show a progress bar
     draw       draw loss.png with each checkpoint
     ceiling    FLOP/s of this machine, for the utilisation; None leaves it out
@@ -54,12 +56,13 @@ class Trainer:
     """
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
-                 tokenizer=None, measure=None, shown=True, draw=True, ceiling=None,
-                 check_memory=True):
+                 tokenizer=None, companion=None, measure=None, sketch=None, shown=True, draw=True,
+                 ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
-        self.held_out, self.tokenizer, self.measure = held_out, tokenizer, measure
+        self.held_out, self.tokenizer, self.companion = held_out, tokenizer, companion
+        self.measure, self.sketch = measure, sketch
         self.shown, self.draw = shown, draw
         first = batches.batch(0)
         if len(first[0]) != config.batch:
@@ -72,7 +75,8 @@ class Trainer:
             weight_decay=config.weight_decay, average=config.average)
         self.schedule, self.rng = config.schedule, Rng(config.seed).child("training")
         self.metrics = Metrics(self.directory / "metrics.jsonl")
-        self.speed, self.computed = Speed(ceiling), computed_part(model, self.objective, first)
+        self.speed = Speed(ceiling, self.objective.reads)
+        self.computed = computed_part(model, self.objective, first)
         self.step = self.tokens = self.skipped = 0
         self.best = self._saved = None
         self._byte_lengths = None
@@ -136,7 +140,7 @@ class Trainer:
         else:
             self.skipped = 0
             figures = self.speed.figures()
-            bar.advance(loss=f"{line['loss']:.4f}", **_shown(figures))
+            bar.advance(loss=f"{line['loss']:.4f}", **self._shown(figures))
             if self._due(config.log_every):
                 self.metrics.append({"step": self.step, **line, **figures})
                 self.speed.reset()
@@ -145,6 +149,14 @@ class Trainer:
         if improved or self._due(config.save_every):
             self.save()
             self._plot(bar)
+
+    def _shown(self, figures):
+        """Figures of speed as the progress bar prints them."""
+        reads = f"{self.objective.reads}s"
+        shown = {f"{reads}/s": f"{figures[f'{reads}_per_second']:,.0f}"}
+        if "utilisation" in figures:
+            shown["FLOPs"] = f"{figures['utilisation']:.0%}"
+        return shown
 
     def _due(self, every):
         return every and (self.step % every == 0 or self.step == self.config.steps)
@@ -173,7 +185,7 @@ class Trainer:
         self.optimizer.zero_grad()
         # What a model adds to its loss, the held-out loss is without; they stand in one picture.
         return {**logged, "gradient_norm": norm, "learning_rate": rate,
-                "tokens": self.tokens}, None
+                f"{self.objective.reads}s": self.tokens}, None
 
     def _pieces(self, batch):
         """The batch cut along its first axis into `accumulate` pieces."""
@@ -231,6 +243,9 @@ class Trainer:
     def _evaluate_and_log(self, bar):
         """Evaluate; returns whether this is the best so far (a loss that is not finite never)."""
         found = self.evaluate()
+        if self.sketch is not None:
+            with self.judged():
+                self.sketch(self.model, self.step)
         self.metrics.append({"step": self.step, **found})
         loss = found["held_out_loss"]
         if not math.isfinite(loss):
@@ -260,7 +275,8 @@ class Trainer:
         if self._saved != self.step:
             self.metrics.sync()
             checkpoint.write(self.directory, self.step, model=self.model, optimizer=self.optimizer,
-                             tokenizer=self.tokenizer, state=self._state())
+                             tokenizer=self.tokenizer, companion=self.companion,
+                             state=self._state())
             self._saved = self.step
             checkpoint.prune(self.directory, self.config.keep, self.best)
         return checkpoint.path_of(self.directory, self.step)
@@ -338,7 +354,8 @@ class Trainer:
 
     def _plot(self, bar):
         if self.draw:
-            self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png")
+            self.draw = plot_losses(self.metrics.read(), self.directory / "loss.png",
+                                    self.objective.scale)
             if not self.draw:
                 bar.say(f"no loss.png: {MISSING}")
 
@@ -365,11 +382,3 @@ def computed_part(model, objective, batch):
 def _badness(evaluation):
     """What is least of the best evaluation."""
     return -evaluation["score"] if "score" in evaluation else evaluation["loss"]
-
-
-def _shown(figures):
-    """Figures of speed as the progress bar prints them."""
-    shown = {"tokens/s": f"{figures['tokens_per_second']:,.0f}"}
-    if "utilisation" in figures:
-        shown["FLOPs"] = f"{figures['utilisation']:.0%}"
-    return shown

@@ -1,0 +1,167 @@
+"""What `minifm pretrain` must know of each kind of data that models learn from: its flags, how a
+run is made ready, and what is said of it. `ARCHITECTURES` says which of them a model takes.
+
+A course imports what it trains with as late as the verb needs it.
+"""
+
+from dataclasses import fields
+
+from minifm.cli import program
+from minifm.cli.arguments import build
+from minifm.errors import plural
+from minifm.models import ARCHITECTURES
+
+
+class Course:
+    """configs     {dataclass of settings: title of its flags}
+    training    the TrainConfig, with the defaults that suit
+    not_chosen  settings of a model that follow from the data
+    source      what tells them, as messages call it
+    """
+
+    def __init__(self, configs, training, not_chosen):
+        self.configs, self.training, self.not_chosen = configs, training, not_chosen
+
+    def shape_settings(self, arch):
+        """The names of a model's settings that are the user's to choose: not those that say which
+        architecture it is, nor what only the data know."""
+        kind = ARCHITECTURES[arch]
+        return names_of(kind.config) - kind.fixed.keys() - self.not_chosen
+
+    @property
+    def own_settings(self):
+        """The names of the settings beside a model's, and those of all training."""
+        return set().union(*map(names_of, self.configs))
+
+    def built(self, said):
+        """The dataclasses of what was said, the TrainConfig last."""
+        return [build(kind, said) for kind in (*self.configs, self.training)]
+
+
+class TextCourse(Course):
+    """Text in, a language model out."""
+
+    source = "the tokenizer"
+
+    def __init__(self):
+        from minifm.training.config import TrainConfig
+        from minifm.training.objectives import LearningConfig
+        from minifm.training.pretrain import NOT_CHOSEN, TextConfig
+        super().__init__({TextConfig: "text", LearningConfig: "learning: what is guessed"},
+                         TrainConfig, NOT_CHOSEN)
+
+    def prepare(self, directory, said, shape, **options):
+        from minifm.training.pretrain import prepare
+        text, learning, config = self.built(said)
+        return prepare(directory, text, shape, config, learning=learning, **options)
+
+    def summary(self, prepared):
+        return text_summary(prepared)
+
+    def next(self, trainer):
+        """What to try with the model, or nothing."""
+        from minifm.models.causal import CausalModel
+        writes = isinstance(trainer.model, CausalModel) or trainer.model.absorbing
+        return f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""
+
+
+class ExamplesCourse(Course):
+    """Examples in (pictures, sounds, films, solids), a diffusion model out."""
+
+    source = "the examples"
+
+    def __init__(self):
+        from minifm.training.denoising import (
+            NOT_CHOSEN,
+            DenoisingTrainConfig,
+            ExamplesConfig,
+            NoiseConfig,
+        )
+        super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it"},
+                         DenoisingTrainConfig, NOT_CHOSEN)
+
+    def prepare(self, directory, said, shape, **options):
+        from minifm.training.denoising import prepare
+        wanted, noise, config = self.built(said)
+        return prepare(directory, wanted, config, noise=noise, shape=shape, **options)
+
+    def summary(self, prepared):
+        return examples_summary(prepared)
+
+    def next(self, trainer):
+        kind, directory = trainer.companion.kind, trainer.directory
+        return f"; try: {program()} sample {directory}/last --out a{kind.extension}"
+
+
+COURSES = {"text": TextCourse, "examples": ExamplesCourse}
+
+
+def course_of(arch):
+    """The Course of an architecture."""
+    return COURSES[ARCHITECTURES[arch].learns]()
+
+
+def names_of(config):
+    """The names of a dataclass's fields."""
+    return {field.name for field in fields(config)}
+
+
+# -- what is going to happen, a line a part --------------------------------------------------------
+
+
+def text_summary(prepared):
+    from minifm import backends
+    trainer, corpus = prepared.trainer, prepared.corpus
+    training, held_out = prepared.training, prepared.held_out
+    shape, config, objective = trainer.model.config, trainer.config, trainer.objective
+    skipped = "".join(f", {what} left out: {n:,}" for what, n in corpus.skipped.items() if n)
+    words = training.count - training.documents         # without the end-of-text marks
+    batch = trainer.batches.batch(0)
+    flops = objective.flops(trainer.model, batch) / objective.tokens(batch)
+    rounds = config.steps * config.batch * objective.window(prepared.length) / training.count
+    context = f", context {shape.context}" if shape.context else ""
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    return in_lines({
+        "text": f"{corpus.description}: {plural(corpus.count, 'document')}, "
+                f"{corpus.size / 1e6:.2f} MB; {held_out.documents:,} of them held out{skipped}",
+        "tokens": f"{trainer.tokenizer.vocabulary:,} in the vocabulary; {training.count:,} to "
+                  f"train on, {training.size / max(1, words):.2f} bytes each",
+        "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters: "
+                 f"{plural(shape.layers, 'layer')}, {shape.width} wide, "
+                 f"{plural(shape.heads, 'head')}{context}; {flops / 1e6:,.0f} MFLOP to train on a "
+                 "token",
+        "learning": f"{objective.name}: its loss is in {objective.scale} a {objective.unit}",
+        "training": f"{plural(config.steps, 'step')} of {config.batch} × {prepared.length} tokens, "
+                    f"{rounds:.2f} times through the text",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    })
+
+
+def examples_summary(prepared):
+    from minifm import backends
+    trainer, examples, recipe = prepared.trainer, prepared.examples, prepared.recipe
+    config, objective, (C, *space) = trainer.config, trainer.objective, recipe.shape
+    training = len(examples.parts["training"])
+    flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
+    classes = f" in {len(recipe.classes)} classes" if recipe.classes else ""
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    noise = objective.config
+    return in_lines({
+        "examples": f"{examples.description['name']}: {plural(examples.count, recipe.kind.name)} "
+                    f"of {' × '.join(map(str, space))}, {plural(C, 'channel')}{classes}; "
+                    f"{len(examples.parts['held_out']):,} of them held out",
+        "model": f"{type(trainer.model).__name__}, {trainer.model.config.parameters:,} parameters; "
+                 f"{flops / 1e6:,.0f} MFLOP to train on an example",
+        "learning": f"{objective.name}: predicts {noise.predict} under {noise.schedule} noise; its "
+                    f"loss is the {objective.scale} of a {objective.unit}",
+        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'example')}, "
+                    f"{config.steps * config.batch / training:.1f} times through them",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    })
+
+
+def in_lines(parts):
+    """["name       text", …]."""
+    return [f"{name:<11}{text}" for name, text in parts.items()]

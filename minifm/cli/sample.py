@@ -1,0 +1,217 @@
+"""`minifm sample`: from noise to pictures, sounds, films or solids, with a diffusion model."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from minifm.cli.arguments import add_fields, build
+from minifm.errors import ConfigError, listed, plural
+from minifm.generation.diffusion import Known, Pipeline, SampleConfig
+
+EXAMPLE = """\
+example:
+  minifm sample runs/digits --count 40 --out digits.png
+  minifm sample runs/digits --classes 3,7 --guidance 2 --sampler dpm_2m --steps 15 --out a.png
+  minifm sample runs/digits --classes 3 --count 1 --strip --out strip.png
+  minifm sample runs/digits --gif --out denoising.gif
+  minifm sample runs/digits --init-image three.png --strength 0.5 --classes 8 --out b.png
+  minifm sample runs/digits --init-image three.png --mask half.png --out c.png
+  minifm sample runs/digits --count 1000 --check --out made.npy
+"""
+MODES = ("strip", "gif", "check")
+STILL, FRAMES = 1.5, 40         # seconds that a GIF stands still at its end, its frames at most
+
+
+def arguments(parser, argv):
+    parser.add_argument("model", help="a run of pretrain, one of its checkpoints, or the directory "
+                                      "of a diffusion model")
+    parser.add_argument("--out", metavar="FILE", required=True,
+                        help="where to: .png, a picture of all; .npy, the numbers; .gif for films, "
+                             ".wav for sounds")
+    parser.add_argument("--classes", metavar="A,B,…",
+                        help="what to make, in equal parts; none: without any class (default: all "
+                             "classes that the model knows)")
+    parser.add_argument("--count", type=int, default=16, metavar="INT",
+                        help="how many to make (default: 16)")
+    add_fields(parser, SampleConfig, "from noise to data")
+    known = parser.add_argument_group("from what is there")
+    known.add_argument("--init-image", metavar="FILE",
+                       help="start from this picture (or .npy), as far as --strength leaves it")
+    known.add_argument("--mask", metavar="FILE",
+                       help="a picture: what is black of it stays as it is in --init-image, what "
+                            "is white is made anew")
+    shown = parser.add_argument_group("what is shown, in place of the outcome")
+    shown.add_argument("--strip", action="store_true",
+                       help="a row for each: noise covers what was made, or --init-image, and the "
+                            "model makes something of that noise")
+    shown.add_argument("--gif", action="store_true", help="the way from noise as an animation")
+    shown.add_argument("--check", action="store_true",
+                       help="also say how many a classifier that has learnt from the run's data "
+                            "recognises, and whether they are copies")
+
+
+def run(args):
+    if args.count < 1:
+        raise ConfigError(f"count: expected at least 1, got {args.count}")
+    config = build(SampleConfig, vars(args))
+    pipeline = Pipeline.load(directory_of(args.model))
+    refuse(args, pipeline)
+    labels = labels_of(args.classes, args.count, pipeline.recipe)
+    known = read_known(args, pipeline.recipe)
+    examples = learnt_from(args.model, labels) if args.check else None
+    started, states = time.perf_counter(), []
+    watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
+    if args.strip:
+        begun = known.start if known.start is not None else pipeline.sample(labels, config)
+        shape = (len(labels), *pipeline.recipe.shape)
+        made = pipeline.strip(np.broadcast_to(begun, shape), labels, config)
+    else:
+        made = pipeline.sample(labels, config, known=known, watch=watch)
+    seconds = time.perf_counter() - started
+    write(args, pipeline.recipe, made, states)
+    print(f"{plural(args.count, pipeline.recipe.kind.name)} in {seconds:.1f} s, "
+          f"{plural(config.steps, 'step')} of {pipeline.scheduler(config).sampler}: {args.out}")
+    if args.check:
+        check(examples, made, pipeline.numbers(labels))
+
+
+def directory_of(model):
+    """A run's last checkpoint, or the directory of a model, by its path or its name on the hub."""
+    from minifm.hub import resolve
+    last = Path(model).expanduser() / "last"
+    return last if last.exists() else resolve(model)
+
+
+def refuse(args, pipeline):
+    """Raise ConfigError for what does not go together, before anything is computed."""
+    modes = [f"--{name}" for name in MODES if getattr(args, name)]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)}: choose one of them")
+    if args.mask and not args.init_image:
+        raise ConfigError("mask: it says what stays of --init-image, which is missing")
+    if hasattr(args, "strength") and (args.mask or not args.init_image):
+        raise ConfigError("strength: it says how far --init-image is left, " + (
+            "and with --mask all of it stays where the mask is black" if args.mask else
+            "which is missing"))
+    if args.strip and args.mask:
+        raise ConfigError("--strip and --mask: choose one of them")
+    ending = Path(args.out).suffix.lower()
+    if args.gif and ending != ".gif":
+        raise ConfigError(f"{args.out}: an animation is written to .gif")
+    if args.strip and ending != ".png":
+        raise ConfigError(f"{args.out}: a strip is written to .png")
+    if not args.gif:
+        pipeline.recipe.kind.check_path(args.out)
+
+
+def labels_of(said, count, recipe):
+    """`count` names of classes, or None for none: as many of each, those alike together."""
+    if said is None:
+        names = recipe.classes or (None,)
+    elif said in recipe.classes:
+        names = (said,)
+    else:
+        names = [None if name == "none" and "none" not in recipe.classes else name
+                 for name in said.split(",")]
+    return [names[i * len(names) // count] if count >= len(names) else names[i]
+            for i in range(count)]
+
+
+# -- what is there already -------------------------------------------------------------------------
+
+
+def read_known(args, recipe):
+    """The Known of --init-image and --mask."""
+    if not args.init_image:
+        return Known()
+    start = read_example(args.init_image, recipe.shape)
+    if not args.mask:
+        return Known(start=start)
+    mask = read_example(args.mask, (1, *recipe.shape[1:]))
+    return Known(part=start, mask=(mask < 0).astype(np.float32))
+
+
+def read_example(path, shape):
+    """float32 [1, C, *space] in -1 … 1 of a .npy file of that shape, or of a picture, resized.
+    Raises ConfigError or FormatError."""
+    if Path(path).suffix == ".npy":
+        from minifm.media.arrays import read_numpy
+        found = np.asarray(read_numpy(path), np.float32)
+        if found.shape not in (shape, (1, *shape)) or not np.abs(found).max() <= 1:
+            raise ConfigError(f"{path}: expected numbers in -1 … 1 of shape {list(shape)}, got "
+                              f"{list(found.shape)}, {found.min():.3g} … {found.max():.3g}")
+        return found.reshape(1, *shape)
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise ConfigError(f"{path}: the model makes examples of shape {list(shape)}; give one as "
+                          ".npy")
+    from minifm.media.drawing import from_bytes
+    from minifm.media.pictures import opened, squared
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: there is no such file")
+    with opened(path) as image:
+        pixels, done = squared(image, shape[1], shape[0] == 1, path)
+    if done:
+        print(f"{path}: {listed(done)}", file=sys.stderr)
+    return from_bytes(pixels)[None]
+
+
+# -- out -------------------------------------------------------------------------------------------
+
+
+def write(args, recipe, made, states):
+    """Write what was made, or the way to it, to the file --out."""
+    if args.strip:
+        write_strip(args.out, recipe.kind, made)
+    elif args.gif:
+        write_animation(args.out, recipe.kind, states)
+    else:
+        recipe.kind.save(args.out, made, rate=recipe.rate)
+
+
+def write_strip(path, kind, made):
+    """A row of pictures for each of `made` [B, F, C, *space]."""
+    from minifm.media import drawing
+    B, F = made.shape[:2]
+    seen = kind.view(made.reshape(B * F, *made.shape[2:]))
+    drawing.write_png(path, drawing.grid(seen, F if seen.shape[1] * 2 > seen.shape[2] else 1))
+
+
+def write_animation(path, kind, states):
+    """A grid of pictures for each of `states`, some of which are left out where they are many."""
+    from minifm.media import drawing
+    kept = np.unique(np.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().astype(int))
+    frames = np.stack([drawing.grid(kind.view(states[i])) for i in kept])
+    drawing.write_gif(path, frames, [drawing.FRAME] * (len(frames) - 1) + [STILL])
+
+
+def learnt_from(model, labels):
+    """The Examples of the run that the model is of. Raises ConfigError where it is of none, or
+    where there is nothing to be recognised by."""
+    from minifm.cli.arguments import part_of
+    from minifm.training.denoising import ExamplesConfig, open_examples
+    from minifm.training.run import read_settings
+    places = Path(model).expanduser(), Path(model).expanduser().parent
+    place = next((place for place in places if (place / "run.json").exists()), None)
+    if place is None:
+        raise ConfigError(f"check: {model} lies in no run of pretrain, whose data are needed")
+    if None in labels:
+        raise ConfigError("check: what is made without a class cannot be recognised as one")
+    settings = read_settings(place, "pretrain")
+    return open_examples(ExamplesConfig(**part_of(ExamplesConfig, settings)),
+                         lambda line: print(line, file=sys.stderr))
+
+
+def check(examples, made, labels):
+    """Print what evaluation/made.py finds."""
+    from minifm.evaluation.made import NEAR, distances, recognised
+    found, far = recognised(examples, made, labels), distances(examples, made)
+    print(f"recognised  {found.made:.1%} of those made as the class asked for ({found.real:.1%} of "
+          "real held-out examples)")
+    print("            " + ", ".join(f"{name}: {part:.0%}"
+                                     for name, part in found.by_class.items()))
+    print(f"nearest     training example at {np.median(far.made):.3f} (median; of real held-out "
+          f"examples {np.median(far.real):.3f})")
+    print(f"near        {far.near:.1%} are nearer than {far.threshold:.3f}, as {NEAR:.0%} of real "
+          f"held-out ones are; copies: {far.copies:.1%} (nearer than {0.5 * far.real.min():.3f})")

@@ -1,0 +1,93 @@
+"""Are examples that a model has made what was asked for, and its own?
+
+    recognised   a classifier that has learnt from the real training examples alone looks at what
+                 was made: how often does it see the class that was asked for? What it reaches on
+                 real held-out examples says how far to trust it
+    copies       how far is the nearest training example, beside the same of real examples that
+                 were held out? A model that copies makes examples nearer than any real one is
+
+Distances are root mean squares over the numbers of an example, which are in -1 … 1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minifm.errors import ConfigError
+
+NEAR = 0.05         # the part of real held-out examples that is called near the training examples
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Fractions of examples that the classifier gives the right class, real held-out ones and
+    those made; and of these for each class, {name: fraction}."""
+
+    real: float
+    made: float
+    by_class: dict
+
+
+@dataclass(frozen=True)
+class Distances:
+    """From each example to the nearest training example, [N]: of real held-out ones, and of those
+    made."""
+
+    real: np.ndarray
+    made: np.ndarray
+
+    @property
+    def threshold(self):
+        """The distance below which NEAR of the real examples are."""
+        return float(np.quantile(self.real, NEAR))
+
+    @property
+    def near(self):
+        """The part of those made that is nearer than the threshold: about NEAR for a model that
+        makes what is as new as real examples; 1 for one that copies."""
+        return float(np.mean(self.made < self.threshold))
+
+    @property
+    def copies(self):
+        """The part of those made that is nearer than half of the nearest real example."""
+        return float(np.mean(self.made < 0.5 * self.real.min()))
+
+
+def recognised(examples, made, labels):
+    """Recognised, of `made` [N, C, *space] that were asked to be of `labels` [N], numbers of the
+    Examples' classes. The classifier is scikit-learn's support-vector machine with a Gaussian
+    kernel. Raises ConfigError without scikit-learn or labels."""
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ConfigError("check: it needs scikit-learn, which is not installed (the extra data "
+                          "brings it: pip install 'minifm[data]')") from None
+    if examples.labels is None:
+        raise ConfigError("check: the data have no classes to be recognised")
+    training, held_out = examples.parts["training"], examples.parts["held_out"]
+    judge = SVC(C=10.0, gamma="scale").fit(rows(examples.take(training)),
+                                           examples.labels[training])
+    right = judge.predict(rows(made)) == labels
+    real = judge.predict(rows(examples.take(held_out))) == examples.labels[held_out]
+    return Recognised(float(real.mean()), float(right.mean()), {
+        examples.classes[label]: float(right[labels == label].mean())
+        for label in np.unique(labels)})
+
+
+def distances(examples, made):
+    """Distances, of `made` [N, C, *space] and of the Examples' held-out ones."""
+    training = rows(examples.take(examples.parts["training"]))
+    return Distances(nearest(rows(examples.take(examples.parts["held_out"])), training),
+                     nearest(rows(made), training))
+
+
+def rows(x):
+    """[N, C, *space] as float64 [N, C · Π space], with what files could not hold clipped."""
+    return np.clip(np.asarray(x, np.float64), -1, 1).reshape(len(x), -1)
+
+
+def nearest(x, others, at_once=256):
+    """The distance from each row of x [N, D] to the nearest of `others` [M, D]: [N]."""
+    found = [np.sqrt(((part[:, None] - others) ** 2).mean(-1).min(1))
+             for part in np.array_split(x, -(-len(x) // at_once))]
+    return np.concatenate(found)

@@ -1,0 +1,264 @@
+"""Making examples with a diffusion model: its directory, what to make, and the way from noise.
+
+    pipeline = Pipeline.load("runs/digits/last")
+    x = pipeline.sample(["3", "7"], SampleConfig(steps=30, guidance=2))     # float32 [2, 1, 8, 8]
+    pipeline.recipe.kind.save("two.png", x)
+
+A model's directory opens in other libraries: config.json and diffusion_pytorch_model.safetensors
+are the network, scheduler_config.json is how it is sampled. What these cannot say is in
+examples.json: what the arrays are, and the names of their classes.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from minifm import ops
+from minifm.atomic import write_json
+from minifm.config import check, setting
+from minifm.diffusion.guidance import KnownPart, classifier_free, image_to_image
+from minifm.diffusion.process import noised, normal_like
+from minifm.diffusion.samplers import SAMPLERS
+from minifm.diffusion.scheduler import FLOW, Scheduler
+from minifm.errors import ConfigError, FormatError, listed
+from minifm.hub import load_model, load_scheduler, save_scheduler
+from minifm.media import KINDS, PICTURE, Kind
+from minifm.models import DiT, UNet
+from minifm.rng import Rng
+from minifm.tensor import Tensor, no_grad
+
+FILE = "examples.json"
+NETWORK_FOLDERS = ("", "unet", "transformer")       # where libraries put it
+
+
+# -- what a network makes --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a network makes, and how.
+
+    scheduler   the Scheduler that it was trained by
+    kind        a media.Kind; shape (C, *space) of an example
+    classes     names of the classes that it can be asked for, or ()
+    rate        of sounds, samples a second
+    classless   whether it has learnt to do without the class, too, as guidance needs
+    """
+
+    scheduler: Scheduler
+    kind: Kind
+    shape: tuple
+    classes: tuple = ()
+    rate: int | None = None
+    classless: bool = True
+
+    def save(self, directory):
+        """Write scheduler_config.json and examples.json beside the network."""
+        save_scheduler(self.scheduler, directory)
+        write_json({"kind": self.kind.name, "shape": list(self.shape),
+                    "classes": list(self.classes), "rate": self.rate,
+                    "classless": self.classless}, Path(directory) / FILE)
+
+    @classmethod
+    def load(cls, directory, network):
+        """The recipe in a directory; where it has no examples.json, pictures, and classes called by
+        their numbers. Raises FormatError for a damaged file, and one that `network` does not fit.
+        """
+        scheduler, file = load_scheduler(directory), Path(directory) / FILE
+        C, space, classes = _made_by(network.config)
+        if not file.exists():
+            return cls(scheduler, PICTURE, (C, *space), tuple(map(str, range(classes))))
+        try:
+            said = json.loads(file.read_text("utf-8"))
+            found = cls(scheduler, KINDS[said["kind"]], tuple(map(int, said["shape"])),
+                        tuple(map(str, said["classes"])), said["rate"], bool(said["classless"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
+            raise FormatError(file, None, f"cannot be read: {problem!r:.80}") from None
+        if (found.shape[0], len(found.shape), len(found.classes)) != (C, 1 + len(space), classes):
+            raise FormatError(file, None, f"examples of {list(found.shape)} in "
+                              f"{len(found.classes)} classes; the network makes "
+                              f"{[C, *space]} in {classes}")
+        return found
+
+
+def _made_by(config):
+    """(channels, sizes of space, classes) of what a network of this configuration makes."""
+    if config.model is UNet:
+        side = config.size or 32
+        return config.inputs, (side, side), max((config.classes or 1) - 1, 0)
+    return config.inputs, config.size, config.classes
+
+
+def no_label(config):
+    """The label by which a network of this configuration is told that there is none; None for one
+    without classes."""
+    if config.model is UNet:
+        return None if config.classes is None else config.classes - 1
+    return config.no_class if config.classes else None
+
+
+# -- making them -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How noise becomes examples."""
+
+    steps: int = setting(30, "noise levels to visit, from noise to data", least=1)
+    sampler: str | None = setting(
+        None, f"the way between them: {', '.join(SAMPLERS)} (default: the one that the model's "
+        "scheduler_config.json names)", choices=tuple(SAMPLERS))
+    eta: float = setting(0.0, "ddim: the part of the noise that each step draws anew; at 1 it is "
+                         "ddpm", least=0, most=1)
+    guidance: float = setting(
+        1.0, "classifier-free guidance: how many times as far towards the class; 1 is the class "
+        "alone, 0 none", least=0)
+    rescale: float = setting(0.0, "of guidance: how far its contrast is brought back to that of 1",
+                             least=0, most=1)
+    strength: float = setting(
+        0.6, "with a picture to start from: the part of the steps that is made; at 1 little of it "
+        "is left", above=0, most=1)
+    seed: int = setting(0, "the same seed makes the same examples", least=0)
+    batch: int = setting(64, "examples that the network is asked for together; less takes less "
+                         "memory", least=1)
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before: arrays of -1 … 1 that broadcast to the examples.
+
+    start   what to start from (image to image), or None
+    part    what is to stay, where `mask` is 1; what is 0 is filled (inpainting), or None
+    """
+
+    start: np.ndarray | None = None
+    part: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A network and its Recipe."""
+
+    network: object
+    recipe: Recipe
+    place: str = field(default="the model")     # as messages call it
+
+    @classmethod
+    def load(cls, directory):
+        """The diffusion model in a directory: a checkpoint's, or one that other libraries wrote.
+        Raises FormatError, and ConfigError for a model of another sort."""
+        directory = Path(directory)
+        folder = next((directory / name for name in NETWORK_FOLDERS
+                       if (directory / name / "config.json").exists()), directory)
+        network = load_model(folder)
+        if not isinstance(network, (UNet, DiT)):
+            raise ConfigError(f"{directory}: expected a network of a diffusion model, got a "
+                              f"{type(network).__name__}")
+        if getattr(network.config, "memory_width", None):
+            raise ConfigError(f"{directory}: its network looks at an encoded text, which there is "
+                              "no encoder for here")
+        return cls(network, Recipe.load(directory, network), str(directory))
+
+    def scheduler(self, config):
+        """The recipe's Scheduler with the sampler of a SampleConfig. Raises ConfigError for one
+        that does not go with the network."""
+        own = self.recipe.scheduler
+        if config.sampler in (None, own.sampler):
+            return own
+        if FLOW in (own.noise, "flow" if config.sampler == "flow_euler" else None):
+            raise ConfigError(f"sampler: {self.place} has learnt {own.noise} noise, and is sampled "
+                              f"by {own.sampler}, not by {config.sampler}")
+        return replace(own, sampler=config.sampler)
+
+    def sample(self, labels, config=SampleConfig(), *, known=Known(), watch=None):
+        """float32 [B, C, *space] in about -1 … 1, one example for each of `labels`: names of
+        classes, or None for no class. The same for any `batch`.
+
+        watch   called after each step with (number of the step, the level reached, x there, the
+                Estimate that led there)
+
+        Raises ConfigError for a class, sampler or guidance that the model does not have.
+        """
+        scheduler, rng = self.scheduler(config), Rng(config.seed).child("sample")
+        levels = scheduler.levels(config.steps)
+        shape = (len(labels), *self.recipe.shape)
+        if known.start is None:
+            x = scheduler.start(levels, shape, rng)
+        else:
+            start = np.broadcast_to(np.asarray(known.start, np.float32), shape)
+            x, levels = image_to_image(start, levels, config.strength, rng)
+        around = None if known.part is None else lambda denoiser: KnownPart(
+            denoiser, np.broadcast_to(np.asarray(known.part, np.float32), shape), known.mask)
+        options = {"eta": config.eta} if scheduler.sampler == "ddim" else {}
+        with no_grad():
+            made = scheduler.sample(self.model(labels, config), x, levels, rng=rng, watch=watch,
+                                    around=around, **options)
+        return made.numpy()
+
+    def model(self, labels, config):
+        """The function (x, t) -> prediction of these labels, guided."""
+        whole = in_pieces(self.network, config.batch)
+        none = no_label(self.network.config)
+        if none is None:
+            self._refuse_labels(labels, config)
+            return whole
+        numbers = self.numbers(labels)
+        nothing = np.full_like(numbers, none)
+        if config.guidance != 1 or np.any(numbers == none):
+            self._require_classless()
+        return classifier_free(whole, config.guidance, condition={"labels": numbers},
+                               without={"labels": nothing}, rescale=config.rescale)
+
+    def numbers(self, labels):
+        """int [B] of names of classes, and None."""
+        places = {name: i for i, name in enumerate(self.recipe.classes)}
+        places[None] = no_label(self.network.config)
+        unknown = [name for name in labels if name not in places]
+        if unknown:
+            raise ConfigError(f"classes: {self.place} knows {listed(self.recipe.classes)}, not "
+                              f"{listed(dict.fromkeys(unknown))}")
+        return np.array([places[name] for name in labels])
+
+    def _refuse_labels(self, labels, config):
+        if any(label is not None for label in labels):
+            raise ConfigError(f"classes: {self.place} has learnt without classes; leave them out")
+        if config.guidance != 1:
+            raise ConfigError(f"guidance: {self.place} has learnt without classes, so that there "
+                              "is nothing to be guided to; leave it out")
+
+    def _require_classless(self):
+        if not self.recipe.classless:
+            raise ConfigError(f"guidance: {self.place} has never learnt to do without the class "
+                              "(it was trained with drop 0); only 1 is possible, with classes")
+
+    def strip(self, x0, labels, config=SampleConfig(), *, frames=8):
+        """[B, 2 · frames - 1, C, *space]: x0 [B, C, *space] as more and more noise covers it, and
+        then, from all of that noise, what the network makes of it."""
+        scheduler, rng = self.scheduler(config), Rng(config.seed).child("strip")
+        levels = scheduler.levels(config.steps)
+        noise = normal_like(Tensor(x0), rng.child("noise"))
+        up = [levels[::-1][round(i)] for i in np.linspace(0, config.steps, frames)]
+        covered = [noised(x0, noise, level).numpy() for level in up]
+        states = [covered[-1]]
+        with no_grad():
+            scheduler.sample(self.model(labels, config), Tensor(covered[-1]), levels, rng=rng,
+                             watch=lambda i, level, x, found: states.append(x.numpy()))
+        down = [states[round(i)] for i in np.linspace(0, config.steps, frames)[1:]]
+        return np.stack(covered + down, 1)
+
+
+def in_pieces(network, most):
+    """The function (x, t, labels) -> prediction that asks the network for `most` at a time."""
+    def whole(x, t, labels=None):
+        found = []
+        for start in range(0, x.shape[0], most):
+            part = slice(start, start + most)
+            condition = {} if labels is None else {"labels": labels[part]}
+            found.append(network(x[part], t, **condition))
+        return found[0] if len(found) == 1 else ops.concatenate(found, 0)
+    return whole

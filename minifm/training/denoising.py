@@ -1,0 +1,368 @@
+"""From examples to a diffusion run: Examples → network and schedule → Trainer.
+
+What a step learns (which examples, at which times, under which noise, which labels are left out) is
+a function of the seed and the step's number, and so is what it is evaluated on: a resumed run goes
+on bitwise, and two evaluations differ by the network alone.
+
+    runs/NAME/
+      run.json          the settings it was started with, and what they became
+      samples/          at each evaluation, what the network makes of the same noise
+      step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minifm import media, ops
+from minifm.config import check, setting
+from minifm.diffusion import objectives
+from minifm.diffusion.scheduler import COSINE, FLOW, NOISES, Scheduler
+from minifm.errors import ConfigError, plural
+from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig, no_label
+from minifm.hub import load_model, resolve
+from minifm.media import Examples, MediaConfig
+from minifm.models import ARCHITECTURES, DiT, UNet, architecture_of
+from minifm.rng import Rng
+from minifm.training import checkpoint, memory
+from minifm.training.config import TrainConfig
+from minifm.training.objectives import Objective
+from minifm.training.run import (
+    newest_checkpoint,
+    require_writable,
+    run_directory,
+    say_on_stderr,
+    write_run,
+)
+from minifm.training.trainer import Trainer
+
+# Settings of a network that follow from the examples.
+NOT_CHOSEN = {"inputs", "outputs", "size", "classes", "memory_width", "depth",
+              "linear_projection"}
+WEIGHTINGS = {"uniform": objectives.uniform, "min-snr": objectives.min_snr(),
+              "truncated-snr": objectives.truncated_snr, "edm": objectives.edm(),
+              "sigmoid": objectives.sigmoid()}
+SHOWN, SHOWN_STEPS = 16, 25             # examples of a snapshot, and noise levels to make them
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """What is learnt of noise."""
+
+    schedule: str = setting("cosine", "how noise grows", choices=(*NOISES, COSINE, FLOW))
+    predict: str | None = setting(
+        None, "what the network predicts (default: v; flow with the schedule flow)",
+        choices=objectives.OBJECTIVES)
+    noise_steps: int = setting(1000, "times of the schedule; the network is told 0 … this", least=2,
+                               most=1_000_000)
+    zero_terminal: bool = setting(
+        False, "the last time is noise alone (zero terminal SNR); predict v or x0")
+    weighting: str = setting("uniform", "how much each noise level counts", choices=WEIGHTINGS)
+    times: str = setting(
+        "uniform", "which are learnt at: all alike, or lognormal, more in the middle",
+        choices=("uniform", "lognormal"))
+    labels: bool = setting(True, "learn the classes, where the data have some")
+    drop: float = setting(0.1, "fraction of the labels left out in training, for classifier-free "
+                          "guidance", least=0, below=1)
+    flip: bool = setting(False, "mirror every other picture, left and right")
+
+    def __post_init__(self):
+        check(self)
+        if self.predict is None:
+            object.__setattr__(self, "predict", "flow" if self.schedule == FLOW else "v")
+        if (self.schedule == FLOW) != (self.predict == "flow"):
+            raise ConfigError(f"predict: {self.predict} does not go with the schedule "
+                              f"{self.schedule}; flow goes with flow alone")
+        if self.zero_terminal and (self.schedule == FLOW or self.predict == "epsilon"):
+            raise ConfigError("zero_terminal: at noise alone, only v and x0 of the other schedules "
+                              f"have something to learn, not {self.predict} of {self.schedule}")
+
+    @property
+    def scheduler(self):
+        """The Scheduler that trains and samples; the estimate of the data is clipped to ± 1."""
+        if self.schedule == FLOW:
+            return Scheduler(sampler="flow_euler", noise=FLOW, objective="flow", spacing="trailing",
+                             steps=self.noise_steps)
+        return Scheduler(noise=self.schedule, objective=self.predict, steps=self.noise_steps,
+                         zero_terminal=self.zero_terminal, spacing="trailing", limit=1.0)
+
+
+@dataclass(frozen=True)
+class DenoisingTrainConfig(TrainConfig):
+    """TrainConfig, with what suits examples in place of text."""
+
+    steps: int = setting(2000, "updates of the weights in the whole run", least=1)
+    batch: int = setting(64, "examples in one step", least=1)
+    weight_decay: float = setting(0.01, "of matrices; biases and gains do not decay", least=0)
+    beta2: float = setting(0.99, "decay of AdamW's mean of squared gradients", least=0, below=1)
+    average: float = setting(
+        0.995, "decay of a moving average of the weights, which is then what is evaluated and "
+        "saved as the model; 0: none", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class ExamplesConfig(MediaConfig):
+    """What a run learns from, and how it becomes arrays of one shape."""
+
+    data: str = setting("digits", f"what to learn from: {', '.join(media.BUILT_IN)}, or "
+                        f"{media.sources.PATHS}")
+
+
+# -- what is learnt --------------------------------------------------------------------------------
+
+
+class NoiseObjective:
+    """Undo noise: the batch is (x0 [B, C, *space], noise [B, C, *space], times [B]), and labels
+    [B], where the network knows classes. The loss is the mean over examples of the squared error
+    of what is predicted, as the weighting weighs it (diffusion/objectives.py)."""
+
+    name, unit, reads = "denoising", "number", "example"
+    scale = "squared error"
+
+    def __init__(self, config, recompute=False):
+        """`config` is a NoiseConfig; `recompute` as of TrainConfig, for a DiT."""
+        self.config, self.recompute = config, recompute
+        self.schedule = config.scheduler.schedule
+        self.weighting = WEIGHTINGS[config.weighting]
+
+    def loss(self, model, batch, *, denominator, rng):
+        """Σ losses of the examples / denominator, a scalar Tensor; `rng` turns dropout on."""
+        x0, noise, times, *labels = batch
+        condition = {"rng": rng} | ({"labels": labels[0]} if labels else {}) \
+            | ({"recompute": True} if self.recompute else {})
+        each = objectives.losses(
+            model, x0, schedule=self.schedule, objective=self.config.predict, times=times,
+            noise=noise, weighting=self.weighting, condition=condition)
+        return ops.sum(each) / denominator
+
+    def training_loss(self, model, batch, **choice):
+        return self.loss(model, batch, **choice), {}
+
+    def count(self, batch):
+        """How many examples."""
+        return len(batch[0])
+
+    tokens = count              # what throughput is measured in
+
+    def flops(self, model, batch):
+        space, config = batch[0].shape[2:], model.config
+        size = (space,) if isinstance(model, DiT) else space
+        return len(batch[0]) * config.flops(*size, training=True)
+
+
+class NoisyBatches:
+    """`batch(i)` of some of the Examples, at places [N] among them, with noise, times and labels
+    that follow from `rng` and i. A subclass says which places batch i has.
+
+    none   the label that stands for none; None: batches have no labels
+    """
+
+    def __init__(self, examples, places, config, *, batch, rng, none):
+        self.examples, self.places, self.config = examples, places, config
+        self.rows, self.rng, self.none = batch, rng, none
+        self.schedule = config.scheduler.schedule
+        settings = asdict(config)
+        self.description = {
+            "sha256": examples.description["sha256"], "examples": len(places), "rows": batch,
+            "noise": settings, "none": none}
+
+    def made(self, places, rng, drop, flip):
+        """The arrays of one batch; `drop` and `flip` are fractions."""
+        B, x0 = len(places), self.examples.take(places)
+        mirrored = rng.child("flip").host_uniform((B,)) < flip
+        x0[mirrored] = x0[mirrored][..., ::-1]
+        draw = objectives.uniform_times
+        if self.config.times == "lognormal":
+            draw = lognormal
+        arrays = (x0, rng.child("noise").host_normal(x0.shape),
+                  np.asarray(draw(self.schedule, B, rng.child("times")), np.float64))
+        if self.none is None:
+            return arrays
+        labels = self.examples.labels[places].astype(np.int64)
+        labels[rng.child("drop").host_uniform((B,)) < drop] = self.none
+        return *arrays, labels
+
+
+def lognormal(schedule, n, rng):
+    """Times [n] at which log(σ/α) is N(0, 1); logit-normal times of Flow (Esser et al. 2024)."""
+    return objectives.lognormal_times(schedule, n, rng, mean=0.0, deviation=1.0)
+
+
+class TrainingExamples(NoisyBatches):
+    """Rounds through all examples without end, each in another order."""
+
+    _round = None, None
+
+    def batch(self, step):
+        first = step * self.rows
+        places = np.array([self._order(n // len(self.places))[n % len(self.places)]
+                           for n in range(first, first + self.rows)])
+        return self.made(places, self.rng.child("step", step), self.config.drop,
+                         0.5 * self.config.flip)
+
+    def _order(self, number):
+        if self._round[0] != number:
+            order = self.rng.child("round", number).permutation(len(self.places))
+            self._round = number, self.places[order]
+        return self._round[1]
+
+
+class HeldOutExamples(NoisyBatches):
+    """All examples once, with all their labels, always under the same noise."""
+
+    @property
+    def count(self):
+        return -(-len(self.places) // self.rows)
+
+    def batch(self, i):
+        return self.made(self.places[i * self.rows : (i + 1) * self.rows],
+                         self.rng.child("held out", i), drop=0, flip=0)
+
+
+# -- the run ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PreparedDenoising:
+    """A run that is ready to train, and the parts of which it is made."""
+
+    trainer: Trainer
+    examples: Examples
+    recipe: Recipe
+
+
+def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch="unet",
+            initial=None, resume=False, force=False, ceiling=None, shown=True):
+    """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
+
+    wanted   an ExamplesConfig
+    config   a TrainConfig;  noise  a NoiseConfig
+    shape    {field: value} of the network's configuration; what the examples say is theirs
+    arch     unet or dit
+    initial  a model's directory or hub name to start from, in place of random weights
+    ceiling, shown   as of training.pretrain.prepare
+
+    Raises ConfigError or FormatError before anything is written, wherever it can.
+    """
+    directory = run_directory(directory, (wanted.data,))
+    say = say_on_stderr if shown else lambda line: None
+    newest = newest_checkpoint(directory, resume)
+    require_writable(directory)
+    examples = open_examples(wanted, say)
+    recipe = recipe_of(examples, noise)
+    network = _network(newest, initial, recipe, shape or {}, arch, config)
+    if config.recompute and not isinstance(network, DiT):
+        raise ConfigError(f"recompute: a {type(network).__name__} does not compute its blocks "
+                          "again; leave it out")
+    parts, none = [], no_label(network.config)
+    for kind, part in ((TrainingExamples, "training"), (HeldOutExamples, "held_out")):
+        parts.append(kind(examples, examples.parts[part], noise, batch=config.batch, none=none,
+                          rng=Rng(config.seed).child("denoising", part)))
+    say("measuring the memory that a step takes")
+    trainer = Trainer(
+        network, parts[0], config, directory=directory, held_out=parts[1], companion=recipe,
+        objective=NoiseObjective(noise, config.recompute), shown=shown, ceiling=ceiling,
+        sketch=Sketches(directory / SAMPLES, recipe, config.seed))
+    if resume:
+        trainer.resume(force=force)
+    _write_run(directory, noise, wanted, trainer, examples)
+    return PreparedDenoising(trainer, examples, recipe)
+
+
+def open_examples(wanted, say):
+    """The Examples of an ExamplesConfig, what is passed by on the way said by `say`; raises
+    ConfigError for data that are not known."""
+    return media.open(wanted.data, wanted, say=say)
+
+
+def recipe_of(examples, noise):
+    """The Recipe of a network that learns these examples. Raises ConfigError where there is
+    nothing to learn or to evaluate on."""
+    for part, indices in examples.parts.items():
+        if not len(indices):
+            raise ConfigError(f"data: {examples.description['name']} has no {part} examples")
+    labelled = noise.labels and examples.labels is not None
+    return Recipe(noise.scheduler, examples.kind, tuple(map(int, examples.shape)),
+                  tuple(examples.classes) if labelled else (), examples.description.get("rate"),
+                  noise.drop > 0)
+
+
+def shape_for(arch, recipe):
+    """{field: value} of the network's configuration that follow from the examples."""
+    (C, *space), K = recipe.shape, len(recipe.classes)
+    if ARCHITECTURES[arch].model is DiT:
+        return {"inputs": C, "outputs": C, "size": tuple(space), "classes": K}
+    if len(space) != 2:
+        raise ConfigError(f"arch: a {arch} makes pictures, not {recipe.kind.name}s; dit makes them "
+                          f"({', '.join(ARCHITECTURES['dit'].presets)})")
+    return {"inputs": C, "outputs": C, "size": space[0], "classes": K + 1 if K else None}
+
+
+def _network(newest, initial, recipe, shape, arch, config):
+    """The network of the checkpoint `newest`, or of the model `initial`, if it fits; or a new one.
+    """
+    if newest is not None:
+        network = load_model(newest)
+        stored = {"arch": architecture_of(network)} | asdict(network.config)
+        asked = json.loads(json.dumps({"arch": arch} | shape))
+        checkpoint.refuse_differences(newest, checkpoint.differences(
+            json.loads(json.dumps({key: stored.get(key) for key in asked})), asked))
+        return network
+    if initial is not None:
+        return _started(initial, recipe, shape, arch)
+    kind = ARCHITECTURES[arch]
+    whole = kind.config(**shape | shape_for(arch, recipe))
+    if kind.model is UNet and any(n % whole.stride for n in recipe.shape[1:]):
+        raise ConfigError(f"size: examples of {' × '.join(map(str, recipe.shape[1:]))}, and a UNet "
+                          f"of {len(whole.widths)} levels takes multiples of {whole.stride}; "
+                          "choose --size, or fewer --widths")
+    memory.require_parameters(whole.parameters, config)
+    return kind.model(whole, Rng(config.seed).child("model"))
+
+
+def _started(initial, recipe, shape, arch):
+    """The network of a model to start from; raises ConfigError where it has learnt otherwise."""
+    if shape:
+        raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
+    own = Pipeline.load(resolve(initial))
+    network, learnt = own.network, own.recipe
+    if architecture_of(network) != arch:
+        raise ConfigError(f"arch: {initial} is of {architecture_of(network)}, not of {arch}")
+    for what, was, now in (
+            ("predicts", learnt.scheduler.objective, recipe.scheduler.objective),
+            ("makes", f"{learnt.kind.name}s of {plural(learnt.shape[0], 'channel')}",
+             f"{recipe.kind.name}s of {plural(recipe.shape[0], 'channel')}"),
+            ("knows", f"{len(learnt.classes)} classes", f"{len(recipe.classes)} classes")):
+        if was != now:
+            raise ConfigError(f"{initial}: the model {what} {was}, and this run is of {now}")
+    return network
+
+
+class Sketches:
+    """Pictures of what a network makes as it learns, always of the same noise and classes."""
+
+    def __init__(self, directory, recipe, seed):
+        self.directory, self.recipe, self.seed = Path(directory), recipe, seed
+
+    def __call__(self, network, step):
+        """Write step-N.png."""
+        classes = self.recipe.classes or (None,)
+        labels = [classes[i * len(classes) // SHOWN] if len(classes) <= SHOWN else classes[i]
+                  for i in range(SHOWN)]
+        made = Pipeline(network, self.recipe).sample(
+            labels, SampleConfig(steps=min(SHOWN_STEPS, self.recipe.scheduler.steps),
+                                 seed=self.seed))
+        self.recipe.kind.save(self.directory / f"step-{step:08d}.png", made)
+
+
+def _write_run(directory, noise, wanted, trainer, examples):
+    arch = architecture_of(trainer.model)
+    shape = {key: value for key, value in asdict(trainer.model.config).items()
+             if key not in NOT_CHOSEN}
+    settings = {"arch": arch} | shape | asdict(wanted) | asdict(noise) \
+        | asdict(trainer.config)
+    write_run(directory, "pretrain", settings, trainer, examples=examples.description,
+              companion=FILE)
