@@ -114,7 +114,7 @@ class ExamplesConfig(MediaConfig):
 # -- what is learnt --------------------------------------------------------------------------------
 
 
-class NoiseObjective:
+class NoiseObjective(Objective):
     """Undo noise: the batch is (x0 [B, C, *space], noise [B, C, *space], times [B]), and labels
     [B], where the network knows classes. The loss is the mean over examples of the squared error
     of what is predicted, as the weighting weighs it (diffusion/objectives.py)."""
@@ -137,9 +137,6 @@ class NoiseObjective:
             model, x0, schedule=self.schedule, objective=self.config.predict, times=times,
             noise=noise, weighting=self.weighting, condition=condition)
         return ops.sum(each) / denominator
-
-    def training_loss(self, model, batch, **choice):
-        return self.loss(model, batch, **choice), {}
 
     def count(self, batch):
         """How many examples."""

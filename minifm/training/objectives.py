@@ -63,8 +63,8 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
     def training_loss(self, model, batch, *, denominator, rng):
-        """(what training makes small, {name: figure} of what a model adds to the loss): `loss`,
-        but for models that add something."""
+        """(what training makes small: `loss` and whatever a model adds to it; where it adds
+        something, {"loss": `loss` alone, name: figure} of that)."""
         return self.loss(model, batch, denominator=denominator, rng=rng), {}
 
     def fullest(self, batch):
@@ -113,15 +113,6 @@ class TokenObjective(Objective):
 
     # -- of a batch ------------------------------------------------------------------------------
 
-    def loss(self, model, batch, *, denominator, rng):
-        """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
-
-    def training_loss(self, model, batch, *, denominator, rng):
-        """(what training makes small: `loss` and whatever a model adds to it; where it adds
-        something, {"loss": `loss` alone, name: figure} of that)."""
-        return self.loss(model, batch, denominator=denominator, rng=rng), {}
-
     def count(self, batch):
         """How many targets count."""
         return ops.count_targets(batch[1])
@@ -129,10 +120,6 @@ class TokenObjective(Objective):
     def tokens(self, batch):
         """How many tokens the model reads: what throughput is measured in."""
         return batch[0].size
-
-    def fullest(self, batch):
-        """The batch of this shape that takes the most memory."""
-        return batch
 
     def flops(self, model, batch):
         """Floating-point operations of one training step on the batch (forward and backward)."""
