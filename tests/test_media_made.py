@@ -110,8 +110,22 @@ def test_captions_of_letters(made):
        em=st.floats(0, 1, exclude_max=True), across=st.floats(0, 1, exclude_max=True),
        down=st.floats(0, 1, exclude_max=True))
 def test_letters_are_whole(size, letter, style, face, em, across, down):
-    """Of the same ink as on a sheet with room, whose middle is where the letter stands."""
+    """Of the same ink as on a sheet with room."""
     pytest.importorskip("PIL")
+    check_whole(size, letter, style, face, em, across, down)
+
+
+def test_the_widest_letters_are_whole():
+    pytest.importorskip("PIL")
+    for face in glyphs.FONTS:
+        for letter in "MW":
+            for size in (12, 13, 24, 48):
+                for across in (0.0, 0.999):
+                    check_whole(size, letter, 3, face, 0.999, across, 0.5)
+                    check_whole(size, letter, 1, face, 0.999, across, 0.5)
+
+
+def check_whole(size, letter, style, face, em, across, down):
     path = glyphs.font_directory() / f"{glyphs.FONTS[face][style]}.ttf"
     picture = glyphs.rendered(letter, path, size, em, across, down)
     assert picture.shape == (1, size, size) and picture.dtype == np.uint8
@@ -228,7 +242,15 @@ def test_digits_move_as_they_are_said_to(made):
         film, way = found.take([i])[0, 0], text.split(" moves ")[1]
         places = np.array([moving.middle(frame) for frame in film])
         assert np.allclose(places[4] - places[0], 4 * np.array(moving.WAYS[way]), atol=1e-4)
+        assert moving.way(film) == way and moving.way(film[:1]) is None
         assert text.startswith(f"a {found.classes[found.labels[i]]} moves")
+
+
+def test_what_stays_or_is_not_there_has_no_way():
+    film = -np.ones((8, 16, 16))
+    assert moving.way(film) is None and moving.middle(film[0]) is None
+    film[:, 4, 4] = 1
+    assert moving.way(film) is None and moving.middle(film[0]) == (4, 4)
 
 
 @given(part=st.floats(0, 1, exclude_max=True), step=st.sampled_from([-1, 0, 1]),
