@@ -18,7 +18,7 @@ import numpy as np
 from minifm.errors import ConfigError, FormatError
 from minifm.media import pictures
 from minifm.media.examples import PICTURE
-from minifm.media.files import by_contents, examples_of, visible
+from minifm.media.files import by_contents, counted, examples_of, visible
 from minifm.media.pickled import read_pickle
 
 IDX = re.compile(r"images[.-]idx3-ubyte(\.gz)?$")
@@ -44,7 +44,7 @@ def joined(source, tables, config, say, *, classes=(), files):
         tables = [table._replace(values=resized(table.values, config.size, done))
                   for table in tables]
     if done:
-        say("converted: " + ", ".join(f"{what} ({n:,})" for what, n in done.items()))
+        say(counted("converted", done))
     if len({table.values.shape[1:] for table in tables}) > 1:
         raise ConfigError(f"{source}: pictures of different sizes; choose one by --size")
     values = np.concatenate([table.values for table in tables])
