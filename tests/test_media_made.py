@@ -227,16 +227,23 @@ def test_noise_and_silence_have_no_pitch():
     assert tones.pitch(np.ones(8), 4000) is None
 
 
-@given(semitone=st.integers(48, 71), timbre=st.sampled_from(list(tones.TIMBRES)))
-def test_nothing_folds_back(semitone, timbre):
-    """Of a tone, all is at multiples of its frequency: of a whole number of periods the spectrum
-    has no other lines."""
-    period, count = 32, 64
-    wave = tones.tone(1000 / period, tones.TIMBRES[timbre], np.arange(period * count) / 1000, 1000,
-                      0.2)
+@pytest.mark.parametrize("timbre", tones.TIMBRES)
+def test_nothing_folds_back(timbre):
+    """Two periods are 63 samples: of 32 times that, the spectrum has lines at multiples of 64. What
+    folded back would fall half-way between."""
+    count, rate = 63 * 32, 1000
+    wave = tones.tone(rate / 31.5, tones.TIMBRES[timbre], np.arange(count) / rate, rate, 0.2)
     power = np.abs(np.fft.rfft(wave))
-    power[::count] = 0
-    assert power.max() < 1e-9 * len(wave)
+    assert power[64] > 0.2 * count
+    power[::64] = 0
+    assert power.max() < 1e-9 * count
+
+
+def test_chords_are_those_of_the_books():
+    """The third of a major chord is about 5/4 of the root, that of a minor one 6/5, fifths 3/2."""
+    for kind, third in (("major", 5 / 4), ("minor", 6 / 5)):
+        ratios = [tones.frequency(step) / tones.frequency(0) for step in tones.CHORDS[kind]]
+        assert ratios == pytest.approx([1, third, 3 / 2], rel=0.01)
 
 
 def test_rates_that_carry_no_sweep_are_refused():
@@ -322,6 +329,7 @@ def test_rotations_are_rotations(pose, seed):
     turn = solids.rotation(pose, Rng(seed))
     assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.isclose(np.linalg.det(turn), 1)
+    assert np.allclose(solids.of_quaternion(1, 0, 0, 1) @ [1, 0, 0], [0, 1, 0])
     if pose != "tilted":                            # up goes up, or to the side
         assert np.isclose(turn[2, 2], pose == "upright", atol=1e-12)
 
