@@ -188,6 +188,16 @@ def test_a_picture_that_claims_to_be_huge_is_one_line(tmp_path, side):
     assert "bomb.png: " in said[0] and "more than 100 million" in said[0]
 
 
+def test_files_of_other_kinds_are_counted(tmp_path):
+    for i in range(2):
+        save(tmp_path / f"{i}.png", noise(8, 8, seed=i))
+    (tmp_path / "notes.txt").write_text("a")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n')
+    found, said = opened(tmp_path)
+    assert found.description["skipped"] == {"files of other kinds": 1}
+    assert said[0] == "left out: files of other kinds (1)"
+
+
 def test_many_failures_are_counted(tmp_path):
     for i in range(20):
         (tmp_path / f"{i:02}.png").write_bytes(b"no")
@@ -325,7 +335,7 @@ def test_gifs_are_films(tmp_path):
     assert found.description["converted"] == {"last frame repeated": 1}
     assert found.description["skipped"] == {"frames after the last clip": 3,
                                             "files that cannot be read": 1}
-    assert len(said) == 2 and "d.gif" in said[0]
+    assert "d.gif" in said[0] and said[1] == "left out: frames after the last clip (3)"
 
 
 def test_one_gif_is_split_by_its_clips(tmp_path):

@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ def test_mnist(tmp_path, pack):
         where = found.parts[part]
         assert np.array_equal(np.round((found.take(where)[:, 0] + 1) * 127.5), values)
         assert np.array_equal(found.labels[where], labels)
+    pytest.importorskip("PIL")
     found, said = opened(next(tmp_path.glob("train-images*")), size=14)
     assert found.shape == (1, 14, 14) and said == ["converted: resized to 14 × 14 (30)"]
     assert found.labels.tolist() == made["train"][1].tolist() and len(found.parts["held_out"]) < 30
@@ -65,9 +67,11 @@ def test_mnist(tmp_path, pack):
 @pytest.mark.parametrize("content, match", [
     (b"", "not an idx file"), (b"\0\0\x0d\3" + bytes(12), "not an idx file of unsigned bytes"),
     (b"\0\0\x08\3\0\0", "cut short in its header"),
-    (idx(noise(3, 4, 4))[:-1], "47 bytes, and the header says 3 × 4 × 4"),
-    (b"\0\0\x08\3" + b"\xff" * 12, "0 bytes, and the header says 4294967295 × "),
-    (b"\0\0\x08\0", "0 bytes, and the header says none")])
+    (idx(noise(3, 4, 4))[:-1], "expected 3 × 4 × 4 bytes, as its header says, got 47"),
+    (idx(noise(3, 4, 4)) + b"0", "expected 3 × 4 × 4 bytes, as its header says, got more"),
+    (b"\0\0\x08\3" + b"\xff" * 12, "expected 4294967295 × .* got 0"),
+    (idx(noise(0, 4, 4)), "expected 0 × 4 × 4 bytes, as its header says, got 0"),
+    (b"\0\0\x08\0", "cut short in its header")])
 def test_idx_files_that_are_refused(tmp_path, content, match):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
@@ -80,6 +84,18 @@ def test_idx_files_that_are_refused(tmp_path, content, match):
     packed.write_bytes(gzip.compress(content)[:-4] if content else b"\x1f\x8b")
     with pytest.raises(FormatError, match=f"{packed.name}: "):
         opened(packed)
+
+
+def test_no_more_is_unpacked_than_the_header_says(tmp_path):
+    """Of a hundred million zeros behind a small array, memory sees a page or so."""
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(noise(3, 4, 4)) + bytes(100_000_000), 9))
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="as its header says, got more"):
+        opened(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_labels_of_another_number_are_refused(tmp_path):
@@ -351,6 +367,7 @@ def test_a_header_may_not_claim_more_than_is_there(tmp_path):
 
 
 def test_pictures_are_resized(tmp_path):
+    pytest.importorskip("PIL")
     found, said = opened(save(tmp_path / "a.npy", noise(4, 10, 12)), kind="picture", size=5)
     assert found.shape == (1, 5, 5)
     assert said == ["converted: cropped to a square (4), resized to 5 × 5 (4)"]

@@ -88,8 +88,6 @@ def described(examples):
     if examples.captions:
         step = max(1, examples.count // 4)
         yield "captions such as " + ", ".join(f'"{text}"' for text in examples.captions[::step][:4])
-    for what, count in facts.get("skipped", {}).items():
-        yield f"left out: {what}: {count:,}"
 
 
 # -- text ------------------------------------------------------------------------------------------

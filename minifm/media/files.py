@@ -24,7 +24,7 @@ from minifm.media.examples import Examples
 
 PARTS = {"train": "training", "training": "training", "test": "held_out", "held-out": "held_out",
          "held_out": "held_out", "validation": "held_out", "valid": "held_out", "val": "held_out"}
-METADATA = "metadata.jsonl"
+METADATA, DESCRIPTION = "metadata.jsonl", "description.json"
 
 
 class Entry(NamedTuple):
@@ -85,6 +85,11 @@ def listed_in(directory, reader):
     entries = reader.entries(directory)
     if not entries:
         raise ConfigError(f"{directory}: no file in it ends in {', '.join(reader.suffixes)}")
+    read = {path for entry in entries for path in entry.files}
+    others = sum(path not in read and path.name not in (METADATA, DESCRIPTION)
+                 for path in visible(directory))
+    if others:
+        reader.skipped["files of other kinds"] += others
     said = read_metadata(directory, {Path(entry.name) for entry in entries})
     folders = [Path(entry.name).relative_to(directory).parts[:-1] for entry in entries]
     parts = [None] * len(entries)
@@ -141,7 +146,7 @@ def _records(path):
 
 def gathered(source, entries, reader, config, say):
     """The Examples of all entries that can be read. `say` is called with one line for each that
-    cannot, and with one that says how many were changed, and how.
+    cannot, and with one that counts what was left out, and one what was changed.
 
     Raises ConfigError where none can be read.
     """
@@ -155,11 +160,20 @@ def gathered(source, entries, reader, config, say):
             "".join(f"; {what}: {n:,}" for what, n in reader.skipped.items())
         raise ConfigError(f"{source}: nothing to learn from in "
                           f"{plural(len(entries), 'file')}{first}")
-    if reader.converted:
-        say("converted: " + ", ".join(f"{what} ({n:,})" for what, n in reader.converted.items()))
+    for what, counts in (("left out", reader.skipped), ("converted", reader.converted)):
+        if counts:
+            say(counted(what, counts))
     skipped = dict(reader.skipped) | ({"files that cannot be read": len(failures)} if failures
                                       else {})
     return _examples(source, found, reader, config, skipped, say)
+
+
+def counted(what, counts):
+    """
+    >>> counted("converted", {"grey to RGB": 1200, "resized": 3})
+    'converted: grey to RGB (1,200), resized (3)'
+    """
+    return f"{what}: " + ", ".join(f"{name} ({n:,})" for name, n in counts.items())
 
 
 def _read_all(entries, reader):

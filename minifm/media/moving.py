@@ -104,3 +104,14 @@ def middle(frame):
         return None
     rows, columns = np.indices(ink.shape)
     return (rows * ink).sum() / ink.sum(), (columns * ink).sum() / ink.sum()
+
+
+def way(film):
+    """The name of the way, of WAYS, in which the ink of a film [F, H, W] sets out, by the first
+    half of its frames, after which it may have turned; None where it stays, or a frame has none."""
+    places = [middle(frame) for frame in film[: len(film) // 2 + 1]]
+    if len(places) < 2 or None in places:
+        return None
+    moved = np.subtract(places[-1], places[0]) / (len(places) - 1)
+    steps = tuple(np.sign(np.where(np.abs(moved) < 0.5, 0, moved)).astype(int).tolist())
+    return next((name for name, step in WAYS.items() if step == steps), None)

@@ -58,6 +58,7 @@ def reader_of(path, config):
     kinds = {"picture": [f for f in files if f.suffix.lower() in Pictures.suffixes],
              "sound": [f for f in files if f.suffix.lower() in Waves.suffixes],
              "array": [f for f in files if f.suffix.lower() in Arrays.suffixes]}
+    # A film is of pictures, and an array holds what the user says, where no other file does.
     held = {kind: len(found) for kind, found in kinds.items() if found}
     wanted = {"video": "picture", None: next(iter(held), None)}.get(config.kind, config.kind)
     if not held:

@@ -6,6 +6,7 @@ Each becomes Tables, stretches of examples with labels and a side, and they the 
 
 import gzip
 import hashlib
+import math
 import re
 import struct
 import zlib
@@ -17,13 +18,14 @@ import numpy as np
 from minifm.errors import ConfigError, FormatError
 from minifm.media import pictures
 from minifm.media.examples import PICTURE
-from minifm.media.files import by_contents, examples_of, visible
+from minifm.media.files import by_contents, counted, examples_of, visible
 from minifm.media.pickled import read_pickle
 
 IDX = re.compile(r"images[.-]idx3-ubyte(\.gz)?$")
 CIFAR = re.compile(r"^((data|test)_batch(_\d+)?|train|test)(\.bin)?$")
 NAMES = ("batches.meta", "batches.meta.txt", "meta", "fine_label_names.txt")
 ROW = 3 * 32 * 32               # bytes of one of CIFAR's pictures
+DENSEST = 1100                  # bytes that gzip can make of one, and some more
 
 
 class Table(NamedTuple):
@@ -42,7 +44,7 @@ def joined(source, tables, config, say, *, classes=(), files):
         tables = [table._replace(values=resized(table.values, config.size, done))
                   for table in tables]
     if done:
-        say("converted: " + ", ".join(f"{what} ({n:,})" for what, n in done.items()))
+        say(counted("converted", done))
     if len({table.values.shape[1:] for table in tables}) > 1:
         raise ConfigError(f"{source}: pictures of different sizes; choose one by --size")
     values = np.concatenate([table.values for table in tables])
@@ -109,30 +111,35 @@ def mnist(source, paths, config, say):
 
 
 def read_idx(path):
-    """uint8 [N, …] of an idx file: two zeros, the type, the number of axes, the length of each,
-    big-endian, then the bytes. Raises FormatError."""
-    content = _unpacked(path)
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != 8:
-        raise FormatError(path, None, "not an idx file of unsigned bytes")
-    axes = content[3]
-    if len(content) < 4 + 4 * axes:
-        raise FormatError(path, None, "cut short in its header")
-    shape = struct.unpack_from(f">{axes}I", content, 4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    wanted = int(np.prod(shape, dtype=object)) if shape else 0
-    if values.size != wanted or not wanted:
-        raise FormatError(path, None, f"{values.size:,} bytes, and the header says "
-                          f"{' × '.join(map(str, shape)) or 'none'}")
-    return values.reshape(shape)
+    """uint8 [N, …] of an idx file, which gzip may have packed: two zeros, the type, the number of
+    axes, the length of each, big-endian, then the bytes. Raises FormatError.
 
-
-def _unpacked(path):
-    """The bytes of a file, which gzip may have packed."""
+    No more is unpacked than the header says, and that is believed only as far as the file goes.
+    """
+    packed = path.suffix == ".gz"
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        with (gzip.open if packed else open)(path, "rb") as file:
+            shape = _idx_header(path, file)
+            wanted = math.prod(shape)
+            held = path.stat().st_size * (DENSEST if packed else 1)
+            content = file.read(wanted + 1) if wanted <= held else b""
     except (OSError, EOFError, zlib.error) as error:
         raise FormatError(path, None, f"cannot be read: {error}") from error
+    if len(content) != wanted or not wanted:
+        found = "more" if len(content) > wanted else f"{len(content):,}"
+        raise FormatError(path, None, "expected " + " × ".join(map(str, shape)) + " bytes, as its "
+                          f"header says, got {found}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _idx_header(path, file):
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != 8:
+        raise FormatError(path, None, "not an idx file of unsigned bytes")
+    lengths = file.read(4 * start[3])
+    if not lengths or len(lengths) < 4 * start[3]:
+        raise FormatError(path, None, "cut short in its header")
+    return struct.unpack(f">{start[3]}I", lengths)
 
 
 # -- CIFAR -----------------------------------------------------------------------------------------

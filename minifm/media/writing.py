@@ -13,7 +13,7 @@ import numpy as np
 
 from minifm.atomic import atomic_directory
 from minifm.media import drawing
-from minifm.media.files import METADATA
+from minifm.media.files import DESCRIPTION, METADATA
 
 FOLDERS = {"training": "train", "held_out": "held-out"}
 SHOWN = 64                      # examples in the picture of all
@@ -28,7 +28,7 @@ def write(examples, directory):
         for part, folder in FOLDERS.items():
             (aside / folder).mkdir()
             _write_part(examples, examples.parts[part], aside / folder)
-        (aside / "description.json").write_text(
+        (aside / DESCRIPTION).write_text(
             json.dumps(examples.description, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
