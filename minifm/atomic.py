@@ -21,7 +21,7 @@ _ASIDE = ".aside-"
 # What the disk or its owner refuses: the user can mend it.
 _REFUSALS = {getattr(errno, name) for name in (
     "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG", "ENOTDIR",
-    "EEXIST", "ENOENT", "ELOOP")}
+    "EEXIST", "ENOENT", "ELOOP", "EISDIR")}
 
 
 @contextlib.contextmanager
@@ -55,10 +55,13 @@ def atomic_file(path):
     """`with atomic_file("metrics.json") as file:` write bytes to `file`; at the end of the block
     it replaces `path`. If the block raises, `path` is what it was.
 
-    Raises UserError when the disk refuses.
+    Raises UserError when a directory has that name, or when the disk refuses.
     """
     path = Path(path)
     with _refusals(path):
+        if path.is_dir():
+            raise UserError(f"{path}: expected a file, or a name that is free, found a directory; "
+                            "it is left alone")
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         aside, lock = _claim(Path.touch, path)

@@ -46,9 +46,19 @@ class AnomalyError(UserError, ArithmeticError):
     """The first non-finite value: names the op and the line of the model that made it."""
 
 
+# Of an AnomalyError, where no op is to blame.
+NOT_FINITE = "the model's logits are not finite: its weights are damaged, or its training diverged"
+
+
 def plural(count, thing):
     """"1 layer", "2,000 layers": how messages count."""
     return f"{count:,} {thing}" + "s" * (count != 1)
+
+
+def why(error):
+    """What went wrong with a file, in the words of an OSError or ValueError, for a message that
+    names the file: an OSError would name it again."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 LISTED = 8

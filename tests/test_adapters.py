@@ -802,7 +802,8 @@ BAD = [
     *((lambda place, said=said: (place / "adapter_base.json").write_text(said), parts)
       for said, parts in {
           "{": ["adapter_base.json: not JSON"],
-          '{"sha256": "0"}': ["adapter_base.json: format: expected one of null, fp32, bf16, int8"],
+          '{"sha256": "0"}': ["adapter_base.json: format: expected one of null, fp32, bf16, int8",
+                             "got nothing"],
           '{"sha256": "0", "format": ["int8"]}': ["format: expected one of null"],
           '{"sha256": 0, "format": null}': ["sha256: expected a digest, got 0"]}.items()),
     (lambda place: (place / "adapter_model.safetensors").write_bytes(b"1234"), ["4 bytes"]),

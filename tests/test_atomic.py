@@ -52,6 +52,20 @@ def test_a_file_is_replaced_and_keeps_its_neighbours(tmp_path):
         assert everything(tmp_path) == {"file": contents, "other": b"x"}
 
 
+def test_a_directory_in_the_place_of_a_file_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "d" / "inner").mkdir(parents=True)
+    said = r"d: expected a file, or a name that is free, found a directory"
+    with pytest.raises(UserError, match=said), atomic_file(tmp_path / "d"):
+        raise AssertionError("nothing is written in vain")
+    monkeypatch.setattr(Path, "is_dir",         # one that came in the meantime
+                        lambda self: self.name != "d" and os.path.isdir(self))
+    with pytest.raises(UserError, match="d: cannot be written .Is a directory") as error:
+        with atomic_file(tmp_path / "d") as file:
+            file.write(b"new")
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["d"] and os.listdir(tmp_path / "d") == ["inner"]
+
+
 def test_a_directory_that_is_not_empty_is_never_replaced(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/keep").write_bytes(b"1")

@@ -24,7 +24,7 @@ from minifm.generation import Beams, Sampling, Speculative, generate
 from minifm.hub import end_tokens, save_model
 from minifm.models import GPT, GPTConfig
 from minifm.rng import Rng
-from minifm.text import ChatTemplate, Tokenizer
+from minifm.text import ChatTemplate, Tokenizer, sandbox
 from minifm.text.chat import read_messages
 from minifm.text.sandbox import FILTERS, PASSING
 
@@ -287,7 +287,8 @@ def test_what_a_special_token_looks_at_beside_it_is_there(before, behind, one, l
 def test_bytes_that_are_not_utf8_and_stand_ins_come_through():
     text = "\ud800 \u2003ꙮ\ufffc<s>\udc80"
     ids, _ = template("<s>{{ messages[0].content }}</s>").encode(TOKENIZER, [user(text)])
-    assert TOKENIZER.decode(ids) == b"<s>" + text.encode("utf-8", "surrogatepass") + b"</s>"
+    assert TOKENIZER.decode(ids) == b"<s>" + b"\xed\xa0\x80 " \
+        + "\u2003ꙮ\ufffc<s>".encode() + b"\x80</s>"
     assert len(specials(ids)) == 2
 
 
@@ -330,7 +331,9 @@ def test_what_is_said_is_known_inside_macros_and_after_filters():
     ("{{ 'a' + 1 }}", FormatError, "line 1: the chat template fails: can only concat|must be str"),
     ("\n\n{{ raise_exception('be nice') }}", ConfigError, "refuses them: be nice .*: line 3"),
     ("{% for i in range(10 ** 9) %}{% endfor %}", FormatError, "Range too big"),
-    ("{{ 'ab' * 10 ** 9 }}", FormatError, "a text of more than"),
+    ("{{ 'ab' * 10 ** 4 * 10 ** 4 }}", FormatError, "more than 1,048,576 characters or items by"),
+    ("{{ raise_exception(messages) }}", ConfigError, r"refuses them: \[{'role': 'user'"),
+    ("{{ raise_exception('\x1b[31m') }}", ConfigError, r"refuses them: \\x1b\[31m"),
     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", FormatError, "recursion"),
     ("{{ messages.__class__.x }}", FormatError, "access to attribute '__class__'.*unsafe"),
     ("{{ ''.__class__.x }}", FormatError, "access to attribute '__class__' of 'str'.*unsafe"),
@@ -376,6 +379,65 @@ def test_a_template_that_fails_is_one_line_with_what_and_where(source, kind, sai
     with pytest.raises(kind, match=said) as caught:
         chat.render([user()])
     assert "\n" not in str(caught.value) and "x.jinja" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{{ 5 in range(99999)|list }}{% endfor %}",
+    "{% for m in [1] recursive %}{{ loop([1]) ~ loop([1]) if loop.depth < 99 }}{% endfor %}",
+    "{% macro m(n) %}{{ m(n - 1) ~ m(n - 1) if n }}{% endmacro %}{{ m(99) }}",
+    "{% macro m(n) %}{{ caller(n) ~ caller(n) if n }}{% endmacro %}"
+    "{% macro k(n) %}{% call(i) m(n) %}{{ k(i - 1) }}{% endcall %}{% endmacro %}{{ k(40) }}",
+    "{% set n = namespace(d=0) %}{% block a %}{% set n.d = n.d + 1 %}{% if n.d < 90 %}"
+    "{{ self.a() }}{{ self.a() }}{% endif %}{% set n.d = n.d - 1 %}{% endblock %}",
+    "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{% set n.x = n.x * 3 // 2 % 7919 %}{% endfor %}{% endfor %}"])
+def test_a_template_without_an_end_is_ended(source, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.1)
+    with pytest.raises(FormatError, match="line 1: the chat template fails: it runs for more than"):
+        template(source).render([user()])
+    monkeypatch.setattr(sandbox, "SECONDS", 20)
+    chat = template("{% for i in range(99) %}{{ i }}{% endfor %}")
+    assert chat.render([user()]) == chat.render([user()])       # each has a time of its own
+
+
+@pytest.mark.parametrize("source", [
+    "{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% for i in range(99) %}{% set ns.x = [ns.x]|join ~ ns.x %}{% endfor %}",
+    "{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
+    "{% for i in range(99) %}{% set ns.x = ns.x.replace('a', 'aaaaaaaaa') %}{% endfor %}",
+    "{{ ns.l * 10 ** 10 }}",
+    "{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "{{ 99999 ** 99999 }}", "{{ 10 ** 5000 }}", "{{ 'a'.center(10 ** 10) }}",
+    "{{ 'a'.ljust(10 ** 10) }}", "{{ 'a'.rjust(width=10 ** 10) }}", "{{ 'a'.zfill(10 ** 10) }}",
+    "{{ '\t'.expandtabs(10 ** 9) }}", "{{ 'a\nb'|indent(10 ** 10) }}",
+    "{{ messages|batch(10 ** 10, 'x')|list }}", "{{ messages|slice(10 ** 10)|list }}",
+    "{{ messages|tojson(indent=10 ** 9) }}", "{{ '%10000000000d' % 1 }}",
+    "{{ '%-0*d' % (10 ** 10, 1) }}", "{{ '%(a)9999999999s'|format(a=1) }}",
+    "{{ '{:>10000000000}'.format(1) }}", "{{ '{:{}}'.format(1, 10 ** 10) }}",
+    "{{ (messages[0].content * 9999 ~ messages[0].content * 9999)|list }}",
+    "{{ (('l' * 10 ** 6) ~ ('l' * 10 ** 6) ~ messages[0].content).split('l') }}",
+    "{% for i in range(99999) %}{{ 'a' * 10 ** 6 }}{% endfor %}",
+    "{% set x %}{% for i in range(99999) %}{{ 'a' * 10 ** 6 }}{% endfor %}{% endset %}",
+    "{% for i in range(99999) %}{% set ns.l = ns.l + ['a' * 10 ** 6] %}{% endfor %}"])
+def test_a_template_makes_nothing_of_unreasonable_size(source):
+    chat = ChatTemplate({"default": (
+        "{% set ns = namespace(x='aaaa', l=[0], n=3) %}" + source, "x.jinja", "")})
+    with pytest.raises(FormatError, match="fails: (more than [0-9,]+ |a format of such a width|"
+                                          "Exceeds the limit)|cannot be compiled: Exceeds") as said:
+        chat.render([user("hello there " * 10)])
+    assert "\n" not in str(said.value)
+
+
+def test_widths_and_texts_of_good_will_are_as_they_were():
+    text = template(
+        "{{ 'a'.center(9) }}{{ 'b\nc'|indent(2) }}{{ '%-5s%s|' % ('d', 10 ** 9) }}"
+        "{{ '**%s**' % 'e' }}{{ '{:>4}{{}}'.format(7) }}{{ [1, 2, 3]|batch(2)|list }}"
+        "{{ 2 ** 40 }}{{ '-' * 5 }}{{ [0] + [1] }}{{ 3 * 4 }}").render([user()])
+    assert text == "    a    b\n  cd    1000000000|**e**   7{}" \
+        "[[1, 2], [3]]1099511627776-----[0, 1]12"
 
 
 def test_a_filter_is_listed_or_refused():
@@ -434,6 +496,15 @@ def test_files_of_messages(tmp_path):
         file.write_text(text)
         with pytest.raises(FormatError, match=said):
             read_messages(file)
+    for file, text in ((lines, json.dumps(user()) + "\n"), (listed, json.dumps([user()]))):
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode())      # a byte order mark
+        assert read_messages(file) == ([user()], None)
+    (tmp_path / "a.txt").write_text("[]")
+    with pytest.raises(ConfigError, match="a.txt: expected a file that ends in .jsonl, a message"):
+        read_messages(tmp_path / "a.txt")
+    with pytest.raises(FormatError) as caught:
+        read_messages(tmp_path / "nowhere.json")
+    assert str(caught.value).count("nowhere.json") == 1
 
 
 # -- directories -----------------------------------------------------------------------------------

@@ -307,7 +307,9 @@ def balanced(model, ids, balance=1.0, **choice):
     """(the loss, how unevenly tokens go to the experts, what training makes small)."""
     model.config = replace(model.config, balance=balance)
     total, figures = model.training_loss(ids[:, :-1], ids[:, 1:], **choice)
-    return model.loss(ids[:, :-1], ids[:, 1:], **choice).item(), figures["unevenness"], total
+    loss = model.loss(ids[:, :-1], ids[:, 1:], **choice).item()
+    assert figures["loss"] == pytest.approx(loss, rel=1e-5) and len(figures) == 2
+    return loss, figures["unevenness"], total
 
 
 def test_the_balance_of_experts_is_the_real_librarys_in_float64():

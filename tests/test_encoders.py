@@ -430,9 +430,11 @@ def test_every_architecture_comes_back_from_its_files(kind, architecture, tmp_pa
     assert_equal_models(load_model(tmp_path), model)
 
 
-def test_a_modernbert_comes_back_from_its_files(tmp_path):
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_modernbert_comes_back_from_its_files(layers, tmp_path):
     """By the keys that published files have, too, which newer ones say in other ways."""
-    config = replace(MODERN, theta=1e4, near_theta=500.0, pooling="mean", norm_epsilon=1e-6)
+    config = replace(MODERN, layers=layers, theta=1e4, near_theta=500.0, pooling="mean",
+                     norm_epsilon=1e-6)
     model = random_model(config)
     save_model(model, tmp_path)
     assert_equal_models(load_model(tmp_path), model)
@@ -441,7 +443,9 @@ def test_a_modernbert_comes_back_from_its_files(tmp_path):
              if key not in ("layer_types", "rope_parameters")}
     newer = {key: value for key, value in stored.items()
              if not key.startswith(("global_", "local_rope"))}
-    assert ModernBert.config_from_hub(older) == ModernBert.config_from_hub(newer) == config
+    assert ModernBert.config_from_hub(older) == config
+    if layers > 1:                          # a list of one does not tell the distance
+        assert ModernBert.config_from_hub(newer) == config
     copy = rewritten(GOLDEN / "modernbert", tmp_path, lambda arrays: arrays | {
         "decoder.weight": arrays["model.embeddings.tok_embeddings.weight"]})
     assert_equal_models(load_model(copy), load_model(GOLDEN / "modernbert"))

@@ -275,7 +275,7 @@ def test_texts_are_written_until_a_string_comes(backend):
     whole = generate(model, BYTES, ["ab"], **greedy)[0].text
     stop = whole[3:5]
     found = adapter.generate_until([
-        asked("ab", {"until": [stop]}), asked("cde", {"until": [], "max_gen_toks": 4}),
+        asked("ab", {"until": [stop]}), asked("cde", {"until": [""], "max_gen_toks": 4}),
         asked("ab", {"until": stop, "do_sample": False, "temperature": 0.7}),
         asked("x" * 60 + "ab", {"until": []}),
         asked("ab", {"do_sample": True, "temperature": 0.5, "top_k": 1})])

@@ -243,7 +243,7 @@ def test_an_adapter_over_packed_weights_is_scored_as_in_its_run(minifm, data,  #
      r"(\d) (\w{3}) \1<\|endoftext\|>\[\[\2<\|endoftext\|>\]\]"),
     ("lm", "gpt", r"learnt     64 of the first row's 65 tokens, in \[\[ \]\]: .\[\[.*\]\]"),
     ("lm", "bert", r"learnt     \d+ of the first row's 64 tokens, in \[\[ \]\]: .*\[\[.+\]\]"),
-    ("classify", "bert", "show_mask: what is learnt by the labelled objective are no tokens")])
+    ("classify", "bert", "show_mask: is for lm and summarize; what classify learns are no token")])
 def test_what_is_learnt_is_shown(minifm, data, tmp_path, task, kind, expected):  # noqa: F811
     model, text = saved(tmp_path / "model", kind), tmp_path / "text"
     text.mkdir()
@@ -254,6 +254,20 @@ def test_what_is_learnt_is_shown(minifm, data, tmp_path, task, kind, expected): 
                        text if task == "lm" else data[task], "--steps", 1, "--batch", 2, *words,
                        "--show-mask", "--out", tmp_path / "run")
     assert re.search(expected, err), err
+    assert (tmp_path / "run").exists() == ("show_mask:" not in err)     # refused at once
+
+
+def test_labels_of_a_model_whose_weights_are_no_numbers(minifm, data, tmp_path):  # noqa: F811
+    """Not the first label, which argmax would say."""
+    model, run = saved(tmp_path / "model", "bert"), tmp_path / "run"
+    assert minifm("finetune", model, "--task", "classify", "--data", data["classify"], "--steps", 1,
+                  "--batch", 2, "--out", run)[0] == 0
+    damaged, broken = load_model(run / "last"), tmp_path / "broken"
+    damaged.body.token_embedding.weight.data[:] = np.nan
+    broken.mkdir()
+    save_model(damaged, broken, Tokenizer.load(run / "last"))
+    refused(minifm("evaluate", broken, "--task", "classify", "--data", data["classify"]),
+            "the model's logits are not finite")
 
 
 @pytest.mark.parametrize("task, kind, key", [("classify", "bert", "attention_probs_dropout_prob"),
@@ -295,6 +309,9 @@ def test_a_head_goes_on_learning_and_refuses_other_labels(minifm, data, tmp_path
     (["--task", "summarize", "--data", "SUMMARIZE"], "summarize: expected a model that writes"),
     (["--task", "classify", "--data", "CLASSIFY", "--held-out-data", "OTHER"],
      "other.jsonl: line 1: label 'mineral' is unknown; expected one of animal, plant"),
+    (["--task", "classify", "--data", "CLASSIFY", "--held-out-data", "CLASSIFY", "--held-out",
+      "0.2"], "held_out: what is held out is held_out_data; leave one of them out"),
+    (["--task", "classify", "--data", "CLASSIFY", "--scheme", "iob1"], "scheme: only for ner"),
     (["--task", "classify", "--data", "CLASSIFY", "--method", "lora", "--targets", "nowhere"],
      "targets: no linear layer is called 'nowhere'"),
 ])
@@ -412,6 +429,9 @@ def test_evaluate_refuses_a_model_without_the_task(minifm, data, tmp_path):  # n
     words = ["evaluate", model, "--task", "classify", "--data", data["classify"]]
     refused(minifm(*words), "expected a SequenceClassifier, got a Bert: fine-tune it first")
     refused(minifm(*words, "--stride", 4), "stride: is for text without labels")
+    refused(minifm(*words, "--scheme", "iob2"), "scheme: only for --task ner")
+    refused(minifm("evaluate", model, "--data", data["classify"], "--scheme", "iob1"),
+            "scheme: only for --task ner")
 
 
 def test_a_model_is_needed(minifm, tmp_path):  # noqa: F811

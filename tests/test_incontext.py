@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minifm import Tensor, cli
-from minifm.errors import ConfigError
+from minifm.errors import AnomalyError, ConfigError, FormatError
 from minifm.picture import MISSING, can_draw
 from minifm.rng import Rng
 from minifm.tasks.incontext import (
@@ -370,3 +370,22 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
 def test_there_must_be_a_run_to_resume(tmp_path):
     with pytest.raises(ConfigError, match="there is no run to resume"):
         prepare(tmp_path / "none")
+
+
+def test_settings_that_are_none_are_named(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"verb": "incontext", "settings": {"foo": 1}}))
+    with pytest.raises(FormatError, match="run.json: settings: .*'foo'"):
+        incontext.prepare(tmp_path, shown=False)
+
+
+def test_what_is_in_the_way_of_the_results_is_said_before_training(tmp_path):
+    (tmp_path / "incontext.json").mkdir()
+    with pytest.raises(ConfigError, match="incontext.json: expected a file, or a name that is fre"):
+        incontext.prepare(tmp_path, incontext.configuration(0, steps=2), shown=False)
+
+
+def test_a_model_whose_weights_are_no_numbers_answers_nothing():
+    model = incontext.new_model(0)
+    model.token_embedding.weight.data[:] = np.nan
+    with pytest.raises(AnomalyError, match="logits are not finite"):
+        accuracy(model, FAMILIES[0], episodes=2, seed=0)

@@ -16,33 +16,39 @@ from test_cli import minifm, refused  # noqa: F401
 from test_evaluation import log_probabilities as of_every_token
 
 import minifm as mf
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import AnomalyError, ConfigError, FormatError
 from minifm.evaluation.prompting import (
     PromptConfig,
+    asker_of,
     log_probabilities,
     prompt_study,
     prompt_task,
     prompter_of,
     shots_of,
 )
+from minifm.evaluation.score import Hidden, score_hidden, score_targets
 from minifm.generation import Completion, Sampling, generate
 from minifm.hub import save_model
 from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config, packed_format
+from minifm.models.heads import SequenceClassifier, with_head
 from minifm.picture import MISSING
 from minifm.tasks import Answered, Classified, Question, Summary, Tagged, read
 from minifm.tasks.prompts import (
     CUT,
     FORMS,
     PAIRS,
+    ClozePrompter,
     Prompter,
+    SourcePrompter,
     Template,
     draw_shots,
     form_of,
     largest,
+    none_of,
     shortened,
-    without_copies,
 )
 from minifm.text import Tokenizer
+from minifm.text.offsets import Frame
 from minifm.text.rows import common_prefix
 from minifm.text.tokenizer import FIRST, MASK, PADDING
 
@@ -79,8 +85,8 @@ def test_a_solved_example_is_what_str_format_makes(front, middle, back, text):
         written.rstrip("\n").format(text=example.text, label=example.label)
     assert template.solved(example) == whole
     question = template.question(TEXT.given(example))
-    assert whole == question + template.gap + example.label + template.tail
-    assert template.gap.strip(" \t") == "" and template.tail == back.rstrip("\n")
+    assert whole == question + template.gap + example.label + template.tail({})
+    assert template.gap.strip(" \t") == "" and template.tail({}) == back.rstrip("\n")
     ends_in_space = middle.endswith((" ", "\t"))
     assert bool(template.gap) == ends_in_space
 
@@ -167,7 +173,7 @@ def test_draws_differ_in_what_they_show_and_in_its_order():
 
 def test_copies_of_what_is_asked_are_not_shown():
     pool = [Classified("a  b", "x"), Classified("a b", "y"), Classified("ab", "x")]
-    assert without_copies(pool, [Classified(" a\nb ", "z")]) == pool[2:]
+    assert none_of(pool, [Classified(" a\nb ", "z")]) == pool[2:]
 
 
 # -- prompts ---------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ def test_a_prompt_is_the_shots_and_the_question():
     assert [BYTES.decode(row[prompt.start :]) for row in prompt.rows] == [b" pet", b" tree"]
     assert (prompt.shots, prompt.cut) == (2, False)
     writing = prompter(written=5)({"text": "cow"})
-    assert writing.ids == writing.rows[0] == [*b"cow:"]
+    assert writing.ids == [*b"cow:"] and writing.rows == []
 
 
 @given(st.integers(8, 80), st.integers(0, 6), st.text("ab é", max_size=30), st.integers(0, 9))
@@ -196,8 +202,11 @@ def test_a_prompt_fits_and_no_more_would(context, count, text, written):
     shots = EXAMPLES[:count]
     fits = [n for n in range(count + 1) if taken(text, shots[count - n :]) <= context]
     if taken(CUT, []) > context and not fits:
-        with pytest.raises(ConfigError, match=f"it takes {taken(CUT, [])} tokens, and the model's "
-                                              f"context is {context}"):
+        room = context - len(f"{CUT}:".encode())
+        said = f"max_tokens: expected at most {room}, .* context of {context}, got {written}" \
+            if 0 < room < written else \
+            f"it takes {taken(CUT, [])} tokens, and the model's context is {context}"
+        with pytest.raises(ConfigError, match=said):
             make({"text": text}, shots)
         return
     prompt = make({"text": text}, shots)
@@ -274,7 +283,8 @@ def by_hand(model, text, labels, normalize):
 def test_the_likelihood_of_labels_is_what_the_plain_forward_says(backend, normalize):
     model, make = model_of(seed=3), prompter(answers=LABELS)
     prompts = [make({"text": e.text}, EXAMPLES[:2]) for e in EXAMPLES[8:12]]
-    found = log_probabilities(model, prompts, LABELS, PromptConfig(normalize=normalize))
+    config = PromptConfig(normalize=normalize)
+    found = log_probabilities(asker_of(model, BYTES, config), prompts, LABELS, config)
     wanted = [by_hand(model, f"cat 0: pet\n\ncat 1: pet\n\n{e.text}:", LABELS, normalize)
               for e in EXAMPLES[8:12]]
     assert found == pytest.approx(np.array(wanted), rel=1e-4, abs=1e-4)
@@ -323,9 +333,10 @@ def test_no_result_depends_on_the_batch(backend, by, tmp_path):
         task = prompt_task(data(tmp_path), config)
         found.append(prompt_study(model_of(), BYTES, task, [2], config))
         if by == "likelihood":
-            prompts = [prompter_of(task, BYTES, 96, config)(task.form.given(e), EXAMPLES[:2])
+            asker = asker_of(model_of(), BYTES, config)
+            prompts = [prompter_of(task, asker, config)(task.form.given(e), EXAMPLES[:2])
                        for e in task.asked]
-            likely = log_probabilities(model_of(), prompts, LABELS, config)
+            likely = log_probabilities(asker, prompts, LABELS, config)
             found[-1] = (found[-1], likely.tobytes())
     if mf.backend().name == "c":
         assert found[0] == found[1] == found[2]         # bitwise
@@ -366,7 +377,7 @@ def test_shots_that_do_not_fit_are_counted(tmp_path):
     assert result.shown == 1
     # The same as with one shot that is the last of the two: what is divided out, too.
     one = [[shots_of(task, 2, draw, config)[1]] for draw in range(2)]
-    make = prompter_of(task, BYTES, 50, config)
+    make = prompter_of(task, asker_of(model_of(context=50), BYTES, config), config)
     for shots, draw in zip(one, range(2)):
         both = shots_of(task, 2, draw, config)
         for example in task.asked:
@@ -420,7 +431,7 @@ def test_what_is_written_ends_and_is_a_label_without_its_white_space(tmp_path, m
         return [Completion(f" {next(e.label for e in EXAMPLES if e.text == text)}\t")
                 for text in asked]
 
-    monkeypatch.setattr("minifm.evaluation.prompting.generate", written)
+    monkeypatch.setattr("minifm.evaluation.asking.generate", written)
     result = prompt_study(model_of(), BYTES, task, [0], config)[0]
     assert result.scores["written"] == {"accuracy": [1.0], "macro_f1": [1.0]}
     assert result.facts["no label"] == 0 and said[0] == ["\n", "."]
@@ -434,6 +445,170 @@ def test_a_text_that_is_no_label_is_counted(tmp_path):
     result = prompt_study(model_of(), BYTES, task, [0], config)[0]
     assert result.facts["no label"] == len(task.asked)
     assert result.scores == {"written": {"accuracy": [0.0], "macro_f1": [0.0]}}
+
+
+# -- other kinds of models -------------------------------------------------------------------------
+
+SPECIAL = Tokenizer.bytes((FIRST, PADDING, MASK))
+CLOZE = Template("{label} is what {text} is", TEXT, cloze=True)
+
+
+def bert(seed=0, context=64):
+    config = BertConfig(vocabulary=SPECIAL.vocabulary, layers=1, heads=2, width=8, context=context,
+                        padding=SPECIAL.padding, layout="roberta", dropout=0.0)
+    return randomised(Bert(config), seed, 0.7)
+
+
+def t5(seed=0):
+    start = SPECIAL.padding
+    config = T5Config(vocabulary=SPECIAL.vocabulary, layers=1, heads=2, width=8, head_width=4,
+                      padding=start, start=start, end=SPECIAL.end_of_text)
+    return randomised(T5(config), seed, 0.7)
+
+
+def of_all(logits):
+    """[T, V] log-probabilities in float64."""
+    x = logits.numpy()[0].astype(np.float64)
+    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+
+
+def test_an_encoder_decoder_reads_the_prompt_and_says_the_target(backend):
+    """Each label with its end, by the plain forward of one source and one target."""
+    model, config = t5(3), PromptConfig()
+    make = SourcePrompter(Template("{text}: {label}.", TEXT), SPECIAL, None, answers=LABELS)
+    prompts = [make({"text": e.text}, EXAMPLES[:n]) for n, e in enumerate(EXAMPLES[8:12])]
+    asker, end = asker_of(model, SPECIAL, config), SPECIAL.end_of_text
+    found = [score.log_likelihood for score in asker.scores(prompts)]
+    wanted = []
+    for n, example in enumerate(EXAMPLES[8:12]):
+        text = "".join(f"{e.text}: {e.label}.\n\n" for e in EXAMPLES[:n]) + f"{example.text}:"
+        source = [*SPECIAL.encode(text), end]
+        assert prompts[n].ids == source and prompts[n].shots == n
+        for label in LABELS:
+            target = [*SPECIAL.encode(label), end]
+            with mf.no_grad():
+                logp = of_all(model(np.array([source]), np.array([[model.config.start,
+                                                                    *target[:-1]]])))
+            wanted.append(logp[np.arange(len(target)), target].sum())
+    assert found == pytest.approx(wanted, rel=1e-4)
+    tokens = [score.tokens for score in asker.scores(prompts)]
+    assert tokens == [len(label) + 1 for label in LABELS] * 4
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_masked_model_guesses_what_stands_between_both_sides(backend, together):
+    """Against hiding by hand, each row alone; behind the answer stands what is asked about."""
+    model, config = bert(5), PromptConfig(together=together)
+    make = ClozePrompter(CLOZE, SPECIAL, 64, answers=LABELS)
+    prompts = [make({"text": e.text}, EXAMPLES[:n]) for n, e in enumerate(EXAMPLES[8:10])]
+    found = [score.log_likelihood for score in asker_of(model, SPECIAL, config).scores(prompts)]
+    wanted = []
+    for n, example in enumerate(EXAMPLES[8:10]):
+        front = "".join(f"{e.label} is what {e.text} is\n\n" for e in EXAMPLES[:n])
+        before, behind = SPECIAL.encode(front), SPECIAL.encode(f" is what {example.text} is")
+        frame = Frame.of(SPECIAL)
+        for label in LABELS:
+            ids = np.array([*frame.before, *before, *SPECIAL.encode(label), *behind,
+                            *frame.behind])
+            places = len(frame.before) + len(before) + np.arange(len(label))
+            nats = 0
+            for hidden in ([places] if together else [[place] for place in places]):
+                masked = ids.copy()
+                masked[hidden] = SPECIAL.mask
+                with mf.no_grad():
+                    logp = of_all(model(masked[None]))
+                nats += logp[hidden, ids[hidden]].sum()
+            wanted.append(nats)
+        prompt = prompts[n]
+        assert [SPECIAL.decode(prompt.answer(row)).decode() for row in prompt.rows] == [*LABELS]
+        assert prompt.ids.count(SPECIAL.mask) == len(LABELS[0])
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+@given(st.text("ab ", max_size=6), st.text("ab ", max_size=6),
+       st.lists(st.text("ab ", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_what_is_hidden_holds_the_answer_and_no_token_that_all_rows_share(front, back, answers):
+    """With merges across the borders: around what is hidden, all rows are the same, and the hidden
+    bytes hold the answer."""
+    answers = [answer for answer in answers if answer.strip()] or ["a"]
+    tokenizer = Tokenizer.train(["abab aab bba " * 9], 290, (FIRST, PADDING, MASK))
+    make = ClozePrompter(Template(f"{{text}}{front}|{{label}}{back}", TEXT, cloze=True), tokenizer,
+                         99, answers=answers)
+    prompt = make({"text": "ab"})
+    for row, answer in zip(prompt.rows, answers):
+        stop = len(row) - prompt.behind
+        assert row[: prompt.start] == prompt.rows[0][: prompt.start] and prompt.start < stop
+        assert row[stop:] == prompt.rows[0][len(prompt.rows[0]) - prompt.behind :]
+        whole = f"ab{front}|{answer}{back}".rstrip("\n").encode()
+        assert tokenizer.decode(row).removeprefix(b"<s>").startswith(whole)
+        before, behind = tokenizer.decode(row[: prompt.start]), tokenizer.decode(row[stop:])
+        said = tokenizer.decode(prompt.answer(row)).decode()
+        assert answer in said and (before + said.encode() + behind) == tokenizer.decode(row)
+        assert before.removeprefix(b"<s>").decode() in f"ab{front}|"
+
+
+@pytest.mark.parametrize("make, way", [(bert, "likelihood"), (t5, "likelihood"), (t5, "text")])
+def test_other_kinds_of_models_are_studied_alike(backend, tmp_path, make, way):
+    found = []
+    for batch in (1, 3, 8):
+        calibrate = way == "likelihood"
+        config = PromptConfig(by=way, batch=batch, draws=2, examples=5, calibrate=calibrate,
+                              max_tokens=None if calibrate else 3)
+        task = prompt_task(data(tmp_path), config, cloze=make is bert)
+        found.append(prompt_study(make(1), SPECIAL, task, [0, 1], config))
+    assert set(found[0][1].scores) == ({"likelihood", "calibrated"} if calibrate else {"written"})
+    for result in found[0]:
+        for scores in result.scores.values():
+            assert all(0 <= value <= 1 for values in scores.values() for value in values)
+    if mf.backend().name == "c":
+        assert found[0] == found[1] == found[2]         # bitwise
+
+
+def test_what_an_encoder_decoder_writes_is_what_generate_does(tmp_path):
+    model, config = t5(2), PromptConfig(by="text", max_tokens=4, held_out=0.4)
+    task = prompt_task(data(tmp_path), config)
+    asker = asker_of(model, SPECIAL, config)
+    make = prompter_of(task, asker, config)
+    prompts = [make(task.form.given(e), EXAMPLES[:1]) for e in task.asked]
+    alone = [generate(model, SPECIAL, [f"Text: {EXAMPLES[0].text}\nLabel: {EXAMPLES[0].label}\n\n"
+                                       f"Text: {e.text}\nLabel:"],
+                      strategy=Sampling(temperature=0), max_tokens=4, stop=["\n"])[0].text
+             for e in task.asked]
+    assert asker.written(prompts, 4, ["\n"]) == alone and len(set(alone)) > 1
+
+
+def test_scores_refuse_what_cannot_be_scored():
+    for call, said in [
+            (lambda: score_targets(t5(), [([], [[1]])]), "expected a source of 1 … any number of"),
+            (lambda: score_targets(t5(), [([1], [[1], []])]), "a target of 1 … any number of"),
+            (lambda: score_targets(t5(), [([1], [[1]])], batch=0), "batch: expected at least 1"),
+            (lambda: score_hidden(bert(), [Hidden([1, 2], 1, 1)], mask=3), "got 1 … 1 of 2"),
+            (lambda: score_hidden(bert(), [Hidden([1] * 65, 1, 2)], mask=3), "within at most 64"),
+            (lambda: score_hidden(bert(), [Hidden([1], 0, 1)], mask=3, batch=0), "batch: exp")]:
+        with pytest.raises(ConfigError, match=said):
+            call()
+    for model, call in [(bert(), lambda m: score_hidden(m, [Hidden([1, 2], 0, 1)], mask=3)),
+                        (t5(), lambda m: score_targets(m, [([1], [[1]])]))]:
+        model.token_embedding.weight.data[:] = np.nan
+        with pytest.raises(AnomalyError, match="logits are not finite"):
+            call(model)
+
+
+@pytest.mark.parametrize("make, said", [(bert, "in its place are scored 'pet', 'sky', 'tree'"),
+                                        (t5, "behind it are scored 'pet<|endoftext|>', ")])
+def test_the_command_asks_other_kinds_of_models(minifm, tmp_path, make, said):  # noqa: F811
+    (tmp_path / "model").mkdir()
+    save_model(make(), tmp_path / "model", SPECIAL)
+    words = ["prompt", tmp_path / "model", "--task", *data(tmp_path), "--shots", 0, "1"]
+    status, out, err = minifm(*words, "--show")
+    assert status == 0 and said in err, err
+    if make is bert:
+        assert out.count("<mask>") == 3 and "the model's context is 64" in err
+    else:
+        assert out.endswith("Label:<|endoftext|>\n") and "context has no limit" in err
+    status, out, err = minifm(*words, "--draws", 2, "--calibrate", "--normalize", "tokens")
+    assert status == 0 and [line.split()[1] for line in out.splitlines()[1:-1]] \
+        == ["likelihood", "calibrated"] * 2, err
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -505,6 +680,18 @@ def test_without_matplotlib_no_picture_is_promised(minifm, gpt, tmp_path, monkey
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["prompt.json"]
 
 
+@pytest.mark.parametrize("name", ["prompt.json", "prompt.png"])
+def test_where_nothing_can_be_saved_no_study_begins(minifm, gpt, tmp_path, monkeypatch,  # noqa: F811
+                                                    name):
+    def never(*args, **options):
+        raise AssertionError("the study has begun")
+    monkeypatch.setattr("minifm.evaluation.prompting.prompt_study", never)
+    (tmp_path / "out" / name).mkdir(parents=True)
+    words = ["prompt", gpt, "--task", *data(tmp_path), "--out"]
+    refused(minifm(*words, tmp_path / "out"), f"{name}: expected a file, or a name that is free")
+    refused(minifm(*words, "/proc/nowhere"), "out: /proc/nowhere: nothing can be written in /proc")
+
+
 def test_weights_are_packed_as_the_user_says(minifm, gpt, tmp_path, monkeypatch):  # noqa: F811
     formats = []
 
@@ -565,6 +752,14 @@ def test_mistakes_are_one_line(minifm, gpt, tmp_path):  # noqa: F811
         (["--task", "stdlib-kind", task], ["task: expected files of examples, or one of stdlib"]),
         (["--task", task, "--instruction", "x" * 70], ["template: by itself", "context is 64"]),
         (["--task", task, "--draws", 0], ["draws: expected at least 1"]),
+        (["--task", task, "--by", "text", "--stop", ""], ["stop: expected a text to stop before"]),
+        (["--task", free, "--shots", 0, "--max-tokens", 99_999],
+         ["max_tokens: expected at most ", "context of 64, got 99999"]),
+        (["--task", task, "--held-out-data", task, "--held-out", 0.3], ["held_out: what is held"]),
+        (["--task", task, "--show", "--json"], ["json: --show prints a prompt and stops"]),
+        (["--task", task, "--show", "--out", tmp_path / "o"], ["out: --show prints a prompt"]),
+        (["--task", task, "--out", ""], ["out: expected a directory, got an empty name"]),
+        (["--task", task, "--out", template], ["t.txt: expected a directory"]),
     ]:
         status, out, err = minifm("prompt", gpt, *words)
         err = "\n".join(line for line in err.splitlines() if line[:9] not in
@@ -572,15 +767,28 @@ def test_mistakes_are_one_line(minifm, gpt, tmp_path):  # noqa: F811
         refused((status, out, err), *parts)
 
 
-def test_models_that_do_not_go_on_with_a_prompt(minifm, tmp_path):  # noqa: F811
-    tokenizer = Tokenizer.bytes((FIRST, PADDING, MASK))
-    V, pad = tokenizer.vocabulary, tokenizer.padding
-    shape = {"vocabulary": V, "layers": 1, "heads": 2, "width": 8}
-    for name, model in (
-            ("Bert", Bert(BertConfig(context=64, padding=pad, layout="roberta", **shape))),
-            ("T5", T5(T5Config(head_width=4, padding=pad, start=pad, end=V - 1, **shape)))):
+def test_models_that_cannot_be_asked(minifm, gpt, tmp_path):  # noqa: F811
+    classes = with_head(model_of(context=64), SequenceClassifier, ("a", "b"), rng=mf.Rng(0))
+    bare = Bert(replace(bert().config, masked_head=False, pooler=True))
+    for name, model, tokenizer in (("head", classes, BYTES), ("bare", bare, SPECIAL),
+                                   ("bert", bert(), SPECIAL), ("maskless", bert(), BYTES)):
         (tmp_path / name).mkdir()
         save_model(model, tmp_path / name, tokenizer)
-        refused(minifm("prompt", tmp_path / name, "--task", *data(tmp_path)),
-                f"expected a model that predicts the next token, got a {name}")
-    refused(minifm("prompt", "./nowhere", "--task", *data(tmp_path)), "./nowhere")
+    task, free = data(tmp_path), data(tmp_path, [{"input": f"a {i}", "output": "x"}
+                                                 for i in range(9)], "free.jsonl")
+    behind = tmp_path / "behind.txt"
+    behind.write_text("{label}: {text}")
+    for words, said in [
+            (["head", "--task", *task], "answers one or guesses what is hidden in it, got a Seq"),
+            (["bare", "--task", *task], "masked_head: this model has none"),
+            (["maskless", "--task", *task], "tokenizer: has no token that hides others"),
+            (["bert", "--task", *free], "by: a Bert guesses hidden tokens and does not write"),
+            (["bert", "--task", *task, "--by", "text"], "by: a Bert guesses hidden tokens"),
+            (["gpt", "--task", *task, "--together"], "together: a GPT guesses no hidden tokens"),
+            (["gpt", "--task", *task, "--template", behind], "{text} stands behind {label}"),
+            (["bert", "--task", *task, "--instruction", "x" * 60], "the model's context is 64"),
+            (["nowhere", "--task", *task], "nowhere': no such directory")]:
+        status, out, err = minifm("prompt", tmp_path / words[0], *words[1:], "--shots", 0)
+        err = "\n".join(line for line in err.splitlines() if line[:9] not in
+                        ("to show  ", "to ask   "))
+        refused((status, out, err), said)

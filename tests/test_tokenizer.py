@@ -52,6 +52,16 @@ def test_any_bytes_come_back_and_ids_are_in_range(vocabulary, text, specials):
 
 
 @both
+@given(text=texts, specials=st.booleans())
+def test_bytes_come_back_by_way_of_a_str(vocabulary, text, specials):
+    """As Python reads a command line: what is not UTF-8 stands in the str as its escapes."""
+    escaped = text.decode("utf-8", "surrogateescape")
+    assert vocabulary.decode(vocabulary.encode(escaped, specials=specials)) == text
+    halves = vocabulary.encode("\ud800" + escaped + "\udfff")
+    assert vocabulary.decode(halves) == b"\xed\xa0\x80" + text + b"\xed\xbf\xbf"
+
+
+@both
 def test_each_id_stands_for_bytes_of_a_length(vocabulary):
     assert vocabulary.token_bytes == [vocabulary.decode([i]) for i in range(vocabulary.vocabulary)]
     assert vocabulary.token_lengths.tolist() == [len(data) for data in vocabulary.token_bytes]

@@ -62,7 +62,7 @@ class TextCourse(Course):
         """What to try with the model, or nothing."""
         from minifm.models.causal import CausalModel
         return f"; try: {program()} generate {trainer.directory}/last \"Once\"" \
-            if isinstance(trainer.model, CausalModel) else ""
+            if isinstance(trainer.model, CausalModel) or trainer.model.absorbing else ""
 
 
 class ExamplesCourse(Course):

@@ -4,8 +4,9 @@ does its task on labelled examples."""
 import json
 
 from minifm.backends.reference.packed import FORMATS
-from minifm.cli.arguments import add_fields, build
+from minifm.cli.arguments import add_fields, build, part_of
 from minifm.errors import ConfigError
+from minifm.evaluation.bound import BoundConfig, Bounded
 from minifm.evaluation.perplexity import WindowConfig
 
 EXAMPLE = """\
@@ -26,7 +27,7 @@ def arguments(parser, argv):
                              "files of labelled examples, as finetune reads them")
     parser.add_argument("--task", choices=TASKS,
                         help="the data are labelled examples of this task")
-    parser.add_argument("--scheme", choices=("iob2", "iob1"), default="iob2",
+    parser.add_argument("--scheme", choices=("iob2", "iob1"),
                         help="with --task ner, how CoNLL files mark where an entity begins "
                              "(default: iob2)")
     parser.add_argument("--pattern", metavar="GLOB",
@@ -38,18 +39,28 @@ def arguments(parser, argv):
                              "an adapter as they were packed while it learnt)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     add_fields(parser, WindowConfig, "windows")
+    add_fields(parser, BoundConfig, "a model that writes by diffusion, whose figures are bounds")
 
 
 def run(args):
-    from minifm.evaluation.perplexity import perplexity
-    from minifm.hub import load_causal
+    from minifm.evaluation import likelihood_bound, perplexity
+    from minifm.hub import load_model, require_causal
     from minifm.text import Corpus
     config = build(WindowConfig, vars(args))
+    if args.scheme and args.task != "ner":
+        raise ConfigError("scheme: only for --task ner; leave it out")
     if args.task:
         return run_labelled(args, config)
     corpus = Corpus(args.data, pattern=args.pattern, separator=args.separator)
-    tokenizer, model = loaded(args, load_causal)
-    found = perplexity(model, tokenizer, (document.text for document in corpus), config)
+    tokenizer, model = loaded(args, load_model)
+    texts, drawn = (document.text for document in corpus), part_of(BoundConfig, vars(args))
+    if model.absorbing:
+        found = likelihood_bound(model, tokenizer, texts, config, BoundConfig(**drawn))
+    elif drawn:
+        raise ConfigError(f"{next(iter(drawn))}: needs a model that writes by diffusion, whose "
+                          "figures are left to chance")
+    else:
+        found = perplexity(require_causal(model, args.model), tokenizer, texts, config)
     if args.json:
         print(json.dumps(described(found, args.model, corpus.description), indent=2,
                          ensure_ascii=False))
@@ -70,7 +81,7 @@ def run_labelled(args, config):
             raise ConfigError(f"{name}: is for text without labels; leave it out with --task")
     task = TASKS[args.task]
     examples = [found for file in args.data
-                for found in read(file, task.example, scheme=args.scheme)]
+                for found in read(file, task.example, scheme=args.scheme or "iob2")]
     tokenizer, model = loaded(args, load_model)
     task.require(model)
     rows = task.rows(model, examples, tokenizer, row_length(config.context, model.config))
@@ -99,16 +110,22 @@ def loaded(args, load):
 
 def described(found, model, data):
     """What the JSON says."""
+    bounds = {"bound": True, "draws": found.draws, "nats_spread": found.spread,
+              "bits_per_byte_spread": found.bits_per_byte_spread} \
+        if isinstance(found, Bounded) else {}
     return {"model": model, "data": data, "documents": found.documents, "tokens": found.tokens,
             "bytes": found.bytes, "context": found.context, "stride": found.stride,
             "nats": found.nats, "loss": found.loss, "perplexity": found.perplexity,
-            "bits_per_byte": found.bits_per_byte}
+            "bits_per_byte": found.bits_per_byte} | bounds
 
 
 def table(found, data):
     """The lines of the table."""
+    of_bound = [f"bound           the figures are what they are at most; of bits per byte, the "
+                f"standard error is {found.bits_per_byte_spread:.4f}"] \
+        if isinstance(found, Bounded) else []
     return [f"text            {data}: {found.documents:,} documents, {found.tokens:,} tokens, "
             f"{found.bytes / 1e6:.2f} MB",
             f"window          {found.context:,} tokens, going on by {found.stride:,}",
             f"perplexity      {found.perplexity:.4f} ({found.loss:.4f} nats a token)",
-            f"bits per byte   {found.bits_per_byte:.4f}"]
+            f"bits per byte   {found.bits_per_byte:.4f}", *of_bound]

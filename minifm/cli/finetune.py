@@ -42,7 +42,13 @@ def arguments(parser, argv):
 def run(args):
     from minifm.backends.ceilings import flop_ceiling
     from minifm.cli.pretrain import trained
-    from minifm.training.finetune import MethodConfig, TaskConfig, finish, prepare
+    from minifm.training.finetune import (
+        MethodConfig,
+        TaskConfig,
+        finish,
+        name_of_task,
+        prepare,
+    )
     kinds = (TaskConfig, MethodConfig, AdapterConfig, TrainConfig)
     said = said_in_all(args, kinds)
     if said.get("model") is None:
@@ -55,6 +61,8 @@ def run(args):
     rest = build(MethodConfig, said), part_of(TrainConfig, said), build(AdapterConfig, said)
     if task.task == "lm":
         return run_text(args, said, task, rest, given)
+    if args.show_mask and (name := name_of_task(task)[0]) != "summarize":
+        raise ConfigError(f"show_mask: is for lm and summarize; what {name} learns are no tokens")
     prepared = prepare(args.out, said["model"], task, *rest, **given)
     for line in summary(prepared) + (shown_mask(prepared.trainer) if args.show_mask else []):
         print(line, file=sys.stderr)

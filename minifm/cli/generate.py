@@ -7,10 +7,12 @@ from pathlib import Path
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_config, add_fields, build, settings
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, why
 from minifm.generation.sampling import Sampling
+from minifm.generation.unmasking import Unmasking
 from minifm.nn.cache import FORMATS as CACHE_FORMATS
 from minifm.nn.cache import check_format
+from minifm.text.bytelevel import as_bytes
 
 EXAMPLE = """\
 example:
@@ -18,6 +20,7 @@ example:
   minifm generate runs/demo/last "def f(" --draft runs/demo-2/last
   minifm generate runs/demo/last "x = " --regex "[0-9]{1,4}"
   minifm generate Qwen/Qwen2.5-0.5B-Instruct --chat "Why is the sky blue?" --system "Be brief."
+  minifm generate runs/masks/last "def f(x):" --suffix "return y" --max-tokens 24 --steps 12
   echo "Once upon a time" | minifm generate openai-community/gpt2 --max-tokens 60 --seed 3
 """
 
@@ -52,6 +55,11 @@ def arguments(parser, argv):
                            "line of a .jsonl file or in the list of a .json file; or an object of "
                            "`messages` and `tools`")
     add_fields(parser, Sampling, "sampling, in the order in which it acts")
+    add_fields(parser, Unmasking, "a model that writes by diffusion (pretrain --diffusion)",
+               skip={"sampling"})
+    parser.add_argument("--suffix", default=argparse.SUPPRESS, metavar="TEXT",
+                        help="with such a model: what stands behind the --max-tokens that are "
+                             "written, which lead to it")
     others = parser.add_argument_group("other ways to choose tokens, one at most")
     others.add_argument("--beams", type=int, default=argparse.SUPPRESS, metavar="INT",
                         help="beam search: the likeliest whole text that keeping so many finds")
@@ -78,15 +86,16 @@ def arguments(parser, argv):
 ALSO = {"max_tokens": int, "stop": tuple[str, ...], "seed": int, "format": str, "cache": str,
         "beams": int, "length_penalty": float, "contrastive": float, "draft": str,
         "draft_tokens": int, "chat": str, "system": str, "messages": str, "regex": str,
-        "json_schema": str, "choices": tuple[str, ...]}
+        "json_schema": str, "choices": tuple[str, ...], "suffix": str}
 
 
 def run(args):
     from minifm.generation import generate
     from minifm.hub import end_tokens, resolve, tokenizer_of
     from minifm.models.causal import CausalModel
+    from minifm.models.seq2seq import Seq2SeqModel
     from minifm.text import ChatTemplate, Tokenizer
-    said = settings(args, Sampling, also=ALSO)
+    said = settings(args, Sampling, Unmasking, also=ALSO)
     check_format(said.get("cache"))
     refuse_foreign(said)
     constraint, strategy = constraint_of(said), strategy_of(said)
@@ -95,21 +104,25 @@ def run(args):
     tokenizer = Tokenizer.load(tokenizer_of(directory))
     chat = asked and ChatTemplate.load(tokenizer_of(directory)).encode(tokenizer, *asked)[0]
     model = loaded(directory, said)
+    if model.absorbing:
+        strategy = unmasking_of(said, strategy)
+    else:
+        refuse_unmasking(said, model)
     if "draft" in said:
         strategy = with_draft(said, model, tokenizer, strategy)
     prompts = words(args.prompt) if asked is None else [chat]
-    goes_on = isinstance(model, CausalModel)        # else it reads the prompts, and answers
-    if asked and not goes_on:
+    if asked and not isinstance(model, CausalModel):
         raise ConfigError("chat: expected a model that goes on with its prompt, got a "
                           f"{type(model).__name__}")
+    goes_on = not isinstance(model, Seq2SeqModel)       # which reads the prompts, and answers
     stop = [s.replace("\\n", "\n") for s in said.get("stop", ())]
     shown = prompts if goes_on and asked is None else [b""] * len(prompts)
     show_piece = shower(shown[0]) if len(prompts) == 1 else None
     done = generate(model, tokenizer, prompts, strategy=strategy, stop=stop,
                     max_tokens=said.get("max_tokens", 200), seed=said.get("seed", 0),
                     cache=said.get("cache"), constraint=constraint, on_text=show_piece,
-                    ends=end_tokens(directory))
-    tell(shown, done, model, constraint)
+                    ends=end_tokens(directory), suffix=said.get("suffix", ""))
+    tell(shown, done, model, constraint, said.get("suffix", ""))
     if "draft" in said and strategy.proposed:
         print(f"minifm: {strategy.accepted} of {strategy.proposed} proposed tokens were accepted "
               f"({strategy.accepted / strategy.proposed:.0%})", file=sys.stderr)
@@ -145,6 +158,23 @@ def strategy_of(said):
     return build(Sampling, said)
 
 
+def unmasking_of(said, strategy):
+    """How a model that writes by diffusion does; raises ConfigError for other ways."""
+    if not isinstance(strategy, Sampling) or "draft" in said:
+        way = next(way for way in ("beams", "contrastive", "draft") if way in said)
+        raise ConfigError(f"{way}: has no meaning for a model that writes by diffusion; leave it "
+                          "out")
+    return build(Unmasking, said, sampling=strategy)
+
+
+def refuse_unmasking(said, model):
+    """Raise ConfigError for settings of writing by diffusion, for a model that does not."""
+    for name in (*(field.name for field in dataclasses.fields(Unmasking)), "suffix"):
+        if name in said:
+            raise ConfigError(f"{name}: needs a model that writes by diffusion (pretrain "
+                              f"--diffusion), got a {type(model).__name__} that does not")
+
+
 def with_draft(said, model, tokenizer, sampling):
     """The strategy with the model that proposes; raises ConfigError for other tokens."""
     from minifm.generation import Speculative
@@ -173,7 +203,7 @@ def constraint_of(said):
             constraint = JsonSchema(Path(said["json_schema"]).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"json_schema: {said['json_schema']}: cannot be read: "
-                              f"{error}") from error
+                              f"{why(error)}") from error
     if constraint is not None:
         constraint.automaton()
     return constraint
@@ -182,7 +212,7 @@ def constraint_of(said):
 def words(prompts):
     """The words of the command line, or else standard input, byte for byte, even where they are
     not UTF-8."""
-    return [prompt.encode("utf-8", "surrogateescape") for prompt in prompts] \
+    return [as_bytes(prompt) for prompt in prompts] \
         or [sys.stdin.buffer.read().removesuffix(b"\n")]
 
 
@@ -211,7 +241,7 @@ def loaded(directory, said):
     from minifm.models.causal import CausalModel
     from minifm.models.seq2seq import Seq2SeqModel
     model = load_model(directory)
-    if not isinstance(model, (CausalModel, Seq2SeqModel)):
+    if not (isinstance(model, (CausalModel, Seq2SeqModel)) or model.absorbing):
         raise ConfigError(f"{directory}: expected a model that writes, got a "
                           f"{type(model).__name__}")
     format = said.get("format", packed_format(model) or "fp32")
@@ -233,14 +263,14 @@ def shower(prompt):
     return show_piece
 
 
-def tell(prompts, done, model, constraint):
+def tell(prompts, done, model, constraint, suffix):
     """What is left to say when all is written."""
     for number, (prompt, completion) in enumerate(zip(prompts, done), 1):
         if len(prompts) > 1:
             show(f"--- {number} of {len(prompts)} ({completion.reason})\n"
-                 f"{prompt.decode('utf-8', 'replace')}{completion.text}\n")
+                 f"{prompt.decode('utf-8', 'replace')}{completion.text}{suffix}\n")
             continue
-        show("\n")
+        show(f"{suffix}\n")
         if completion.reason == "context":
             print(f"minifm: the model's context of {model.config.context} tokens is full",
                   file=sys.stderr)

@@ -19,6 +19,7 @@ example:
   minifm pretrain --init openai-community/gpt2 --data mine.jsonl --length 256 --out runs/mine
   minifm pretrain --arch llama --key-heads 1 --data book.txt --out runs/llama
   minifm pretrain --arch roberta --whole-words --data notes/ --out runs/roberta
+  minifm pretrain --arch roberta --diffusion --data notes/ --context 128 --out runs/masks
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --arch unet --data digits --out runs/digits
   minifm pretrain --resume --out runs/book

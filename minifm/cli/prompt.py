@@ -5,13 +5,14 @@ import json
 import statistics
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_fields, build
 from minifm.errors import ConfigError, plural
 from minifm.evaluation.prompting import PromptConfig
 from minifm.picture import MISSING
+
+RECORD, PICTURE = "prompt.json", "prompt.png"       # what --out gets
 
 EXAMPLE = """\
 example:
@@ -45,14 +46,22 @@ def arguments(parser, argv):
 def run(args):
     from minifm.atomic import write_json
     from minifm.cli.evaluate import loaded
-    from minifm.evaluation.prompting import prompt_study, prompt_task
-    from minifm.hub import load_causal
+    from minifm.evaluation.prompting import asker_of, prompt_study, prompt_task
+    from minifm.hub import load_model
     from minifm.tasks import describe
+    from minifm.training.run import require_writable, run_directory
     counts, config = numbers(args.shots), build(PromptConfig, vars(args))
-    tokenizer, model = loaded(args, load_causal)
-    task = prompt_task(args.task, config)
+    if args.show and (args.json or args.out is not None):
+        raise ConfigError(f"{'json' if args.json else 'out'}: --show prints a prompt and stops; "
+                          "leave one of them out")
+    directory = None if args.out is None else run_directory(args.out, ())
+    if directory is not None:       # before all that takes a while
+        require_writable(directory, RECORD, PICTURE)
+    tokenizer, model = loaded(args, load_model)
+    asker = asker_of(model, tokenizer, config)
+    task = prompt_task(args.task, config, cloze=asker.cloze)
     if args.show:
-        return show(task, tokenizer, model.config.context, max(counts), config)
+        return show(task, asker, max(counts), config)
     say(f"to show    {describe(task.pool)}")
     say(f"to ask     {describe(task.asked)}")
     if task.copies:
@@ -62,11 +71,11 @@ def run(args):
     record = {"model": args.model, "task": args.task, **described(results, task, config)}
     print(json.dumps(record, indent=2, ensure_ascii=False) if args.json
           else table(results, task.baseline))
-    if args.out:
-        write_json(record, Path(args.out) / "prompt.json")
-        drawn = draw(results, task.baseline, Path(args.out) / "prompt.png")
-        picture = f", {args.out}/prompt.png" if drawn else f"; no picture: {MISSING}"
-        say(f"saved as   {args.out}/prompt.json{picture}")
+    if directory is not None:
+        write_json(record, directory / RECORD)
+        drawn = draw(results, task.baseline, directory / PICTURE)
+        picture = f", {directory / PICTURE}" if drawn else f"; no picture: {MISSING}"
+        say(f"saved as   {directory / RECORD}{picture}")
     return 0
 
 
@@ -86,22 +95,27 @@ def say(line):
     print(line, file=sys.stderr, flush=True)
 
 
-def show(task, tokenizer, context, count, config):
+def show(task, asker, count, config):
     """Print the prompt of the first example after so many shots, and about it on standard error."""
     from minifm.evaluation.prompting import prompter_of, shots_of
-    prompt = prompter_of(task, tokenizer, context, config)(
+
+    def text(ids):
+        return asker.tokenizer.decode(ids).decode("utf-8", "replace")
+
+    prompt = prompter_of(task, asker, config)(
         task.form.given(task.asked[0]), shots_of(task, count, 0, config))
-    print(tokenizer.decode(prompt.ids).decode("utf-8", "replace"))
-    cut = ", its text cut" if prompt.cut else ""
-    say(f"minifm: {len(prompt.ids):,} tokens, {prompt.shots} of {plural(count, 'shot')}{cut}; the "
-        f"model's context is {context:,}")
+    print(text(prompt.ids))
+    cut, context = ", its text cut" if prompt.cut else "", asker.model.config.context
+    limit = f"the model's context is {context:,}" if context else "the model's context has no limit"
+    say(f"minifm: {len(prompt.ids):,} tokens, {prompt.shots} of {plural(count, 'shot')}{cut}; "
+        f"{limit}")
+    right = repr(task.form.said(task.asked[0]))
     if task.chosen:
-        ends = [tokenizer.decode(row[prompt.start :]).decode("utf-8", "replace")
-                for row in prompt.rows]
-        say(f"minifm: behind it are scored {', '.join(map(repr, ends))}; the right one is "
-            f"{task.form.said(task.asked[0])!r}")
+        answers = ", ".join(repr(text(prompt.answer(row))) for row in prompt.rows)
+        where = "in its place" if asker.cloze else "behind it"
+        say(f"minifm: {where} are scored {answers}; the right one is {right}")
     else:
-        say(f"minifm: the model goes on; right is {task.form.said(task.asked[0])!r}")
+        say(f"minifm: the model goes on; right is {right}")
 
 
 # -- what is shown of a study ----------------------------------------------------------------------

@@ -224,9 +224,13 @@ def uniform_times(schedule, n, rng):
     each of n equal parts, which makes the loss vary less (Kingma et al. 2021, appendix I.1)."""
     if schedule.steps is not None:
         return rng.integers(0, schedule.steps, (n,))
+    return schedule.least + (schedule.greatest - schedule.least) * stratified(n, rng)
+
+
+def stratified(n, rng):
+    """n numbers in [0, 1), each uniform, and one in each of n equal parts."""
     u = (np.arange(n) + rng.uniform_number()) / n
-    u = u[rng.child("order").permutation(n)]        # which example has which part is chance, too
-    return schedule.least + (schedule.greatest - schedule.least) * u
+    return u[rng.child("order").permutation(n)]     # which example has which part is chance, too
 
 
 def lognormal_times(schedule, n, rng, mean=-1.2, deviation=1.2):

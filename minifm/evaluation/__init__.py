@@ -1,8 +1,9 @@
 """How good a language model is: the log-likelihood of texts (score), perplexity and bits per byte
-(perplexity), tasks that stand in the prompt (prompting), and the tasks of EleutherAI's
-lm-evaluation-harness (harness)."""
+(perplexity), their bound for one that writes by diffusion (bound), tasks that stand in the prompt
+(prompting, by asking), and the tasks of EleutherAI's lm-evaluation-harness (harness)."""
 
+from minifm.evaluation.bound import BoundConfig, Bounded, likelihood_bound
 from minifm.evaluation.harness import harness_model
 from minifm.evaluation.perplexity import Measured, WindowConfig, perplexity, sliding_requests
 from minifm.evaluation.prompting import PromptConfig, prompt_study, prompt_task
-from minifm.evaluation.score import Request, Score, score
+from minifm.evaluation.score import Hidden, Request, Score, score, score_hidden, score_targets

@@ -97,7 +97,8 @@ class Adapter:
             raise ConfigError(f"generate_until: {', '.join(map(repr, said))} is not supported; "
                               f"expected until, max_gen_toks, do_sample, {', '.join(SAMPLING)}")
         strategy = Sampling(**chosen) if sample else Sampling(temperature=0)
-        return {"stop": [until] if isinstance(until, str) else list(until or []),
+        until = [until] if isinstance(until, str) else until or []
+        return {"stop": [text for text in until if text],       # some tasks say "", and mean none
                 "max_tokens": most, "strategy": strategy}
 
     def prompt(self, context, max_tokens):

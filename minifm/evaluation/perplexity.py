@@ -33,9 +33,9 @@ class WindowConfig:
 
     __post_init__ = check
 
-    def of(self, model):
-        """(context, stride) for `model`; raises ConfigError for what it cannot do."""
-        most = model.config.context
+    def of(self, most):
+        """(context, stride) for a model that looks at `most` tokens; raises ConfigError for what
+        it cannot do."""
         context = self.context or most
         stride = self.stride or max(1, context // 2)
         if context > most:
@@ -87,9 +87,9 @@ def perplexity(model, tokenizer, documents, config=WindowConfig()):
     """The Measured of texts (bytes or str). Raises ConfigError for a tokenizer without an
     end-of-text, or documents without a token."""
     end_of_text_of(tokenizer, "that a document's first token would follow")
-    context, stride = config.of(model)
-    tally = {"tokens": 0, "bytes": 0, "documents": 0}
-    requests = _requests(tokenizer, documents, context, stride, config.tokens, tally)
+    context, stride = config.of(model.config.context)
+    tally = empty_tally()
+    requests = requests_of(tokenizer, documents, context, stride, config.tokens, tally)
     nats = 0.0
     while some := list(islice(requests, TOGETHER * config.batch)):
         nats -= math.fsum(s.log_likelihood for s in score(model, some, batch=config.batch))
@@ -98,7 +98,12 @@ def perplexity(model, tokenizer, documents, config=WindowConfig()):
     return Measured(nats, context=context, stride=stride, **tally)
 
 
-def _requests(tokenizer, documents, context, stride, most, tally):
+def empty_tally():
+    """What `requests_of` counts in."""
+    return {"tokens": 0, "bytes": 0, "documents": 0}
+
+
+def requests_of(tokenizer, documents, context, stride, most, tally):
     """The windows of all documents, counted in `tally`; no more than `most` tokens."""
     for text in documents:
         ids = tokenizer.encode(text).tolist()

@@ -8,3 +8,4 @@ from minifm.generation.contrastive import Contrastive
 from minifm.generation.generate import Completion, generate, tokens
 from minifm.generation.sampling import Sampling
 from minifm.generation.speculative import Speculative
+from minifm.generation.unmasking import Unmasking

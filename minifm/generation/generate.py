@@ -12,6 +12,7 @@ from minifm.errors import ConfigError
 from minifm.generation.conditioned import Conditioned, require_sources
 from minifm.generation.job import Job
 from minifm.generation.sampling import Sampling
+from minifm.generation.unmasking import Filler, Unmasking
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.rng import Rng
 from minifm.text import StreamDecoder, end_of_text_of
@@ -30,12 +31,13 @@ class Completion:
     reason: str = ""
 
 
-def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, stop=(), seed=0,
-             on_text=None, cache=None, constraint=None, ends=()):
+def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(), seed=0,
+             on_text=None, cache=None, constraint=None, ends=(), suffix=""):
     """One Completion for each prompt (str, bytes or token ids); all are written side by side. An
     encoder-decoder reads the prompts, as sources with their end, and writes the targets.
 
-    strategy   how tokens are chosen: Sampling, Beams, Contrastive or Speculative
+    strategy   how tokens are chosen: Sampling (the default), Beams, Contrastive or Speculative;
+               of a model that writes by diffusion, Unmasking
     stop       strings that end a completion; they are not part of its text
     on_text    called as on_text(prompt number, piece) as the text grows
     cache      "bf16" keeps keys and values rounded to bf16: half the memory, and faster late in a
@@ -45,27 +47,25 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
                was room enough, the reason is not "end" and the text is not whole
     ends       ids of more tokens, beside the tokenizer's end-of-text, with which a text ends (a
                turn's end, see `minifm.hub.end_tokens`); with a constraint, that says where
+    suffix     text that stands max_tokens behind each prompt, of a model that writes by diffusion
 
-    Raises ConfigError for an empty prompt, one that the model's context cannot hold,
-    max_tokens below 1, an unknown format of the cache, or a constraint that nothing meets.
+    Raises ConfigError for an empty prompt (which only diffusion can do without), one that the
+    model's context cannot hold, an empty stop string, max_tokens below 1, settings of another kind
+    of model, an unknown format of the cache, or a constraint that nothing meets.
     """
     for name, value in (("prompts", prompts), ("stop", stop)):
         if isinstance(value, (str, bytes)):
             raise ConfigError(f"{name}: expected a list of strings, got one string {value!r:.40}")
-    if constraint is not None and any(stop):
+    if not all(stop):
+        raise ConfigError("stop: expected strings to stop before, got an empty one")
+    if constraint is not None and stop:
         raise ConfigError("stop: a text with a constraint ends where the constraint says; leave "
                           "one of them out")
     if not len(prompts):
         return []
-    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
-           for prompt in prompts]
-    if isinstance(model, Seq2SeqModel):
-        require_sources(ids)
-        end = end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")
-        model = Conditioned(model, [
-            source if source is prompt else np.append(source, end)
-            for source, prompt in zip(ids, prompts)])
-        ids = model.prompts
+    refuse_foreign(model, strategy, cache, constraint, suffix)
+    model, ids = as_writer(model, tokenizer, prompts, suffix)
+    strategy = strategy or (Unmasking() if isinstance(model, Filler) else Sampling())
     guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
     ends = frozenset({*(() if guide else ends), tokenizer.end_of_text} - {None})
     job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, ends, tokenizer.vocabulary)
@@ -81,6 +81,42 @@ def generate(model, tokenizer, prompts, *, strategy=Sampling(), max_tokens=200, 
             stopped_early = len(writer.completion.tokens) < max_tokens
             emit(row, writer.finish("context" if stopped_early else "length"))
     return [writer.completion for writer in writers]
+
+
+def as_writer(model, tokenizer, prompts, suffix=""):
+    """(the model as one that writes behind rows of token ids, those rows): decoders do; an
+    encoder-decoder has read the prompts first, and one that writes by diffusion fills rows."""
+    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+           for prompt in prompts]
+    if isinstance(model, Seq2SeqModel):
+        require_sources(ids)
+        end = end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")
+        model = Conditioned(model, [
+            source if source is prompt else np.append(source, end)
+            for source, prompt in zip(ids, prompts)])
+        return model, model.prompts
+    if writes_by_diffusion(model):
+        model = Filler(model, tokenizer, ids, tokenizer.encode(suffix))
+        return model, model.prompts
+    return model, ids
+
+
+def writes_by_diffusion(model):
+    return getattr(model, "absorbing", False)
+
+
+def refuse_foreign(model, strategy, cache, constraint, suffix):
+    """Raise ConfigError for what has no meaning with this kind of model."""
+    if writes_by_diffusion(model):
+        expected = "no such setting for a model that writes by diffusion"
+        wrong = {"strategy": strategy is not None and not isinstance(strategy, Unmasking),
+                 "cache": cache is not None, "constraint": constraint is not None}
+    else:
+        expected = f"a model that writes by diffusion, not a {type(model).__name__} that does not"
+        wrong = {"strategy": isinstance(strategy, Unmasking), "suffix": suffix}
+    for name, given in wrong.items():
+        if given:
+            raise ConfigError(f"{name}: expected {expected}")
 
 
 def tokens(model, prompts, strategy, max_tokens, rng, finished=(), cache=None, guide=None):
@@ -113,7 +149,7 @@ class _Writer:
 
     def __init__(self, tokenizer, stop, ends):
         self.completion = Completion()
-        self.stop = [s for s in stop if s]
+        self.stop = stop
         self.ends = ends
         self.decoder = StreamDecoder(tokenizer)
         self.held = ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minifm.errors import AnomalyError
+from minifm.errors import NOT_FINITE, AnomalyError
 from minifm.rng import Rng
 from minifm.text.rows import padded
 
@@ -86,8 +86,7 @@ class Text:
         AnomalyError for logits that tell nothing."""
         x = logits.astype(np.float64)
         if not np.isfinite(x.max()):
-            raise AnomalyError("the model's logits are not finite: its weights are damaged, or "
-                               "its training diverged")
+            raise AnomalyError(NOT_FINITE)
         if self.vocabulary is not None:
             x[self.vocabulary :] = -np.inf
         if self.guide is not None:

@@ -24,6 +24,7 @@ from minifm.hub.directory import (
     load_causal,
     load_model,
     pack_as_learnt,
+    require_causal,
     save_model,
 )
 from minifm.hub.locate import resolve
@@ -31,5 +32,5 @@ from minifm.hub.schedulers import load_scheduler, save_scheduler
 
 __all__ = ["base_of", "end_tokens", "has_tokenizer", "headed_as", "is_adapter", "learnt_format",
            "load_adapter", "load_arrays", "load_causal", "load_model", "load_scheduler",
-           "pack_as_learnt", "read_adapter", "resolve", "save_adapter", "save_arrays", "save_model",
-           "save_scheduler", "tokenizer_of"]
+           "pack_as_learnt", "read_adapter", "require_causal", "resolve", "save_adapter",
+           "save_arrays", "save_model", "save_scheduler", "tokenizer_of"]

@@ -65,7 +65,8 @@ def _read(directory):
         value = said.get(key, ...)
         if value not in known if known else not isinstance(value, str):
             expected = f"one of null, {', '.join(FORMATS)}" if known else "a digest"
-            raise FormatError(file, key, f"expected {expected}, got {reprlib.repr(value)}")
+            got = "nothing" if value is ... else reprlib.repr(value)
+            raise FormatError(file, key, f"expected {expected}, got {got}")
     return said
 
 

@@ -259,9 +259,13 @@ def headed_as(directory, model):
 def load_causal(directory):
     """The same, for what needs a model that predicts the next token; raises ConfigError for
     another."""
-    model = load_model(directory)
+    return require_causal(load_model(directory), directory)
+
+
+def require_causal(model, name):
+    """The `model`, called `name`; raises ConfigError unless it predicts the next token."""
     if not isinstance(model, CausalModel):
-        raise ConfigError(f"{directory}: expected a model that predicts the next token, got a "
+        raise ConfigError(f"{name}: expected a model that predicts the next token, got a "
                           f"{type(model).__name__}")
     return model
 

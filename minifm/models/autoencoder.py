@@ -15,7 +15,7 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import parts
-from minifm.models.stored import Model, said
+from minifm.models.stored import said
 from minifm.nn import Module
 from minifm.nn.image import Downsample, ResidualBlock, SpatialAttention, Upsample, convolution
 from minifm.nn.layers import GroupNorm
@@ -66,15 +66,19 @@ class AutoencoderConfig:
         """How many times larger than the latents a picture is, each way."""
         return 2 ** (len(self.widths) - 1)
 
+    def parts(self, pixels=0):
+        """[Part] of the whole model, for a picture of so many pixels."""
+        return list_parts(self, pixels)
+
     @property
     def parameters(self):
         """How many numbers training adjusts."""
-        return parts.count_parameters(list_parts(self))
+        return parts.count_parameters(self.parts())
 
     def flops(self, height, width=None, *, training=False):
         """Floating-point operations of one picture of this size, there and back; products only. In
         training, forward and backward."""
-        return parts.count_flops(list_parts(self, height * (width or height)), training)
+        return parts.count_flops(self.parts(height * (width or height)), training)
 
 
 MOST_LEVELS = 16
@@ -202,10 +206,8 @@ class Posterior:
         return terms.sum((1, 2, 3)) * 0.5
 
 
-class AutoencoderKL(Model):
+class AutoencoderKL(parts.ListedModel):
     """A picture in, the picture out, through few numbers. Pictures have values from -1 to 1."""
-
-    weights = "diffusion_pytorch_model"
 
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights, so that variances stay. Without `rng` all are zeros, for
@@ -259,21 +261,7 @@ class AutoencoderKL(Model):
         divergence = posterior.divergence().sum() * (divergence_weight / math.prod(x.shape))
         return (difference * difference).mean() + divergence
 
-    @staticmethod
-    def products(config):
-        """{name of each weight that may be packed: the axis that products sum over}."""
-        return parts.linear_weights(list_parts(config))
-
     # -- files: the layout of the ecosystem -------------------------------------------------------
-
-    @staticmethod
-    def stored_names(config):
-        return parts.stored_names(list_parts(config))
-
-    @staticmethod
-    def accepted_name(key):
-        """The present spelling of a key in a file."""
-        return parts.accepted_name(key)
 
     @staticmethod
     def config_from_hub(stored):

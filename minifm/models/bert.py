@@ -16,7 +16,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.encoder import Encoder, first_token
-from minifm.models.stored import HeadLayout, Stored
+from minifm.models.stored import HeadLayout, Stored, diffusion_from_hub, diffusion_to_hub
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Module, Perceptron, post_norm
 from minifm.nn.module import constant
 
@@ -31,7 +31,8 @@ ARCHITECTURES = {
     ("roberta", True, False, False): "RobertaModel",
 }
 LAYOUTS = ("bert", "roberta")
-BARE = {"pooler": False, "masked_head": False, "sentence_head": False}
+# What a head for another task stands on: the parts above, and what the masked head has learnt.
+BARE = {"pooler": False, "masked_head": False, "sentence_head": False, "absorbing": False}
 # Heads for other tasks, {layout: {task: …}}: see heads.py. RoBERTa's reads a sequence by a layer of
 # its own in place of the pooler.
 TASKS = {
@@ -76,6 +77,9 @@ class BertConfig:
     masked_head: bool = setting(True, "the head that guesses masked tokens")
     sentence_head: bool = setting(
         False, "the head that guesses whether the second sentence follows the first")
+    absorbing: bool = setting(
+        False, "the masked head has learnt to guess behind any number of masks, and so writes by "
+        "diffusion (diffusion/absorbing.py)")
 
     def __post_init__(self):
         check(self)
@@ -90,8 +94,10 @@ class BertConfig:
             raise ConfigError("sentence_head: RoBERTa has none, it learns without the next "
                               "sentence (Liu et al. 2019); leave next_sentence out, or choose the "
                               "architecture bert")
+        if self.absorbing and not self.masked_head:
+            raise ConfigError("absorbing: needs the masked head")
         if any(self._parts[1:]) and self._parts not in ARCHITECTURES:
-            parts = [name for name in BARE if getattr(self, name)]
+            parts = [name for name, _ in zip(BARE, self._parts[1:]) if getattr(self, name)]
             raise ConfigError(f"layout: {self.layout} is not known with {' and '.join(parts)}; "
                               f"expected the parts of one of {', '.join(ARCHITECTURES.values())}")
 
@@ -386,10 +392,11 @@ class Bert(Encoder):
         if layout == "roberta":         # whose table has a row for each number up to `padding`
             shape["context"] -= padding + 1
         return BertConfig(
-            **shape, **_parts_from_hub(layout, stored), layout=layout, padding=padding,
+            **shape, layout=layout, padding=padding,
             types=stored.get("type_vocab_size", 2), dropout=stored.get("hidden_dropout_prob", 0.1),
             activation=stored.get("hidden_act", "gelu"),
-            norm_epsilon=stored.get("layer_norm_eps", 1e-12))
+            norm_epsilon=stored.get("layer_norm_eps", 1e-12),
+            **diffusion_from_hub(stored) | _parts_from_hub(layout, stored))
 
     @staticmethod
     def config_to_hub(config, *, end_of_text=None, architecture=None):
@@ -409,7 +416,7 @@ class Bert(Encoder):
             "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": 0.0,
             "position_embedding_type": "absolute", "tie_word_embeddings": True,
             "torch_dtype": "float32", "bos_token_id": end_of_text, "eos_token_id": end_of_text,
-        }
+        } | diffusion_to_hub(config)
 
 
 TABLES = {"token": "word_embeddings", "position": "position_embeddings",

@@ -42,8 +42,8 @@ class CausalModel(Model):
         return ops.linear_cross_entropy(x, self.head, targets, denominator=denominator)
 
     def training_loss(self, ids, targets, **inputs):
-        """(what training makes small: `loss` and whatever a model adds to it, {name: figure} of
-        what it adds); arguments as of `loss`."""
+        """(what training makes small: `loss` and whatever a model adds to it; where it adds
+        something, {"loss": `loss` alone, name: figure} of that); arguments as of `loss`."""
         return self.loss(ids, targets, **inputs), {}
 
     def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,

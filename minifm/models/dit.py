@@ -19,7 +19,7 @@ from minifm import backends, ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import parts
-from minifm.models.stored import Model, Stored, said
+from minifm.models.stored import Stored, said
 from minifm.nn import Attention, Embedding, Linear, Module, Perceptron
 from minifm.nn.time import TimeEmbedding, one_for_each, sinusoids
 from minifm.tensor import Tensor
@@ -73,16 +73,20 @@ class DiTConfig:
         """The label that stands for none."""
         return self.classes
 
+    def parts(self, tokens=0):
+        """[Part] of the whole model, for data of so many patches."""
+        return list_parts(self, tokens)
+
     @property
     def parameters(self):
         """How many numbers training adjusts."""
-        return parts.count_parameters(list_parts(self))
+        return parts.count_parameters(self.parts())
 
     def flops(self, size=None, *, training=False):
         """Floating-point operations of one example of this `size` (default: the usual one);
         products only. In training, forward and backward."""
         tokens = math.prod(n // p for n, p in zip(size or self.size, self.patch))
-        return parts.count_flops(list_parts(self, tokens), training)
+        return parts.count_flops(self.parts(tokens), training)
 
 
 MOST_AXES = 8
@@ -183,10 +187,8 @@ class DiTBlock(Module):
         return x + y * gate2.reshape((B, 1, C))
 
 
-class DiT(Model):
+class DiT(parts.ListedModel):
     """Noisy data, its time and a label in, a prediction of the same sizes out."""
-
-    weights = "diffusion_pytorch_model"
 
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights; those that weigh what blocks add, and the last layers',
@@ -244,17 +246,12 @@ class DiT(Model):
                 positions_of(grid, usual, self.config.width).astype(dtype))
         return self.tables[key]
 
-    @staticmethod
-    def products(config):
-        """{name of each weight that may be packed: the axis that products sum over}."""
-        return parts.linear_weights(list_parts(config))
-
     # -- files: the layout of the ecosystem -------------------------------------------------------
 
     @staticmethod
     def stored_names(config):
         """A shared embedder lies in files once for each block."""
-        names = parts.stored_names(list_parts(config))
+        names = parts.ListedModel.stored_names(config)
         if config.shared:
             for ours, stored in names.items():
                 if ours.startswith("embedder."):

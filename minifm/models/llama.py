@@ -212,8 +212,8 @@ class Llama(CausalModel):
 
     def training_loss(self, ids, targets, *, denominator=None, **inputs):
         """The loss, plus `balance` times how unevenly all tokens of `ids` go to the experts
-        (nn/experts.py), and {"unevenness"}. Both are weighed by the part of the denominator that
-        is in `targets`: for pieces of a batch, their sum is the mean over the pieces."""
+        (nn/experts.py), and {"loss", "unevenness"}. The latter is weighed by the part of the
+        denominator that is in `targets`: for pieces of a batch, the sum is the mean over them."""
         if not self.config.experts or not self.config.balance:
             return super().training_loss(ids, targets, denominator=denominator, **inputs)
         routing = []
@@ -221,7 +221,8 @@ class Llama(CausalModel):
         loss = ops.linear_cross_entropy(x, self.head, targets, denominator=denominator)
         part = 1 if denominator is None else ops.count_targets(np.asarray(targets)) / denominator
         found = unevenness(routing) * part
-        return loss + found * self.config.balance, {"unevenness": found.item()}
+        return loss + found * self.config.balance, {"loss": loss.item(),
+                                                    "unevenness": found.item()}
 
     def features(self, ids, *, placement=None, key_mask=None, document_starts=None, rng=None,
                  recompute=False, routing=None):

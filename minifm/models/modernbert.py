@@ -17,7 +17,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.encoder import Encoder, first_token
-from minifm.models.stored import HeadLayout, Stored
+from minifm.models.stored import HeadLayout, Stored, diffusion_from_hub, diffusion_to_hub
 from minifm.nn import Block, Embedding, LayerNorm, Linear, Module, SelfAttention
 from minifm.nn.module import constant
 from minifm.nn.rotary import Rotary
@@ -29,7 +29,7 @@ POOLING = ("cls", "mean")
 # {(reader, decoder): what other libraries call a model of these parts}
 ARCHITECTURES = {(True, True): "ModernBertForMaskedLM", (False, False): "ModernBertModel"}
 # Heads for other tasks stand on the layer that the guesses of masked tokens are read by, too.
-READ = {"reader": True, "decoder": False}
+READ = {"reader": True, "decoder": False, "absorbing": False}
 TASKS = {MODEL_TYPE: {
     task: HeadLayout(f"ModernBertFor{name}", "classifier", "", READ, whole=task == "sequence",
                      reader=True, dropout=None)
@@ -64,6 +64,9 @@ class ModernBertConfig:
     norm_epsilon: float = setting(1e-5, "inside the square root of the norms", above=0, below=1)
     reader: bool = setting(True, "a layer between the blocks and any head")
     decoder: bool = setting(True, "the head that guesses masked tokens")
+    absorbing: bool = setting(
+        False, "the decoder has learnt to guess behind any number of masks, and so writes by "
+        "diffusion (diffusion/absorbing.py)")
 
     dropout = 0.0       # published models have none, and it is not computed here
 
@@ -81,6 +84,8 @@ class ModernBertConfig:
                               f"{self.vocabulary}, got {self.padding}")
         if self.decoder and not self.reader:
             raise ConfigError("decoder: it stands on the reader; leave that in")
+        if self.absorbing and not self.decoder:
+            raise ConfigError("absorbing: needs the decoder")
 
     @property
     def architecture(self):
@@ -325,7 +330,8 @@ class ModernBert(Encoder):
                               f"got {named!r}")
         theta, near_theta = _thetas_from_hub(stored)
         return ModernBertConfig(
-            **{ours: stored[theirs] for ours, theirs in KEYS.items()}, **parts[named],
+            **{ours: stored[theirs] for ours, theirs in KEYS.items()},
+            **diffusion_from_hub(stored) | parts[named],
             **{ours: stored[theirs] for ours, theirs in OTHERS.items() if theirs in stored},
             every=_every_from_hub(stored), theta=theta, near_theta=near_theta)
 
@@ -346,7 +352,7 @@ class ModernBert(Encoder):
                     _type(0, 2): {"rope_type": "default", "rope_theta": config.theta}},
                 **FIXED, "attention_dropout": 0.0, "torch_dtype": "float32",
                 **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"),
-                                end_of_text)}
+                                end_of_text), **diffusion_to_hub(config)}
 
 
 LINEAR = {"attention.project": "attn.Wqkv", "attention.output": "attn.Wo",
@@ -383,9 +389,10 @@ def _every_from_hub(stored):
     """One block in how many looks at all tokens: a number in published files, in new ones a list
     of what each block is."""
     types, layers = stored.get("layer_types"), stored["num_hidden_layers"]
+    usual = stored.get("global_attn_every_n_layers", 3)
     if types is None:
-        return stored.get("global_attn_every_n_layers", 3)
-    for every in range(1, layers + 1):
+        return usual
+    for every in (usual, *range(1, layers + 1)):    # too few layers do not tell
         if types == [_type(layer, every) for layer in range(layers)]:
             return every
     raise ConfigError("config.json: layer_types: expected full_attention in the first layer and "

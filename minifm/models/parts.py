@@ -8,7 +8,7 @@ of a pass and the names in files are then sums over the list, and nothing is sai
 import math
 from typing import NamedTuple
 
-from minifm.models.stored import Stored
+from minifm.models.stored import Model, Stored
 
 
 class Part(NamedTuple):
@@ -96,6 +96,42 @@ def spatial_attention(ours, theirs, width, positions):
 # -- what follows from a list ----------------------------------------------------------------------
 
 
+class ListedModel(Model):
+    """A Model whose configuration lists what it is made of, `config.parts()`, a list of Parts: what
+    its parameters are called in files follows."""
+
+    weights = "diffusion_pytorch_model"
+
+    @staticmethod
+    def products(config):
+        """{name of each weight that may be packed: the axis that products sum over}; those of
+        convolutions stay as they are."""
+        return {f"{part.ours}.weight": 0 for part in config.parts()
+                if part.stored.transposed and part.stored.shape is None}
+
+    @staticmethod
+    def stored_names(config):
+        """{our parameter's name: Stored}."""
+        names = {}
+        for part in config.parts():
+            if part.shape:
+                names[f"{part.ours}.{part.weight}"] = part.stored
+            if part.bias:
+                names[f"{part.ours}.bias"] = Stored(f"{part.theirs}.bias")
+        return names
+
+    @staticmethod
+    def accepted_name(key):
+        """The present spelling of a key in a file: attention between pixels had other names
+        once."""
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"),
+                         ("proj_attn", "to_out.0")):
+            for kind in ("weight", "bias"):
+                if key.endswith(f".{old}.{kind}"):
+                    return key.removesuffix(f"{old}.{kind}") + f"{new}.{kind}"
+        return key
+
+
 def count_parameters(parts):
     """How many numbers training adjusts."""
     return sum(part.parameters for part in parts)
@@ -105,30 +141,3 @@ def count_flops(parts, training):
     """Floating-point operations of one example's pass; products only. In training, forward and
     backward."""
     return sum(part.flops * (1 + part.backward if training else 1) for part in parts)
-
-
-def stored_names(parts):
-    """{our parameter's name: Stored}."""
-    names = {}
-    for part in parts:
-        if part.shape:
-            names[f"{part.ours}.{part.weight}"] = part.stored
-        if part.bias:
-            names[f"{part.ours}.bias"] = Stored(f"{part.theirs}.bias")
-    return names
-
-
-def linear_weights(parts):
-    """{name of each weight that may be packed: the axis that products sum over}."""
-    return {f"{part.ours}.weight": 0 for part in parts
-            if part.stored.transposed and part.stored.shape is None}
-
-
-def accepted_name(key):
-    """The present spelling of a key in a file: attention between pixels had other names once."""
-    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"),
-                     ("proj_attn", "to_out.0")):
-        for kind in ("weight", "bias"):
-            if key.endswith(f".{old}.{kind}"):
-                return key.removesuffix(f"{old}.{kind}") + f"{new}.{kind}"
-    return key

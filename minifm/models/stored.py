@@ -80,6 +80,12 @@ class Model(Module):
     weights = "model"       # what the file of its weights is called, before ".safetensors"
     tasks = {}      # {model_type: {task: HeadLayout}}
 
+    @property
+    def absorbing(self):
+        """Whether it has learnt to guess behind any number of masks, and so writes by diffusion
+        (diffusion/absorbing.py)."""
+        return getattr(self.config, "absorbing", False)
+
     def each(self, x):
         """Features x [B, T, C] -> [B, T, C], what a head for tokens reads (heads.py)."""
         return x
@@ -94,6 +100,24 @@ class Model(Module):
         """The architecture of a `config.json` that names none, told by the names of the tensors
         that lie beside it; None where these do not tell, or need not."""
         return None
+
+
+DIFFUSION, ABSORBING = "diffusion", "absorbing"     # the key of config.json, and what it may say
+
+
+def diffusion_to_hub(config):
+    """What a `config.json` says of an encoder that writes by diffusion. The key is ours: published
+    models of the kind differ from others by the name of their class alone, and other libraries open
+    this one as what it is, too, a model that guesses behind masks."""
+    return {DIFFUSION: ABSORBING} if config.absorbing else {}
+
+
+def diffusion_from_hub(stored):
+    """{"absorbing": whether the `config.json` says so}; raises ConfigError for other diffusion."""
+    if stored.get(DIFFUSION) not in (None, ABSORBING):
+        raise ConfigError(f"config.json: {DIFFUSION}={stored[DIFFUSION]!r:.80} is not supported, "
+                          f"only {ABSORBING!r}")
+    return {"absorbing": stored.get(DIFFUSION) == ABSORBING}
 
 
 def said(stored, defaults, fixed, silent=()):

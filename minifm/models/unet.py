@@ -14,7 +14,7 @@ from minifm import ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import parts
-from minifm.models.stored import Model, said
+from minifm.models.stored import said
 from minifm.nn import Attention, Embedding, LayerNorm, Linear, Module, pre_norm
 from minifm.nn.image import (
     Downsample,
@@ -117,16 +117,20 @@ class UNetConfig:
             return self.heads[level]
         return self.widths[level] // (self.head_width or self.widths[level])
 
+    def parts(self, pixels=0, tokens=0):
+        """[Part] of the whole model, for an image and a memory of such sizes."""
+        return list_parts(self, pixels, tokens)
+
     @property
     def parameters(self):
         """How many numbers training adjusts."""
-        return parts.count_parameters(list_parts(self))
+        return parts.count_parameters(self.parts())
 
     def flops(self, height, width=None, *, memory_length=0, training=False):
         """Floating-point operations of one image of this size, looking at so many tokens; products
         only. In training, forward and backward."""
         return parts.count_flops(
-            list_parts(self, height * (width or height), memory_length), training)
+            self.parts(height * (width or height), memory_length), training)
 
 
 MOST_LEVELS = 16        # of a UNet of more, even the top would have 2^16 pixels to a side at least
@@ -296,10 +300,8 @@ class Middle(Level):
         return self.step(1, self.step(0, x, time, look, rng), time, look, rng)
 
 
-class UNet(Model):
+class UNet(parts.ListedModel):
     """A noisy image and its time in, a prediction of the same height and width out."""
-
-    weights = "diffusion_pytorch_model"
 
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights, so that variances stay; the last layer of each part
@@ -358,22 +360,7 @@ class UNet(Model):
             raise ShapeError(f"UNet: memory: expected [{x.shape[0]}, S, {c.memory_width}], got "
                              f"{list(memory.shape)}")
 
-    @staticmethod
-    def products(config):
-        """{name of each weight that may be packed: the axis that products sum over}; those of
-        convolutions stay as they are."""
-        return parts.linear_weights(list_parts(config))
-
     # -- files: the layout of the ecosystem -------------------------------------------------------
-
-    @staticmethod
-    def stored_names(config):
-        return parts.stored_names(list_parts(config))
-
-    @staticmethod
-    def accepted_name(key):
-        """The present spelling of a key in a file."""
-        return parts.accepted_name(key)
 
     @staticmethod
     def config_from_hub(stored):

@@ -16,6 +16,8 @@ from minifm.atomic import atomic_file
 from minifm.errors import ConfigError, FormatError, listed, plural
 from minifm.rng import Rng
 
+HELD_OUT = 0.2              # of the groups of examples, where the user says nothing
+
 
 class Origin(NamedTuple):
     """Where an example was read: a file, and what in it ("line 7", "data[0].paragraphs[2]")."""
@@ -149,11 +151,18 @@ def split(examples, fraction, seed=0):
             [example for example, side in pairs if side < threshold])
 
 
-def sides(examples, held_out=None, *, fraction, seed):
+def check_sides(config):
+    """Raise ConfigError where settings say both which examples are held out, `held_out_data`, and
+    how many of the others, `held_out`."""
+    if config.held_out_data and config.held_out is not None:
+        raise ConfigError("held_out: what is held out is held_out_data; leave one of them out")
+
+
+def sides(examples, held_out=None, *, fraction=None, seed):
     """(training, held out), both in an order that the seed shuffles. Where there are no `held_out`
-    examples, a part of the others is; see `split`."""
+    examples, a part of the others is (`fraction`; None: HELD_OUT); see `split`."""
     if held_out is None:
-        examples, held_out = split(examples, fraction, seed)
+        examples, held_out = split(examples, HELD_OUT if fraction is None else fraction, seed)
     return tuple([part[i] for i in Rng(seed).child("examples").permutation(len(part)).tolist()]
                  for part in (examples, held_out))
 

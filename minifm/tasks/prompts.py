@@ -6,7 +6,8 @@
     prompter = Prompter(template, tokenizer, 1024, answers=("bad", "good"))
     prompt = prompter(form.given(example), shots)   # as many of the shots as the model can look at
 
-No model is known here: evaluation/prompting.py asks one.
+A model goes on with it (Prompter), or reads it as a source and writes a target (SourcePrompter), or
+guesses what is hidden in it (ClozePrompter). No model is known here: evaluation/asking.py asks one.
 """
 
 import re
@@ -15,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import ConfigError, FormatError, why
 from minifm.tasks.classify import Classified
 from minifm.tasks.freetext import NAMES, Answered
 from minifm.tasks.qa import Question
@@ -126,21 +127,21 @@ class Template:
     ended in a space would be one that the model has hardly ever seen.
     """
 
-    def __init__(self, text, form, file="template"):
+    def __init__(self, text, form, file="template", *, cloze=False):
         """Raises FormatError by `file` and line for a field that the examples do not have, one
-        without the answer or anything given, or with something given behind the answer."""
+        without the answer or anything given, or with something given behind the answer, unless it
+        is for a `cloze`: what guesses a hidden answer sees both sides of it."""
         self.form, self.file = form, str(file)
         pieces = list(_pieces(text.replace("\r\n", "\n").rstrip("\n"), self.file))
-        self._check([piece for piece in pieces if piece.is_field])
+        self._check([piece for piece in pieces if piece.is_field], cloze)
         place = next(i for i, piece in enumerate(pieces) if piece[:2] == (True, form.answer))
-        self.tail = "".join(piece.text for piece in pieces[place + 1 :])
+        self.behind = pieces[place + 1 :]
         self.before, self.gap = pieces[:place], ""
-        last = self.before[-1]
-        if not last.is_field:
+        if self.before and not (last := self.before[-1]).is_field:
             kept = last.text.rstrip(" \t")
             self.before[-1], self.gap = last._replace(text=kept), last.text[len(kept) :]
 
-    def _check(self, fields):
+    def _check(self, fields, cloze):
         given, answer = self.form.fields, self.form.answer
         known = ", ".join(f"{{{name}}}" for name in given)
         for _, name, line in fields:
@@ -153,7 +154,7 @@ class Template:
                               f"fill in; it is there {names.count(answer)} times")
         if len(names) == 1:
             raise self._error(None, f"expected a field of what is given: {known}")
-        if names[-1] != answer:
+        if names[-1] != answer and not cloze:
             raise self._error(fields[-1].line, f"{{{names[-1]}}} stands behind {{{answer}}}, where "
                               "a model that is to answer would not see it")
 
@@ -161,22 +162,29 @@ class Template:
         return FormatError(self.file, line and f"line {line}", reason)
 
     @classmethod
-    def read(cls, path, form):
+    def read(cls, path, form, *, cloze=False):
         """From a file; the line ends at its end are not part of it."""
         try:
-            return cls(Path(path).read_text("utf-8"), form, path)
+            return cls(Path(path).read_text("utf-8"), form, path, cloze=cloze)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"template: {path}: cannot be read: {error}") from error
+            raise ConfigError(f"template: {path}: cannot be read: {why(error)}") from error
 
     def question(self, given):
         """The text up to the answer; `given` {field: text}."""
-        return "".join(given[piece.text] if piece.is_field else piece.text
-                       for piece in self.before)
+        return _filled(self.before, given)
+
+    def tail(self, given):
+        """The text behind the answer."""
+        return _filled(self.behind, given)
 
     def solved(self, example):
         """The whole text of an example."""
-        return (self.question(self.form.given(example)) + self.gap + self.form.said(example)
-                + self.tail)
+        given = self.form.given(example)
+        return self.question(given) + self.gap + self.form.said(example) + self.tail(given)
+
+
+def _filled(pieces, given):
+    return "".join(given[piece.text] if piece.is_field else piece.text for piece in pieces)
 
 
 class Piece(NamedTuple):
@@ -209,7 +217,7 @@ def _pieces(text, file):
 # -- which examples are shown ----------------------------------------------------------------------
 
 
-def without_copies(pool, asked):
+def none_of(pool, asked):
     """Those of `pool` whose text none of the `asked` examples has, whatever the white space."""
     texts = {_plain(example) for example in asked}
     return [example for example in pool if _plain(example) not in texts]
@@ -248,25 +256,29 @@ def draw_shots(pool, count, rng):
 class Prompt:
     """What a model reads.
 
-    rows   lists of ids: of the text with each answer, or only of the text, where the model writes
-    start  in all rows, the first id of the answer; those before it are the same
-    shots  how many of the shots are in it, the last ones
-    cut    whether a text was cut, as CUT shows
+    rows    lists of ids, one for each answer, with all that stands around it; none, where the model
+            writes
+    ids     what it reads where there is no answer yet
+    start   in all rows, the first id of the answer; those before it are the same
+    behind  in all rows, how many ids stand behind the answer
+    shots   how many of the shots are in it, the last ones
+    cut     whether a text was cut, as CUT shows
     """
 
     rows: list
+    ids: list
     start: int
-    shots: int
+    behind: int = 0
+    shots: int = 0
     cut: bool = False
 
-    @property
-    def ids(self):
-        """What stands before any answer."""
-        return self.rows[0][: self.start]
+    def answer(self, row):
+        """The ids of a row that are the answer."""
+        return row[self.start : len(row) - self.behind]
 
 
 class Prompter:
-    """Makes prompts of at most `context` tokens.
+    """Makes prompts of at most `context` tokens (None: of any number), which a model goes on with.
 
     answers      what may be said, each of which is to be scored; none: the model writes
     written      where it writes, how many tokens there must be room for
@@ -279,7 +291,7 @@ class Prompter:
         self.template, self.tokenizer, self.context = template, tokenizer, context
         self.answers, self.written = tuple(answers), written
         self.separator, self.instruction = separator, instruction
-        self.front = list(Frame.of(tokenizer).before)
+        self.frame = Frame.of(tokenizer)
 
     def __call__(self, given, shots=()):
         """The Prompt for `given` {field: text} after `shots`, examples. Where they do not fit, the
@@ -295,36 +307,86 @@ class Prompter:
         prompt = largest(longest, lambda n: self._prompt(
             {field: shortened(text, n) for field, text in given.items()}))
         if prompt is None:
-            least = self._taken(*self._rows(self._text(dict.fromkeys(given, CUT), [])))
-            raise ConfigError(f"template: by itself, without an example but with room for an "
-                              f"answer, it takes {least} tokens, and the model's context is "
-                              f"{self.context}")
+            self._refuse(self._laid(dict.fromkeys(given, CUT), []))
         return replace(prompt, cut=True)
+
+    def _refuse(self, least):
+        """Raise ConfigError: `least`, the prompt with next to nothing in it, is too long."""
+        room = self.context - self._taken(least, 0)
+        if 0 < room < self.written:
+            raise ConfigError(f"max_tokens: expected at most {room}, which the template leaves of "
+                              f"the model's context of {self.context}, got {self.written}")
+        taken = self._taken(least, self.written)
+        raise ConfigError(f"template: by itself, without an example but with room for an answer, "
+                          f"it takes {taken} tokens, and the model's context is {self.context}")
 
     def _prompt(self, given, parts=()):
         """The Prompt with all that, or None where it does not fit."""
-        rows, start = self._rows(self._text(given, parts))
-        fits = self._taken(rows, start) <= self.context
-        return Prompt(rows, start, len(parts)) if fits else None
+        prompt = self._laid(given, parts)
+        fits = self.context is None or self._taken(prompt, self.written) <= self.context
+        return replace(prompt, shots=len(parts)) if fits else None
 
     def _text(self, given, parts):
+        """All that stands before the answer."""
         instruction = [self.instruction] if self.instruction else []
         return self.separator.join([*instruction, *parts, self.template.question(given)])
 
-    def _rows(self, text):
-        """(rows, start) as of Prompt. Text and answer are encoded together, as a model has read
-        them; where a token holds the end of one and the beginning of the other, it is scored."""
+    # -- what a kind of model reads, and how much of its context that takes ------------------------
+
+    def _laid(self, given, parts):
+        """The Prompt, whatever its length. Text and answer are encoded together, as a model has
+        read them; where a token holds the end of one and the beginning of the other, it is
+        scored."""
+        text = self._text(given, parts)
         texts = [text, *(text + self.template.gap + answer for answer in self.answers)]
-        rows = [self.front + ids.tolist() for ids in self.tokenizer.encode_all(texts)]
+        front = list(self.frame.before)
+        rows = [front + ids.tolist() for ids in self.tokenizer.encode_all(texts)]
         start = common_prefix(rows)
         if start == 0:                  # an answer follows something
             end = end_of_text_of(self.tokenizer, "with which an empty prompt begins")
             rows, start = [[end, *row] for row in rows], 1
-        return (rows[1:], start) if self.answers else (rows, start)
+        return Prompt(rows[1:], rows[0][:start], start)
 
-    def _taken(self, rows, start):
-        """The tokens that a model looks at: the last of an answer is only guessed."""
-        return max(map(len, rows)) - 1 if self.answers else start + self.written
+    def _taken(self, prompt, written):
+        """Tokens that the model looks at: the last of an answer is only guessed."""
+        return max(map(len, prompt.rows)) - 1 if self.answers else len(prompt.ids) + written
+
+
+class SourcePrompter(Prompter):
+    """The same for an encoder-decoder: it reads the text and an end, the source, and each answer
+    with an end is a target."""
+
+    def _laid(self, given, parts):
+        end = end_of_text_of(self.tokenizer, "with which sources and targets end")
+        texts = [self._text(given, parts), *self.answers]
+        source, *targets = [[*ids.tolist(), end] for ids in self.tokenizer.encode_all(texts)]
+        return Prompt(targets, source, 0)
+
+    def _taken(self, prompt, written):
+        """A target has a context of its own, as long as the source's."""
+        return max(map(len, [prompt.ids, *prompt.rows]))
+
+
+class ClozePrompter(Prompter):
+    """The same for a model that guesses what is hidden: it sees both sides of the answer. Where a
+    token holds a part of the answer and of what stands beside it, it is hidden, too."""
+
+    def _laid(self, given, parts):
+        text, tail = self._text(given, parts) + self.template.gap, self.template.tail(given)
+        texts = [text, tail, *(text + answer + tail for answer in self.answers)]
+        before, behind, *rows = [ids.tolist() for ids in self.tokenizer.encode_all(texts)]
+        start = common_prefix([before, *rows])
+        least = min(map(len, rows)) - start - 1         # an answer has one token, or more
+        stop = min(common_prefix([ids[::-1] for ids in (behind, *rows)]), least)
+        front, back = list(self.frame.before), list(self.frame.behind)
+        rows = [front + row + back for row in rows]
+        start, stop = start + len(front), stop + len(back)
+        hidden = len(rows[0]) - start - stop
+        seen = [*rows[0][:start], *[self.tokenizer.mask] * hidden, *rows[0][len(rows[0]) - stop :]]
+        return Prompt(rows, seen, start, stop)
+
+    def _taken(self, prompt, written):
+        return max(map(len, prompt.rows))
 
 
 def shortened(text, length):

@@ -1,5 +1,6 @@
 """Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing), and
-what is made of those to learn from: rows, masked tokens (masking), spans left out (spans).
+what is made of those to learn from: rows, masked tokens (masking), any number of them (noising),
+spans left out (spans).
 Conversations by chat templates (chat)."""
 
 from minifm.text.chat import ChatTemplate

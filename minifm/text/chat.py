@@ -96,7 +96,7 @@ class ChatTemplate:
         except RecursionError:
             raise ConfigError("messages: nested too deeply, or in themselves") from None
         try:
-            return Traced.of(program.render(values))
+            return Traced.of(program.environment.render(program, values))
         except UserError:
             raise
         except Refusal as refusal:
@@ -125,11 +125,15 @@ class ChatTemplate:
 
 def read_messages(file):
     """(messages, tools or None) from a .jsonl file with a message on each line, or a .json file: a
-    list of messages, or an object of `messages` and `tools`. Raises FormatError."""
-    text = read_text(file)
+    list of messages, or an object of `messages` and `tools`. Raises FormatError, ConfigError for
+    a file whose name does not say which it is."""
+    if Path(file).suffix not in (".jsonl", ".json"):
+        raise ConfigError(f"messages: {file}: expected a file that ends in .jsonl, a message a "
+                          "line, or in .json")
+    text = read_text(file).removeprefix("\ufeff")      # a byte order mark
     found, number = [], None
     try:
-        if str(file).endswith(".jsonl"):
+        if Path(file).suffix == ".jsonl":
             for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
                     found.append(json.loads(line))
@@ -202,9 +206,10 @@ def _compiled(text, file, where):
 
 
 def _line(error):
-    """What an exception says, on one line."""
+    """What an exception says, on one line, of characters that do nothing to a terminal."""
     said = getattr(error, "message", None) or str(error) or type(error).__name__
-    return " ".join(said.split())[:300]
+    line = " ".join(said.split())[:300]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _place(where, error):

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from minifm.errors import ConfigError
+from minifm.text.bytelevel import as_bytes
 
 
 def encode_with_offsets(tokenizer, text):
@@ -28,7 +29,7 @@ def encode_all_with_offsets(tokenizer, texts):
     """encode_with_offsets() of each, in a list; faster than one by one."""
     lengths, found = tokenizer.token_lengths, []
     for text, ids in zip(texts, tokenizer.encode_all(texts), strict=True):
-        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
+        data = as_bytes(text)
         if tokenizer.decode(ids) != data:
             raise ConfigError(f"{tokenizer.file}: its normaliser changes the text {text!r:.60}, "
                               "so that places in it are unknown; normalise the text first")
@@ -56,6 +57,7 @@ class Encoded:
         """int64 [characters + 1]: at which byte each character begins, and where the text ends."""
         code = np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), np.uint32)
         sizes = 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
+        sizes[(code >= 0xDC80) & (code <= 0xDCFF)] = 1                  # each is a byte (as_bytes)
         return np.append(0, np.cumsum(sizes, dtype=np.int64))
 
     def tokens(self, start, end):

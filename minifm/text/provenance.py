@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 CALLER, SAID = 1, 2         # bits of an origin: from the caller; said by the assistant
 _SAY = bytes(origin | SAID for origin in range(256))
+LONGEST = 1 << 24           # characters of a text that is made of others
+PIECES = 1 << 20            # that a text may be cut into
 _RUNS = re.compile(rb"\x00+|\x01+|\x02+|\x03+")
 # What str tells of a text in numbers and truth values, for which no origin matters.
 ANSWERS = frozenset("""count endswith find index isalnum isalpha isascii isdecimal isdigit
@@ -53,6 +55,7 @@ class Traced(str):
                       bytes((origins,)) if isinstance(origins, int) else origins)
 
     def __iter__(self):
+        require_fewer(len(self), PIECES, "pieces of a text")
         return (self[place] for place in range(len(self)))
 
     def __add__(self, other):
@@ -105,6 +108,7 @@ class Traced(str):
     def _found(self, pieces, between):
         """The same `pieces` of this text, in order; `between` characters stand between two, or,
         if 0, white space with which none but the first begins."""
+        require_fewer(len(pieces), PIECES, "pieces of a text")
         found, place = [], 0
         for piece in pieces:
             start = self.find(piece, place)
@@ -207,10 +211,21 @@ def origins_of(text):
     return text.origins if isinstance(text, Traced) else bytes(len(text))
 
 
+def require_fewer(count, most, what):
+    """Raise OverflowError for more than a template of good will would make."""
+    if count > most:
+        raise OverflowError(f"more than {most:,} {what}")
+
+
 def concat(pieces):
-    """One after the other; a plain str if all of them are."""
-    pieces = list(pieces)
-    text = "".join(pieces)
+    """One after the other; a plain str if all of them are. Raises OverflowError for a text that is
+    too long."""
+    found, length = [], 0
+    for piece in pieces:        # which come from a template that is still at work
+        length += len(piece)
+        require_fewer(length, LONGEST, "characters in a text")
+        found.append(piece)
+    text, pieces = "".join(found), found
     if not any(isinstance(piece, Traced) for piece in pieces):
         return text
     return Traced(text, b"".join(map(origins_of, pieces)))

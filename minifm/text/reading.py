@@ -14,6 +14,7 @@ import tempfile
 import numpy as np
 
 from minifm.errors import FormatError
+from minifm.text.bytelevel import as_bytes
 
 BLOCK = 1 << 20
 SNIFFED = 8192              # bytes from the start that are checked for control characters
@@ -76,7 +77,7 @@ def json_lines(file, name):
         if not isinstance(text, str):
             raise FormatError(name, f"line {number}",
                               f"expected `text` to be a string, got {type(text).__name__}")
-        yield f"{name}:{number}", text.encode("utf-8", "surrogatepass")
+        yield f"{name}:{number}", as_bytes(text)
 
 
 class Spool:

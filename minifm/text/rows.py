@@ -53,6 +53,11 @@ def padded(rows, padding=0):
     return out
 
 
+def framed(windows, first, last):
+    """windows [B, R] -> [B, R + 2], each between `first` and `last`."""
+    return np.pad(windows, ((0, 0), (1, 1)), constant_values=((0, 0), (first, last)))
+
+
 def common_prefix(rows):
     """How many items all these sequences have in common at their beginnings."""
     for place, items in enumerate(zip(*rows)):
@@ -81,8 +86,7 @@ class EncoderRows(MadeBatches):
         windows = self.batches.batch(step)[0]                                   # [B, R]
         B, R = windows.shape
         if self.apart is None:
-            edges = np.full((2, B, 1), [[[self.first]], [[self.separator]]])
-            return (np.concatenate([edges[0], windows, edges[1]], axis=1),)
+            return (framed(windows, self.first, self.separator),)
         rows = np.full((B, R + 2), self.padding, np.int64)
         for row, window in enumerate(windows):
             text = longest_document(window, self.apart)

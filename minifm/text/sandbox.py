@@ -1,14 +1,20 @@
 """The language of chat templates: Jinja as the ecosystem sets it up, over texts that keep their
 origins (provenance.py). Importing this imports Jinja; only `ChatTemplate` does.
 
-A template is somebody else's program, so it runs in Jinja's sandbox. And a text may come out of it
-only by ways that are listed here and keep its origin. Whatever Jinja has beside them (`|escape`,
-`|urlize`, autoescaping, …) makes a new str that knows nothing, and is refused when it is used.
+A template is somebody else's program, so it runs in Jinja's sandbox, and not for ever: its loops,
+macros and blocks look at the clock, and what it does in one step is bounded in size. And a text may
+come out of it only by ways that are listed here and keep its origin. Whatever Jinja has beside them
+(`|escape`, `|urlize`, autoescaping, …) makes a str that knows nothing, and is refused when used.
 """
 
 import datetime
 import functools
+import re
+import string
+import threading
+import time
 
+from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
@@ -19,17 +25,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 
 from minifm.text.provenance import (
+    LONGEST,
     METHODS,
     Traced,
     Untraceable,
     concat,
     literal,
     plain,
+    require_fewer,
     said,
     to_json,
 )
 
-LONGEST = 1 << 26           # characters that a text repeated by * may have
+SECONDS = 10                # of a processor, that a template may take
+MADE = 16 * LONGEST         # characters and items of all that it makes, whatever it keeps of them
+WIDEST = 1 << 20            # characters or items that a number may ask for: by *, center, batch, …
+BITS = 1 << 14              # of a whole number: more digits Python would not write
+# What takes a width.
+FILLING = frozenset("batch slice indent tojson center ljust rjust zfill expandtabs".split())
+# What is done again and again in a template.
+REPEATED = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 # Jinja's filters that give numbers, or the very texts that they were given.
 PASSING = """abs attr batch count d default dictsort first float groupby int items last length list
     map max min reject rejectattr reverse round select selectattr slice sort sum unique
@@ -51,24 +66,50 @@ def shown(value):
 class Environment(ImmutableSandboxedEnvironment):
     """Blocks trimmed as everywhere in the ecosystem, its functions, and texts with origins."""
 
-    intercepted_binops = frozenset("*%")
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
     concat = staticmethod(concat)           # of a macro, a block, the whole template
 
     def __init__(self):
-        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=shown,
+        self.clock = _Clock()
+        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=self.written,
                          extensions=[Generation, loopcontrols])
         self.marks_said = False             # until a template has {% generation %}
         self.code_generator_class = _Generator
         self.filters = {name: _refused(f"the filter {name!r}") for name in self.filters} \
             | {name: self.filters[name] for name in PASSING} | FILTERS
+        self.filters |= {name: _of_a_width(self.filters[name])
+                         for name in FILLING & self.filters.keys()}
         self.globals = {"range": self.globals["range"], "dict": _Dict(), "cycler": Cycler,
                         "joiner": Joiner, "namespace": _Namespace, "strftime_now": strftime_now,
                         "raise_exception": raise_exception}
 
-    @staticmethod
-    def joined(values):
+    def render(self, program, values):
+        """What a template of this environment writes; raises whatever goes wrong in it."""
+        self.clock.begin()
+        return program.render(values)
+
+    def step(self):
+        """True; raises TimeoutError in a template that has run for too long."""
+        return self.clock.look()
+
+    def _parse(self, source, name, filename):
+        """As Jinja does; and all that may be done again looks at the clock."""
+        tree = super()._parse(source, name, filename)
+        for node in list(tree.find_all(REPEATED)):
+            look = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(look))
+            if isinstance(node, nodes.For) and node.test is not None:
+                node.test = nodes.And(look, node.test)
+            node.set_lineno(node.lineno)            # of what is new in it
+        return tree.set_environment(self)
+
+    def written(self, value):
+        """What {{ value }} writes."""
+        return self.clock.made(shown(value))
+
+    def joined(self, values):
         """a ~ b ~ …"""
-        return concat(map(shown, values))
+        return self.clock.made(concat(map(shown, values)))
 
     def getattr(self, obj, attribute):
         return self._of_text(obj, attribute) if isinstance(obj, str) \
@@ -91,16 +132,14 @@ class Environment(ImmutableSandboxedEnvironment):
             return functools.partial(_formatted, method, text)
         if name not in METHODS:
             raise Untraceable(f"the method {name!r} of a text")
-        return getattr(Traced.of(text), name)
+        method = getattr(Traced.of(text), name)
+        return _of_a_width(method) if name in FILLING else method
 
     def call_binop(self, context, operator, left, right):
         if operator == "%" and isinstance(left, str):
             return percent(left, *right) if isinstance(right, tuple) else percent(left, right)
-        for text, count in ((left, right), (right, left)):
-            if operator == "*" and isinstance(text, str) and isinstance(count, int) \
-                    and len(text) * count > LONGEST:
-                raise OverflowError(f"a text of more than {LONGEST} characters")
-        return super().call_binop(context, operator, left, right)
+        _require_small(operator, left, right)
+        return self.clock.made(super().call_binop(context, operator, left, right))
 
 
 class _Generator(CodeGenerator):
@@ -134,11 +173,72 @@ class Generation(Extension):
         return said(caller())
 
 
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+class _Clock(threading.local):
+    """How long this thread has been at work in a template (its own time, so that other programs
+    do not matter), and how much was made."""
+
+    end, size = 0.0, 0
+
+    def begin(self):
+        self.end, self.size = time.thread_time() + SECONDS, 0
+
+    def look(self):
+        if time.thread_time() > self.end:
+            raise TimeoutError(f"it runs for more than {SECONDS} seconds, and may never end")
+        return True
+
+    def made(self, value):
+        """The value; raises OverflowError where all of them together are too much."""
+        if isinstance(value, (str, list, tuple)):
+            self.size += len(value)
+            require_fewer(self.size, MADE, "characters or items made in all")
+        return value
+
+
+def _require_small(operator, left, right):
+    """Raise OverflowError where left operator right would be too large."""
+    sized = (str, list, tuple)
+    if operator == "+" and isinstance(left, sized) and isinstance(right, sized):
+        most = LONGEST if isinstance(left, str) else WIDEST
+        require_fewer(len(left) + len(right), most, "characters or items together")
+    if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
+        bits = left.bit_length() + right.bit_length() if operator == "*" else \
+            left.bit_length() * right
+        require_fewer(bits, BITS, "bits in a number")
+    for value, count in ((left, right), (right, left)):
+        if operator == "*" and isinstance(value, sized) and isinstance(count, int):
+            require_fewer(len(value) * count, WIDEST, "characters or items by *")
+
+
+def _of_a_width(function):
+    """The same, where the numbers that it is given are no wider than WIDEST."""
+    @functools.wraps(function)
+    def bounded(*args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, int):
+                require_fewer(value, WIDEST, "characters or items")
+        return function(*args, **kwargs)
+    return bounded
+
+
+_WIDE = re.compile(r"\d{7,}|\*")         # a width of millions, or one that is a value
+
+
+def _require_narrow(specifications):
+    """Raise OverflowError for a specification of a format that asks for a text of such a width."""
+    for specification in specifications:
+        if _WIDE.search(specification) or "{" in specification:
+            raise OverflowError(f"a format of such a width, {specification!r:.60}")
+
+
 # -- functions -----------------------------------------------------------------------------------
 
 
 def raise_exception(message):
-    raise Refusal(message)
+    raise Refusal(plain(shown(message)))
 
 
 def strftime_now(format):
@@ -196,6 +296,7 @@ def safe(value):
 
 def percent(format, *values):
     """format % values, of the template's own; the caller's are refused."""
+    _require_narrow(re.findall(r"%(?:\(.*?\))?([^a-zA-Z%]*)", plain(format)))
     if len(values) == 1 and isinstance(values[0], dict):
         _require_own("% with a text on its left", format, *values[0].values())
         return plain(format) % values[0]
@@ -212,6 +313,7 @@ def _formatted(method, text, *args, **kwargs):
     """text.format(…), by the sandbox's `method`; the same."""
     mapped = args[0].values() if args and isinstance(args[0], dict) else args
     _require_own(f"the method {method.__name__!r}", text, *mapped, *kwargs.values())
+    _require_narrow(spec or "" for _, _, spec, _ in string.Formatter().parse(plain(text)))
     return method(*args, **kwargs)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from minifm.errors import ConfigError, FormatError
-from minifm.text.bytelevel import ALPHABET
+from minifm.text.bytelevel import ALPHABET, ESCAPED, as_bytes
 from minifm.text.tokenizer_json import (
     END_OF_TEXT,
     FIRST,
@@ -39,7 +39,6 @@ from minifm.text.tokenizer_json import (
 
 SEGMENT = 1 << 18           # a longer text is encoded in segments of about this many characters
 TOGETHER = 1 << 24          # characters that the library encodes in one call, on all processors
-_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")        # how Python decodes such bytes
 # Within a longer text: a line feed with text on both sides, where every pre-tokenizer cuts.
 _CUT = re.compile(r"(?<=[^\W_]\n)(?=[^\W_])")
 _ASCII = "a b  c\n\n\td " + "".join(map(chr, range(33, 65))) + "[\\]^_`xyz{|}~"
@@ -138,7 +137,7 @@ class Tokenizer:
 
     def encode_all(self, texts, *, specials=False):
         """encode() of each, in a list; faster than one by one, on all processors."""
-        data = [_as_bytes(text) for text in texts]
+        data = [as_bytes(text) for text in texts]
         if not self._merges and not specials:
             return [self._byte_ids[np.frombuffer(d, np.uint8)] for d in data]
         library = self._marked if specials else self._plain
@@ -285,14 +284,6 @@ def end_of_text_of(tokenizer, use):
     return tokenizer.end_of_text
 
 
-def _as_bytes(text):
-    if isinstance(text, str):
-        return text.encode("utf-8", "surrogatepass")
-    if isinstance(text, (bytes, bytearray, memoryview)):
-        return bytes(text)
-    raise ConfigError(f"a text is bytes or str, got {type(text).__name__}")
-
-
 def _groups(data):
     """Lists of (number of the document, text, bytes behind it that are not UTF-8), each list of
     about TOGETHER characters: the library's result takes many bytes for each token."""
@@ -311,7 +302,7 @@ def _groups(data):
 def _pieces(document):
     """(text, bytes behind it that are not UTF-8) until the end. A text beyond SEGMENT is cut
     between two lines where the pre-tokenizers cut anyway."""
-    pieces = _NOT_UTF8.split(document.decode("utf-8", "surrogateescape"))
+    pieces = ESCAPED.split(document.decode("utf-8", "surrogateescape"))
     for text, raw in zip(pieces[::2], [*pieces[1::2], ""]):
         start = 0
         while len(text) - start > SEGMENT and (cut := _CUT.search(text, start + SEGMENT)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minifm.errors import FormatError
+from minifm.errors import FormatError, why
 from minifm.text.bytelevel import ALPHABET, from_alphabet
 
 END_OF_TEXT = "<|endoftext|>"
@@ -150,7 +150,7 @@ def read_text(file):
     try:
         return Path(file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(file, None, f"cannot be read as UTF-8 text: {error}") from error
+        raise FormatError(file, None, f"cannot be read as UTF-8 text: {why(error)}") from error
 
 
 def read_json(file):

@@ -23,6 +23,7 @@ from minifm.nn import AdapterConfig, add_adapters, freeze_layers, train_only
 from minifm.rng import Rng
 from minifm.tasks import read, sides, stdlib
 from minifm.tasks.batches import HeldOutTaskBatches, TaskBatches
+from minifm.tasks.examples import HELD_OUT, check_sides
 from minifm.tasks.pictures import draw_confusion, draw_learning
 from minifm.tasks.scores import ClassScores
 from minifm.text import Tokenizer
@@ -56,8 +57,9 @@ class TaskConfig:
         f"{', '.join(stdlib.DATASETS)}, from the source of Python's standard library")
     held_out_data: tuple[str, ...] = setting(
         (), "examples to evaluate on (default: a part of --data)")
-    held_out: float = setting(0.2, "the part of the groups of examples that is held out, where "
-                              "there is no --held-out-data", above=0, below=1)
+    held_out: float | None = setting(
+        None, f"the part of the groups of examples that is held out, where there is no "
+              f"--held-out-data (default: {HELD_OUT})", above=0, below=1)
     group: str | None = setting(None, "the field of examples that names what must not be on both "
                                 "sides, such as a document (default: each text)")
     scheme: str = setting("iob2", "how CoNLL files mark where an entity begins: iob2 or iob1",
@@ -71,7 +73,9 @@ class TaskConfig:
         None, f"times through the examples (default: 3, or as many as make {FEWEST_STEPS} steps)",
         above=0)
 
-    __post_init__ = check
+    def __post_init__(self):
+        check(self)
+        check_sides(self)
 
 
 @dataclass(frozen=True)
@@ -142,27 +146,17 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
     newest_checkpoint(directory, resume)
     require_writable(directory)
     say("reading the examples")
-    kind, training, held_out = examples_of(task, dict(config).get("seed", 0))
+    seed = dict(config).get("seed", 0)
+    kind, training, held_out = examples_of(task, seed)
     tokenizer, begun = Tokenizer.load(tokenizer_of(place)), load_model(place)
     require_plain_weights(begun, model)
     say_what_is_left_out(place, say)
-    rng = Rng(dict(config).get("seed", 0)).child("fine-tuning")
-    if method.scratch:
-        begun = type(begun)(begun.config, rng.child("model"))
     labelled = training if task.held_out_data else training + held_out
-    learner = kind.model(begun, labelled, tokenizer, rng.child("head"))
-    new = new_parameters(learner, begun)
-    if task.examples > len(training):
-        raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
-                          f"train on, got {task.examples:,}")
-    training = training[: task.examples or None]
-    choose_weights(learner, method, replace(adapter, base=name_of_base(model, place)),
-                   rng.child("adapters"), head_parts(learner, new))
+    learner, new = learner_of(begun, kind, labelled, tokenizer, method, replace(
+        adapter, base=name_of_base(model, place)), Rng(seed).child("fine-tuning"))
+    training, seen = training[: task.examples or None], held_out[: task.validation]
     length = row_length(task.length, learner.config)
-    rows = kind.rows(learner, training, tokenizer, length)
-    seen = held_out[: task.validation]
-    test = held_out[task.validation :] or seen
-    measured = kind.rows(learner, seen, tokenizer, length)
+    rows, measured = (kind.rows(learner, part, tokenizer, length) for part in (training, seen))
     config = tuned(dict(config), task, method, learner, len(rows))
 
     def measure(model):
@@ -178,7 +172,8 @@ def prepare(directory, model, task, method=MethodConfig(), config=(), adapter=Ad
         trainer.resume(force=force)
     write_run(directory, "finetune", asdict(task) | asdict(config)
               | chosen(model, method, adapter), trainer)
-    return Prepared(trainer, kind, training, seen, test, rows.facts, new)
+    return Prepared(trainer, kind, training, seen, held_out[task.validation :] or seen,
+                    rows.facts, new)
 
 
 def prepare_text(directory, model, text, method, config, adapter=AdapterConfig(), *,
@@ -233,19 +228,31 @@ def examples_of(task, seed):
 
     Raises ConfigError, or FormatError with file and line.
     """
-    built = stdlib.named_in(task.data, "data")
-    if built:
-        name = next(name for name, kind in TASKS.items()
-                    if kind.example is stdlib.DATASETS[built].kind)
-        if task.task not in (None, name):
-            raise ConfigError(f"task: {built} is for {name}, not for {task.task}")
-        examples = stdlib.build([built])[built]
-    elif task.task is None:
-        raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
-    else:
-        name, examples = task.task, _read_all(task.data, TASKS[task.task].example, task)
+    name, built = name_of_task(task)
+    examples = stdlib.build([built])[built] if built else \
+        _read_all(task.data, TASKS[name].example, task)
+    if name != "ner" and task.scheme != TaskConfig.scheme:
+        raise ConfigError(f"scheme: only for ner, not for {name}; leave it out")
     held_out = _read_all(task.held_out_data, TASKS[name].example, task) or None
-    return TASKS[name], *sides(examples, held_out, fraction=task.held_out, seed=seed)
+    training, held_out = sides(examples, held_out, fraction=task.held_out, seed=seed)
+    if task.examples > len(training):
+        raise ConfigError(f"examples: expected at most the {len(training):,} that there are to "
+                          f"train on, got {task.examples:,}")
+    return TASKS[name], training, held_out
+
+
+def name_of_task(task):
+    """(its name in TASKS, the name of the built-in examples or None); raises ConfigError."""
+    built = stdlib.named_in(task.data, "data")
+    if not built:
+        if task.task is None:
+            raise ConfigError(f"task: expected one of {', '.join(TASKS)}")
+        return task.task, None
+    name = next(name for name, kind in TASKS.items()
+                if kind.example is stdlib.DATASETS[built].kind)
+    if task.task not in (None, name):
+        raise ConfigError(f"task: {built} is for {name}, not for {task.task}")
+    return name, built
 
 
 def _read_all(files, example, task):
@@ -254,6 +261,18 @@ def _read_all(files, example, task):
 
 
 # -- which weights learn ---------------------------------------------------------------------------
+
+
+def learner_of(begun, task, labelled, tokenizer, method, adapter, rng):
+    """(the model that learns, the names of its parameters that `begun`, the model to start from,
+    does not have): with a head for the labels of all examples, `labelled`, and of its weights only
+    those free that learn. Raises ConfigError."""
+    if method.scratch:
+        begun = type(begun)(begun.config, rng.child("model"))
+    learner = task.model(begun, labelled, tokenizer, rng.child("head"))
+    new = new_parameters(learner, begun)
+    choose_weights(learner, method, adapter, rng.child("adapters"), head_parts(learner, new))
+    return learner, new
 
 
 def head_parts(learner, new):

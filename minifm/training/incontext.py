@@ -17,6 +17,7 @@ import numpy as np
 
 from minifm import backends
 from minifm.atomic import write_json
+from minifm.errors import NOT_FINITE, AnomalyError, FormatError
 from minifm.models import LlamaConfig
 from minifm.rng import Rng
 from minifm.tasks.incontext import ALONE, FAMILIES, LENGTH, VOCABULARY, Episodes, orders
@@ -41,6 +42,7 @@ from minifm.training.trainer import Trainer
 SHAPE = LlamaConfig(vocabulary=VOCABULARY, context=LENGTH, layers=2, heads=4, width=64,
                     theta=100.0)
 BATCH, STEPS = 40, 25_000
+RECORD, PICTURE = "incontext.json", "incontext.png"
 # The usual initial weights, N(0, 0.02²), are those of layers 2,500 wide (1 / √2500), and of layers
 # 64 wide they make attention all but even over the prompt: a long plateau. So they are made larger.
 SPREAD = 4.0
@@ -73,9 +75,9 @@ def prepare(directory, config=None, *, shown=True):
     directory = run_directory(directory, ())
     resumed = config is None
     if resumed:
-        config = TrainConfig(**read_settings(directory, "incontext"))
+        config = _stored(directory)
     newest_checkpoint(directory, resumed)
-    require_writable(directory)
+    require_writable(directory, RECORD, PICTURE)
     trainer = Trainer(
         new_model(config.seed), Episodes(batch=config.batch, seed=config.seed, alone=ALONE),
         config, directory=directory, shown=shown,
@@ -86,6 +88,15 @@ def prepare(directory, config=None, *, shown=True):
         directory.mkdir(parents=True, exist_ok=True)
         write_run(directory, "incontext", asdict(config), trainer)
     return trainer
+
+
+def _stored(directory):
+    """The TrainConfig in a run's run.json; raises FormatError for settings that are none."""
+    settings = read_settings(directory, "incontext")
+    try:
+        return TrainConfig(**settings)
+    except TypeError as error:          # it names the key
+        raise FormatError(directory / "run.json", "settings", str(error)) from error
 
 
 def accuracy(model, family, *, episodes, seed):
@@ -127,7 +138,10 @@ def _asked(family, episodes, seed):
 def _right(model, family, ids, targets):
     """bool [B, shots + 1]: which answers the model gives."""
     with no_grad():
-        guessed = model(ids).numpy().argmax(-1)                                 # [B, T]
+        logits = model(ids).numpy()                                             # [B, T, V]
+    if not np.isfinite(logits).all():
+        raise AnomalyError(NOT_FINITE)
+    guessed = logits.argmax(-1)                                                 # [B, T]
     right = (guessed == targets).reshape(len(ids), -1, family.size)[..., family.inputs :]
     return right.all(-1)
 
@@ -163,6 +177,6 @@ def finish(trainer, *, episodes=400):
             "rises": between[-1][0] > chance[-1]}
     directory = Path(trainer.directory)
     write_json({"step": trainer.step, "tokens": trainer.tokens, "episodes": episodes,
-                "families": found}, directory / "incontext.json")
-    draw_in_context(found, directory / "incontext.png")
+                "families": found}, directory / RECORD)
+    draw_in_context(found, directory / PICTURE)
     return found

@@ -9,7 +9,9 @@ the head that learns from them, and how well its answers agree with the labels.
 What rows and scores are stands in tasks/, which knows no model; the heads stand in models/heads.py.
 """
 
-from minifm.errors import ConfigError, listed
+import numpy as np
+
+from minifm.errors import NOT_FINITE, AnomalyError, ConfigError, listed
 from minifm.generation import Sampling, generate
 from minifm.models.causal import CausalModel
 from minifm.models.heads import QuestionAnswerer, SequenceClassifier, TokenClassifier, with_head
@@ -97,7 +99,10 @@ class Task:
         """What the model says of each example; `batch` rows are looked at together."""
         def said(ids, mask, types=None):
             with no_grad():
-                return model(ids, types=types, key_mask=None if mask.all() else mask).numpy()
+                x = model(ids, types=types, key_mask=None if mask.all() else mask).numpy()
+            if not np.isfinite(x).all():        # of which argmax would make a label all the same
+                raise AnomalyError(NOT_FINITE)
+            return x
         return self.predictions(rows, HeldOutTaskBatches(rows, batch=batch).outputs(said))
 
     def predictions(self, rows, outputs):

@@ -49,6 +49,7 @@ def estimate(model, objective, batch, config):
     weights = model.parameters().values()
     trained = sum(_bytes(p) for p in weights if p.requires_grad)
     rows = -(-config.batch // config.accumulate)
+    batch = objective.fullest(batch)
     first = _activations(model, objective, batch, 1)
     row = max(0, _activations(model, objective, batch, 2) - first) if rows > 1 else 0
     return Need(weights=sum(_bytes(p) for p in weights), gradients=trained, moments=2 * trained,

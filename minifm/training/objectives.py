@@ -4,6 +4,7 @@ and knows the loss of a batch and what it counts.
     causal      the next token                                      GPT, Llama
     masked      what stood where tokens are masked                  BERT, RoBERTa
       … and whether a second text follows the first                 BERT
+    diffusion   what stands behind masks, any number of them        BERT, RoBERTa
     denoising   what stood where spans were left out                T5, the Transformer
       … or how a text goes on
 
@@ -19,12 +20,14 @@ import numpy as np
 
 from minifm import ops
 from minifm.config import check, setting
+from minifm.diffusion import absorbing
 from minifm.errors import ConfigError
 from minifm.models.bert import Bert
 from minifm.models.causal import CausalModel
 from minifm.models.encoder import Encoder
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.text.masking import MaskedBatches, MaskedPairs, Words
+from minifm.text.noising import NoisedBatches
 from minifm.text.rows import EncoderRows, SentencePairs
 from minifm.text.spans import PrefixBatches, SpanBatches, counts, window_for
 from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
@@ -41,6 +44,9 @@ class LearningConfig:
         False, "masked: words are chosen as a whole, not the tokens that they are made of")
     next_sentence: bool = setting(
         False, "masked: of two texts in a row, guess whether the second follows the first, too")
+    diffusion: bool = setting(
+        False, "encoders: of each text any number of tokens is masked, from one to all; such "
+        "a model writes (minifm generate), and its loss bounds the likelihood of a text")
     span: float = setting(3.0, "denoising: tokens left out at a place, on average", least=1)
     prefix: bool = setting(
         False, "denoising: no spans are left out; the source is how a text begins, the target how "
@@ -57,7 +63,7 @@ class TokenObjective:
     learning   a LearningConfig; raises ConfigError for what this objective has no use for
 
     special_tokens are what a vocabulary must have beside end-of-text; `shape` are settings of the
-    model that follow.
+    model that follow: the parts that it needs.
     """
 
     name = ""
@@ -66,6 +72,8 @@ class TokenObjective:
     unit = "token"              # of the loss
     scale = "nats"              # that it is measured in
     reads = "token"             # what throughput is counted in
+    whole_context = False       # whether rows are always as long as the model's context
+    teaches = {}                # settings of the model that say what it has learnt
 
     def __init__(self, recompute=False, learning=LearningConfig()):
         for setting_name, default in vars(LearningConfig()).items():
@@ -93,8 +101,8 @@ class TokenObjective:
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
     def training_loss(self, model, batch, *, denominator, rng):
-        """(what training makes small, {name: figure} of what a model adds to the loss): `loss`,
-        but for models that add something."""
+        """(what training makes small: `loss` and whatever a model adds to it; where it adds
+        something, {"loss": `loss` alone, name: figure} of that)."""
         return self.loss(model, batch, denominator=denominator, rng=rng), {}
 
     def count(self, batch):
@@ -104,6 +112,10 @@ class TokenObjective:
     def tokens(self, batch):
         """How many tokens the model reads: what throughput is measured in."""
         return batch[0].size
+
+    def fullest(self, batch):
+        """The batch of this shape that takes the most memory."""
+        return batch
 
     def flops(self, model, batch):
         """Floating-point operations of one training step on the batch (forward and backward)."""
@@ -165,6 +177,7 @@ class MaskedLanguageModel(TokenObjective):
     settings = ("hidden_part", "whole_words", "next_sentence")
     special_tokens = (FIRST, PADDING, MASK)
     unit = "masked token"
+    teaches = {"absorbing": False}
 
     def window(self, length):
         if length < 3:
@@ -201,6 +214,50 @@ class MaskedLanguageModel(TokenObjective):
         ids = batch[0]
         return ids.size * model.config.flops_per_token(
             ids.shape[-1], training=True, counted=self.count(batch) / ids.size)
+
+
+class AbsorbingDiffusion(MaskedLanguageModel):
+    """Guess what stands behind masks, of which a text has any number, so that the loss bounds the
+    negative log-likelihood of the text (diffusion/absorbing.py): the batch is (ids [B, T],
+    text [B, T], weights [B]), made by text/noising.py.
+
+    It is in nats a token of the text, as that of a model that predicts the next token; what is
+    held out, and all figures that follow, can be compared with such a model's.
+    """
+
+    name = "diffusion"
+    settings = ("diffusion",)
+    unit = "token, at most"
+    whole_context = True        # a text is written into a row of that length
+    teaches = {"absorbing": True}
+
+    def batches(self, windows, tokenizer, *, seed, apart=False):
+        if apart:
+            raise ConfigError("apart: with diffusion, rows are windows of text from edge to edge")
+        return NoisedBatches(windows, first=tokenizer.first, separator=tokenizer.separator,
+                             mask=tokenizer.mask, seed=seed)
+
+    def loss(self, model, batch, *, denominator, rng):
+        return absorbing.bound(model, *batch, denominator=denominator, rng=rng,
+                               recompute=self.recompute)
+
+    def target_bytes(self, batch, lengths):
+        text = batch[1]
+        return int(lengths[text[text != ops.loss.IGNORE]].sum())
+
+    def learnt(self, batch):
+        ids, text = batch[0][0], batch[1][0]
+        return np.where(text == ops.loss.IGNORE, ids, text), absorbing.hidden(ids, text)
+
+    def fullest(self, batch):
+        """All tokens are hidden: the head reads each of them."""
+        ids, text, weights = batch
+        return np.where(text == ops.loss.IGNORE, ids, text == 0), text, weights
+
+    def flops(self, model, batch):
+        ids, text = batch[:2]
+        return ids.size * model.config.flops_per_token(
+            ids.shape[-1], training=True, counted=absorbing.hidden(ids, text).mean())
 
 
 class MaskedAndNextSentence(MaskedLanguageModel):
@@ -301,7 +358,8 @@ def objective_of(model, recompute=False, learning=LearningConfig()):
         if learning.next_sentence and not issubclass(model, Bert):
             raise ConfigError(f"next_sentence: a {model.__name__} has no head that guesses it, a "
                               "Bert has")
-        kind = MaskedAndNextSentence if learning.next_sentence else MaskedLanguageModel
+        kind = AbsorbingDiffusion if learning.diffusion else \
+            MaskedAndNextSentence if learning.next_sentence else MaskedLanguageModel
     else:
         kind = next(kind for family, kind in ((CausalModel, CausalLanguageModel),
                                               (Seq2SeqModel, Denoising))

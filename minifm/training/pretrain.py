@@ -9,7 +9,7 @@ A run's directory holds all that the run needs to go on:
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from minifm.config import check, setting
@@ -37,7 +37,7 @@ from minifm.training.trainer import Trainer
 
 # Settings of a model that follow from the tokenizer or from what is learnt.
 NOT_CHOSEN = {"vocabulary", "padding", "start", "end", "pooler", "masked_head", "sentence_head",
-              "reader", "decoder"}
+              "reader", "decoder", "absorbing"}
 # What files call the dropout of attention's probabilities.
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -123,11 +123,12 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     _require_specials(tokenizer, objective)
     if model is None:
         say("making the weights")
-        model = _new_model(arch or "gpt", shape | objective.shape, tokenizer, config)
+        model = _new_model(arch or "gpt", shape | objective.shape | objective.teaches, tokenizer,
+                           config)
     elif model.config.vocabulary < tokenizer.vocabulary:
         raise ConfigError(f"{initial or directory}: the tokenizer has {tokenizer.vocabulary} "
                           f"tokens, the model knows {model.config.vocabulary}")
-    length = row_length(text.length, model.config)
+    length = _row_length(text, model.config, objective)
     memory.require_tokens(config.batch, length)
     say("turning it into tokens")
     tokens = [shards.store(part, tokenizer, directory / "tokens") for part in parts]
@@ -151,9 +152,10 @@ def _begun(newest, text, shape, config, learning, arch, initial, adapt):
     objective = objective_of(ARCHITECTURES[arch or "gpt"].model if model is None else type(model),
                              config.recompute, learning)
     if model is None:
-        _check_shape(arch or "gpt", shape | objective.shape, objective, text.length, config)
+        _check_shape(arch or "gpt", shape | objective.shape, objective, text, config)
     else:
         _check_parts(model, objective)
+        model.config = replace(model.config, **objective.teaches)
     return model, objective
 
 
@@ -234,11 +236,22 @@ def _whole_shape(arch, shape, tokenizer, config):
     return shape
 
 
-def _check_shape(arch, shape, objective, length, config):
+def _row_length(text, shape, objective):
+    """Tokens of a row of a model of this configuration; raises ConfigError where the objective
+    cannot do with rows as short as they are asked for."""
+    length = row_length(text.length, shape)
+    if objective.whole_context and length < shape.context:
+        raise ConfigError(f"length: by the {objective.name} objective, rows are as long as the "
+                          f"model's context of {shape.context}, got {length}; for shorter ones, "
+                          "choose a model of less context")
+    return length
+
+
+def _check_shape(arch, shape, objective, text, config):
     """Raise ConfigError, before a long text is read, for what no vocabulary would make right: the
     smallest one stands in for it."""
     smallest = Tokenizer.bytes(objective.special_tokens)
-    length = row_length(length, _whole_shape(arch, shape, smallest, config))
+    length = _row_length(text, _whole_shape(arch, shape, smallest, config), objective)
     memory.require_tokens(config.batch, length)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import minifm
 from minifm import backends
 from minifm.atomic import write_json
-from minifm.errors import ConfigError, FormatError
+from minifm.errors import ConfigError, FormatError, why
 from minifm.training import checkpoint
 
 
@@ -32,8 +32,13 @@ def run_directory(out, sources):
     return directory
 
 
-def require_writable(directory):
-    """Raise ConfigError unless files can be made in `directory`, or it can be made itself."""
+def require_writable(directory, *files):
+    """Raise ConfigError unless files can be made in `directory`, or it can be made itself, and no
+    directory stands in the place of one of `files`, which are going to be written there."""
+    for file in files:
+        if (directory / file).is_dir():
+            raise ConfigError(f"out: {directory / file}: expected a file, or a name that is free, "
+                              "found a directory")
     place = next(path for path in (directory, *directory.absolute().parents)
                  if os.path.lexists(path))
     try:
@@ -79,7 +84,7 @@ def read_settings(directory, verb=None):
         run = json.loads(file.read_text("utf-8"))
         made, settings = run.get("verb", "pretrain"), dict(run["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(file, "settings", f"cannot be read: {error}") from error
+        raise FormatError(file, "settings", f"cannot be read: {why(error)}") from error
     if verb not in (None, made):
         raise ConfigError(f"{directory}: is a run of {made}, which resumes it")
     return settings

@@ -167,13 +167,13 @@ class Trainer:
         batch = self.batches.batch(self.step)
         pieces, count = self._pieces(batch), self.objective.count(batch)
         tokens = self.objective.tokens(batch)
-        loss, added = 0.0, {}
+        loss, logged = 0.0, {}
         with np.errstate(all="ignore"):         # what is not finite is dealt with right here
             for i, piece in enumerate(pieces):
                 part, figures = self._loss(piece, count, i)
                 loss += part.item()
-                for name, figure in figures.items():
-                    added[name] = added.get(name, 0.0) + figure
+                for name, figure in ({"loss": part.item()} | figures).items():
+                    logged[name] = logged.get(name, 0.0) + figure
                 part.backward()
             norm = self.optimizer.gradient_norm()
             self.tokens += tokens
@@ -183,7 +183,8 @@ class Trainer:
         rate, clip = self.schedule(self.step), self.config.clip
         self.optimizer.update(rate, clip / norm if clip and norm > clip else 1.0)
         self.optimizer.zero_grad()
-        return {"loss": loss, **added, "gradient_norm": norm, "learning_rate": rate,
+        # What a model adds to its loss, the held-out loss is without; they stand in one picture.
+        return {**logged, "gradient_norm": norm, "learning_rate": rate,
                 f"{self.objective.reads}s": self.tokens}, None
 
     def _pieces(self, batch):

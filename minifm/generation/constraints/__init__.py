@@ -14,6 +14,7 @@ from minifm.errors import ConfigError
 from minifm.generation.constraints import regex, schema
 from minifm.generation.constraints.expression import Either, Literal, compiled, in_json, utf8
 from minifm.generation.constraints.guide import Guide
+from minifm.text.bytelevel import as_bytes
 
 __all__ = ["Choices", "Guide", "JsonSchema", "Regex"]
 
@@ -48,9 +49,7 @@ class Choices(Constraint):
     def compile(self):
         if isinstance(self.texts, (str, bytes)) or not self.texts:
             raise ConfigError(f"choices: expected a list of texts, got {self.texts!r:.60}")
-        spelt = (text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
-                 for text in self.texts)
-        return compiled(Either(tuple(map(Literal, spelt))), utf8)
+        return compiled(Either(tuple(Literal(as_bytes(text)) for text in self.texts)), utf8)
 
 
 @dataclass(frozen=True)
