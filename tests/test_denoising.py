@@ -207,6 +207,11 @@ def test_a_checkpoint_has_the_averaged_network_and_its_recipe(tmp_path):
     with prepared.trainer.judged():
         for name, p in prepared.trainer.model.parameters().items():
             np.testing.assert_array_equal(found.network.parameters()[name].numpy(), p.numpy())
+    # … and so had the last snapshot.
+    denoising.Sketches(tmp_path / "again", found.recipe, CONFIG.seed)(found.network, 5)
+    name = "step-00000005.png"
+    assert (tmp_path / "again" / name).read_bytes() == \
+        (tmp_path / "run" / "samples" / name).read_bytes()
     config = json.loads((tmp_path / "run/last/config.json").read_text())
     assert (config["_class_name"], config["num_class_embeds"]) == ("UNet2DModel", 4)
     scheduler = json.loads((tmp_path / "run/last/scheduler_config.json").read_text())

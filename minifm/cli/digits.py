@@ -12,7 +12,7 @@ import numpy as np
 from minifm.cli.sample import write_animation, write_strip
 
 SHAPE = {"widths": (24, 48), "attention": (1,), "layers": 1, "head_width": 24, "groups": 8}
-BATCH, RATE, DECAY = 64, 3e-3, 0.99     # the last, of the average of the weights
+BATCH, RATE = 64, 3e-3
 LEAST = 50                              # steps
 GRID, STRIP, FILM = 40, ("2", "5", "8"), 20
 PICTURES = ("grid.png", "strip.png", "denoising.gif")
@@ -61,7 +61,8 @@ def prepared_in(directory, minutes, seed):
     from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, prepare
     steps = max(LEAST, int(60 * minutes / measured()))
     config = DenoisingTrainConfig(
-        steps=steps, batch=BATCH, seed=seed, learning_rate=RATE, average=DECAY,
+        steps=steps, batch=BATCH, seed=seed, learning_rate=RATE,
+        average=max(0.9, 1 - 15 / steps),       # of about the last fifteenth of the run
         evaluate_every=max(1, steps // 6), save_every=0)
     return prepare(directory, ExamplesConfig(), config, shape=SHAPE, ceiling=flop_ceiling().rate)
 

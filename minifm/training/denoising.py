@@ -250,6 +250,8 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch=
     require_writable(directory)
     examples = open_examples(wanted, say)
     recipe = recipe_of(examples, noise)
+    if examples.captions:
+        say("learning without the captions, which these networks do not read; classes they do")
     network = _network(newest, initial, recipe, shape or {}, arch, config)
     if config.recompute and not isinstance(network, DiT):
         raise ConfigError(f"recompute: a {type(network).__name__} does not compute its blocks "
