@@ -170,7 +170,7 @@ class CausalLanguageModel(TokenObjective):
 
     def target_bytes(self, batch, lengths):
         targets = batch[1]
-        return int(lengths[targets[targets != ops.loss.IGNORE]].sum())
+        return lengths[targets[targets != ops.loss.IGNORE]].sum().item()
 
 
 class MaskedLanguageModel(TokenObjective):
