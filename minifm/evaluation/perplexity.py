@@ -4,7 +4,8 @@ A model looks at no more tokens than its context. A document that is longer is r
 overlap: each goes on by `stride` tokens and scores just these, so that every token but the first
 ones of a document has at least context - stride tokens before it. A document's first token follows
 what stands before a text (Llama's <s>), or else an end-of-text, and every one of its tokens is
-scored once. The smaller the stride, the better the model knows where it is, and the longer it takes.
+scored once. The smaller the stride, the better the model knows where it is, and the longer it
+takes.
 
 Bytes are those of the text that was given. A vocabulary that changes the text first (BERT's case,
 T5's white space) spends no bits on what it leaves out: then `changed` counts the documents that its
