@@ -87,19 +87,17 @@ def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(
 
 
 def _encoded(prompts, tokenizer, sources):
-    """The ids of prompts: of a text, behind what `tokenizer.json` puts before it; of `sources`, in
-    what it puts around it, with an end in any case. Ids stay as they are. Raises ConfigError for a
-    source without a token."""
-    before, behind = tokenizer.around if sources else (ids_before(tokenizer), ())
-    texts = [isinstance(prompt, (str, bytes)) for prompt in prompts]
-    encoded = [tokenizer.encode(prompt) if text else prompt
-               for text, prompt in zip(texts, prompts)]
+    """The ids of prompts: of a text, behind what `tokenizer.json` puts before it; of `sources`,
+    with an end. Ids stay as they are. Raises ConfigError for a source without a token."""
+    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+           for prompt in prompts]
+    before, behind = ids_before(tokenizer), []
     if sources:
-        require_sources(encoded)
-        behind = behind or (end_of_text_of(tokenizer,
-                                           "with which an encoder-decoder's sources end"),)
-    return [np.concatenate([before, ids, behind]).astype(np.int64) if text else ids
-            for text, ids in zip(texts, encoded)]
+        require_sources(ids)
+        before = []
+        behind = [end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")]
+    return [row if row is prompt else np.concatenate([before, row, behind]).astype(np.int64)
+            for row, prompt in zip(ids, prompts)]
 
 
 def as_writer(model, tokenizer, prompts, suffix=""):
