@@ -247,7 +247,7 @@ class AbsorbingDiffusion(MaskedLanguageModel):
 
     def target_bytes(self, batch, lengths):
         text = batch[1]
-        return int(lengths[text[text != ops.loss.IGNORE]].sum())
+        return lengths[text[text != ops.loss.IGNORE]].sum().item()
 
     def learnt(self, batch):
         ids, text = batch[0][0], batch[1][0]

@@ -58,8 +58,8 @@ class Trainer:
     """
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
-                 tokenizer=None, lengths=None, companion=None, measure=None, sketch=None, shown=True,
-                 draw=True, ceiling=None, check_memory=True):
+                 tokenizer=None, lengths=None, companion=None, measure=None, sketch=None,
+                 shown=True, draw=True, ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
