@@ -4,6 +4,8 @@ Every message says what was expected, what came, and where. The command line pri
 line and exits with status 2; library users catch `UserError` or one of its kinds.
 """
 
+import numpy as np
+
 
 class UserError(Exception):
     """The base of every error that the user, not minifm, can mend."""
@@ -43,11 +45,16 @@ class GraphError(UserError, RuntimeError):
 
 
 class AnomalyError(UserError, ArithmeticError):
-    """The first non-finite value: names the op and the line of the model that made it."""
+    """A value that is not finite: names the op and the line of the model that made the first one,
+    where they are known (observe.py)."""
 
 
-# Of an AnomalyError, where no op is to blame.
-NOT_FINITE = "the model's logits are not finite: its weights are damaged, or its training diverged"
+def require_finite(numbers):
+    """Raise AnomalyError unless what a model says, a NumPy array of logits or of what was made of
+    them, is finite: argmax and softmax would make an answer of anything."""
+    if not np.isfinite(numbers).all():
+        raise AnomalyError("the model's logits are not finite: its weights are damaged, or its "
+                           "training diverged")
 
 
 def plural(count, thing):

@@ -18,7 +18,7 @@ import numpy as np
 
 from minifm.config import check, setting
 from minifm.diffusion.absorbing import hidden_losses, noised_to, spread_counts
-from minifm.errors import AnomalyError, ConfigError
+from minifm.errors import ConfigError, require_finite
 from minifm.evaluation.perplexity import (
     FIRST_FOLLOWS,
     Measured,
@@ -104,7 +104,5 @@ def _nats(model, rows):
     with no_grad():
         losses, row = hidden_losses(model, ids, text)
     nats = np.bincount(row, losses.numpy(), minlength=len(rows)) * weights
-    if not np.isfinite(nats).all():
-        raise AnomalyError("the model's logits are not finite: its weights are damaged, or its "
-                           "training diverged")
+    require_finite(nats)
     return nats

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minifm import ops
-from minifm.errors import NOT_FINITE, AnomalyError, ConfigError
+from minifm.errors import ConfigError, require_finite
 from minifm.generation.conditioned import Conditioned
 from minifm.tensor import Tensor, no_grad
 from minifm.text.rows import common_prefix, padded
@@ -125,8 +125,7 @@ def _scores(model, features, targets):
     other. Raises AnomalyError."""
     losses, likeliest = _losses(model, features,
                                 np.concatenate([np.asarray(ids, np.int64) for ids in targets]))
-    if not np.isfinite(losses).all():
-        raise AnomalyError(NOT_FINITE)
+    require_finite(losses)
     counts = [len(ids) for ids in targets]
     ends = np.cumsum(counts)
     return [Score(-float(losses[end - n : end].sum()), n, bool(likeliest[end - n : end].all()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minifm.errors import NOT_FINITE, AnomalyError
+from minifm.errors import require_finite
 from minifm.rng import Rng
 from minifm.text.rows import padded
 
@@ -85,8 +85,7 @@ class Text:
         """The logits [V] of the next token as float64, -inf for those that may not come. Raises
         AnomalyError for logits that tell nothing."""
         x = logits.astype(np.float64)
-        if not np.isfinite(x.max()):
-            raise AnomalyError(NOT_FINITE)
+        require_finite(x.max())             # -inf hides a token
         if self.vocabulary is not None:
             x[self.vocabulary :] = -np.inf
         if self.guide is not None:

@@ -27,7 +27,7 @@ import numpy as np
 from minifm import backends
 from minifm.config import check, setting
 from minifm.diffusion.absorbing import SCHEDULES, undone
-from minifm.errors import AnomalyError, ConfigError
+from minifm.errors import ConfigError, require_finite
 from minifm.generation.conditioned import Limits
 from minifm.generation.job import in_turn
 from minifm.generation.sampling import Sampling, draw, probabilities
@@ -208,9 +208,7 @@ class Filler:
         with no_grad():
             x = self.model.logits(self.model.features(ids)[rows, places])
         x = backends.active().to_numpy(x.data).astype(np.float64)
-        if not np.isfinite(x).all():
-            raise AnomalyError("the model's logits are not finite: its weights are damaged, or "
-                               "its training diverged")
+        require_finite(x)
         x[:, self.barred] = -np.inf
         x[:, self.vocabulary :] = -np.inf
         return x

@@ -17,7 +17,7 @@ import numpy as np
 
 from minifm import backends
 from minifm.atomic import write_json
-from minifm.errors import NOT_FINITE, AnomalyError, FormatError
+from minifm.errors import FormatError, require_finite
 from minifm.models import LlamaConfig
 from minifm.rng import Rng
 from minifm.tasks.incontext import ALONE, FAMILIES, LENGTH, VOCABULARY, Episodes, orders
@@ -139,8 +139,7 @@ def _right(model, family, ids, targets):
     """bool [B, shots + 1]: which answers the model gives."""
     with no_grad():
         logits = model(ids).numpy()                                             # [B, T, V]
-    if not np.isfinite(logits).all():
-        raise AnomalyError(NOT_FINITE)
+    require_finite(logits)
     guessed = logits.argmax(-1)                                                 # [B, T]
     right = (guessed == targets).reshape(len(ids), -1, family.size)[..., family.inputs :]
     return right.all(-1)

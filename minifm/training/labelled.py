@@ -9,9 +9,7 @@ the head that learns from them, and how well its answers agree with the labels.
 What rows and scores are stands in tasks/, which knows no model; the heads stand in models/heads.py.
 """
 
-import numpy as np
-
-from minifm.errors import NOT_FINITE, AnomalyError, ConfigError, listed
+from minifm.errors import ConfigError, listed, require_finite
 from minifm.generation import Sampling, generate
 from minifm.models.causal import CausalModel
 from minifm.models.heads import QuestionAnswerer, SequenceClassifier, TokenClassifier, with_head
@@ -100,8 +98,7 @@ class Task:
         def said(ids, mask, types=None):
             with no_grad():
                 x = model(ids, types=types, key_mask=None if mask.all() else mask).numpy()
-            if not np.isfinite(x).all():        # of which argmax would make a label all the same
-                raise AnomalyError(NOT_FINITE)
+            require_finite(x)
             return x
         return self.predictions(rows, HeldOutTaskBatches(rows, batch=batch).outputs(said))
 
