@@ -230,7 +230,7 @@ def test_older_spellings_load(tmp_path):
     ("clip-text", {"num_attention_heads": 5}, "heads: 5 heads do not divide the width 16"),
     ("clip-text", {"architectures": ["BertModel"]}, "architectures: expected CLIPTextModel or"),
     ("clip-image-joint", {"patch_size": 5}, "patch: 5 does not divide the size 12"),
-    ("clip", {"text_config": []}, None),
+    ("clip", {"text_config": []}, r"text_config: expected an object, got \[\]"),
     ("clip", {"vision_config": "x"}, "vision_config: expected an object, got 'x'"),
     ("clip", {"projection_dim": 0}, "joint: expected at least 1, got 0"),
 ])

@@ -8,6 +8,7 @@ the towers, the model, its life in files.
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Perceptron
 from minifm.nn.module import Parameter, normal
 
 SCALE = math.log(1 / 0.07)      # of similarities at first, as a logarithm
-MOST_SCALE = math.log(100)      # which training does not go beyond
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,6 @@ class CLIPConfig:
 
 
 PRESETS = {
-    "clip-tiny": dict(text=dict(layers=2, heads=4, width=128, joint=64, context=32),
-                      image=dict(layers=2, heads=4, width=128, joint=64, size=32, patch=4,
-                                 channels=1)),
     "clip-vit-base-patch32": dict(text=dict(joint=512),
                                   image=dict(heads=12, width=768, joint=512)),
     "clip-vit-base-patch16": dict(text=dict(joint=512),
@@ -184,8 +181,8 @@ class Tower(Model):
     def through(self, x, *, recompute=False, **where):
         """x [B, T, C] through all blocks."""
         for block in self.blocks:
-            x = ops.checkpoint(lambda x, block=block: block(x, **where), x) if recompute \
-                else block(x, **where)
+            block = partial(block, **where)
+            x = ops.checkpoint(block, x) if recompute else block(x)
         return x
 
     def embed(self, inputs, **choice):
@@ -218,11 +215,8 @@ class TextTower(Tower):
     def __call__(self, ids, *, recompute=False):
         """ids [B, T] -> [B, T, C], what a diffusion model looks at."""
         ids = np.asarray(ids)
-        if ids.ndim != 2:
-            raise ShapeError(f"TextTower: expected token ids [B, T], got {list(ids.shape)}")
-        if ids.shape[1] > self.config.context:
-            raise ShapeError(f"TextTower: {ids.shape[1]} tokens do not fit the context of "
-                             f"{self.config.context}")
+        self.check_ids(ids)
+        self.check_length(ids.shape[1])
         x = self.token_embedding(ids) + self.position_embedding(np.arange(ids.shape[1]))
         return self.norm(self.through(x, causal=True, recompute=recompute))
 
@@ -344,7 +338,8 @@ class CLIP(Model):
     def loss(self, ids, images, *, denominator=None, **choice):
         """Contrastive: which of the B texts belongs to which of the B images, and the other way,
         mean cross-entropy in nats (figure 3 of the paper). Texts that are the same belong to any
-        of their pictures alike: rather draw batches in which none comes twice."""
+        of their pictures alike: rather draw batches in which none comes twice. Nothing here keeps
+        exp(scale) at most 100, as the paper does from step to step."""
         logits, own = self(ids, images, **choice), np.arange(len(ids))
         return (ops.cross_entropy(logits, own, denominator=denominator)
                 + ops.cross_entropy(logits.transpose(1, 0), own, denominator=denominator)) * 0.5
@@ -371,12 +366,13 @@ class CLIP(Model):
     def config_from_hub(stored):
         """The configuration in a `config.json`; raises ConfigError naming the key."""
         joint = {"projection_dim": stored.get("projection_dim", 512)}
-        for key in ("text_config", "vision_config"):
-            if not isinstance(stored.get(key) or {}, dict):
-                raise ConfigError(f"config.json: {key}: expected an object, got {stored[key]!r}")
-        return CLIPConfig(
-            _tower_from_hub(TextTowerConfig, (stored.get("text_config") or {}) | joint),
-            _tower_from_hub(ImageTowerConfig, (stored.get("vision_config") or {}) | joint))
+        towers = []
+        for kind, key in ((TextTowerConfig, "text_config"), (ImageTowerConfig, "vision_config")):
+            said = stored.get(key)
+            if not isinstance(said, dict | None):
+                raise ConfigError(f"config.json: {key}: expected an object, got {said!r}")
+            towers.append(_tower_from_hub(kind, (said or {}) | joint))
+        return CLIPConfig(*towers)
 
     @staticmethod
     def config_to_hub(config, *, end_of_text=None):
