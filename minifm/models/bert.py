@@ -21,7 +21,8 @@ from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Module, Pe
 from minifm.nn.module import constant
 
 INITIAL = 0.02          # standard deviation of the initial weights
-# {(layout, pooler, masked_head, sentence_head): what other libraries call a model of these parts}
+PARTS = ("pooler", "masked_head", "sentence_head")
+# {(layout, *PARTS): what other libraries call a model of these parts}
 ARCHITECTURES = {
     ("bert", True, True, True): "BertForPreTraining",
     ("bert", False, True, False): "BertForMaskedLM",
@@ -32,7 +33,7 @@ ARCHITECTURES = {
 }
 LAYOUTS = ("bert", "roberta")
 # What a head for another task stands on: the parts above, and what the masked head has learnt.
-BARE = {"pooler": False, "masked_head": False, "sentence_head": False, "absorbing": False}
+BARE = dict.fromkeys((*PARTS, "absorbing"), False)
 # Heads for other tasks, {layout: {task: …}}: see heads.py. RoBERTa's reads a sequence by a layer of
 # its own in place of the pooler.
 TASKS = {
@@ -97,13 +98,13 @@ class BertConfig:
         if self.absorbing and not self.masked_head:
             raise ConfigError("absorbing: needs the masked head")
         if any(self._parts[1:]) and self._parts not in ARCHITECTURES:
-            parts = [name for name, _ in zip(BARE, self._parts[1:]) if getattr(self, name)]
+            parts = [name for name in PARTS if getattr(self, name)]
             raise ConfigError(f"layout: {self.layout} is not known with {' and '.join(parts)}; "
                               f"expected the parts of one of {', '.join(ARCHITECTURES.values())}")
 
     @property
     def _parts(self):
-        return self.layout, self.pooler, self.masked_head, self.sentence_head
+        return self.layout, *(getattr(self, name) for name in PARTS)
 
     @property
     def architecture(self):
@@ -290,7 +291,7 @@ class Bert(Encoder):
             positions = np.arange(ids.shape[1])
         else:                           # padding, on either side, does not count
             positions = np.maximum(np.cumsum(key_mask, axis=-1) - 1, 0)
-        self.check_length(positions.max(initial=0) + 1)
+        self.check_length(positions.max(initial=-1) + 1)
         return positions + self.config.first_position
 
     def _part(self, name):

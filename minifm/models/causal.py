@@ -4,13 +4,10 @@ A model adds its configuration, its layers (`token_embedding` among them) and `f
 says how a token's features come about; here is what they are used for.
 """
 
-import copy
-from dataclasses import replace
-
 import numpy as np
 
 from minifm import ops
-from minifm.errors import ConfigError, ShapeError
+from minifm.errors import ConfigError
 from minifm.models.stored import Model
 from minifm.nn import Cache
 from minifm.nn.cache import check_format
@@ -77,19 +74,15 @@ class CausalModel(Model):
 
     def as_body(self, parts, rng=None):
         """A model of these very layers, with other `parts`, for a head to stand on (heads.py)."""
-        body = copy.copy(self)
-        body.config = replace(self.config, **parts)
-        return body
+        return self.with_parts(parts)
 
     def positions(self, ids, placement, key_mask, document_starts):
         """The position of each token: [T], or [B, T] where rows differ."""
-        name = type(self).__name__
-        if ids.ndim != 2:
-            raise ShapeError(f"{name}: expected token ids [B, T], got {list(ids.shape)}")
+        self.check_ids(ids)
         if placement is not None:
             if key_mask is not None or document_starts is not None:
-                raise ConfigError(f"{name}: with a cache, rows are of one document, and padding "
-                                  "is said by `counts`")
+                raise ConfigError(f"{type(self).__name__}: with a cache, rows are of one document, "
+                                  "and padding is said by `counts`")
             positions = placement.positions
         elif key_mask is not None:      # padding, on either side, does not count
             positions = np.maximum(np.cumsum(key_mask, axis=-1) - 1, 0)
@@ -97,9 +90,7 @@ class CausalModel(Model):
             positions = np.arange(ids.shape[1]) - document_starts
         else:
             positions = np.arange(ids.shape[1])
-        if positions.max(initial=0) >= self.config.context:
-            raise ShapeError(f"{name}: {positions.max() + 1} tokens do not fit the context of "
-                             f"{self.config.context}")
+        self.check_length(positions.max(initial=-1) + 1)
         return positions
 
     @staticmethod

@@ -159,14 +159,13 @@ class Seq2SeqModel(Model):
 
     def checked(self, ids, memory=None):
         """ids as an array [B, T]; raises ShapeError, also where the memory has other rows."""
-        ids, name = np.asarray(ids), type(self).__name__
-        if ids.ndim != 2:
-            raise ShapeError(f"{name}: expected token ids [B, T], got {list(ids.shape)}")
+        ids = np.asarray(ids)
+        self.check_ids(ids)
         if memory is not None:
             rows = (memory[0][0] if isinstance(memory, list) else memory).shape[0]
             if rows != len(ids):
-                raise ShapeError(f"{name}: expected a memory of as many rows as the ids have, "
-                                 f"{len(ids)}, got {rows}")
+                raise ShapeError(f"{type(self).__name__}: expected a memory of as many rows as "
+                                 f"the ids have, {len(ids)}, got {rows}")
         return ids
 
     def through_encoder(self, x, *, key_mask, rng, recompute, bias=None):

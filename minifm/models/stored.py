@@ -5,11 +5,12 @@ how `config.json` describes it; the hub reads and writes any model by these. Wha
 in place of its own head, for another task, is in heads.py.
 """
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, ShapeError
 from minifm.nn.module import Module
 
 
@@ -89,6 +90,28 @@ class Model(Module):
     def each(self, x):
         """Features x [B, T, C] -> [B, T, C], what a head for tokens reads (heads.py)."""
         return x
+
+    def with_parts(self, parts):
+        """A model of these very layers, but for its configuration, which has other `parts`."""
+        body = copy.copy(self)
+        body.config = replace(self.config, **parts)
+        return body
+
+    def check_ids(self, ids, **given):
+        """Raise ShapeError unless ids are [B, T] and what is `given` beside them is, too."""
+        name = type(self).__name__
+        if ids.ndim != 2:
+            raise ShapeError(f"{name}: expected token ids [B, T], got {list(ids.shape)}")
+        for what, array in given.items():
+            if array is not None and np.shape(array) != ids.shape:
+                raise ShapeError(f"{name}: {what}: expected {list(ids.shape)}, as the ids have, "
+                                 f"got {list(np.shape(array))}")
+
+    def check_length(self, length):
+        """Raise ShapeError for more tokens than the context has."""
+        if length > self.config.context:
+            raise ShapeError(f"{type(self).__name__}: {length} tokens do not fit the context of "
+                             f"{self.config.context}")
 
     @staticmethod
     def accepted_name(key):

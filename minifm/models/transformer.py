@@ -12,7 +12,7 @@ import numpy as np
 
 from minifm import backends, ops
 from minifm.config import check, setting
-from minifm.errors import ConfigError, ShapeError
+from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.seq2seq import MemoryBlock, Seq2SeqModel, pair_flops
 from minifm.models.stored import Stored
@@ -167,9 +167,7 @@ class Transformer(Seq2SeqModel):
 
     def embedded(self, ids, positions, rng):
         """ids [B, T], positions [T] or [B, T] -> [B, T, C], what enters the first block."""
-        if positions.max(initial=0) >= self.config.context:
-            raise ShapeError(f"Transformer: {positions.max() + 1} tokens do not fit the context "
-                             f"of {self.config.context}")
+        self.check_length(positions.max(initial=-1) + 1)
         x = self.token_embedding(ids)
         if self.config.scaled_embeddings:
             x = x * math.sqrt(self.config.width)
