@@ -541,7 +541,7 @@ def test_an_impossible_configuration_names_its_field(wrong, message):
     ({"heads": 3}, "heads: 3 heads do not divide the width 16"),
     ({"heads": 16}, "heads: expected heads of an even width, got 1"),
     ({"padding": V}, f"padding: expected an id below the vocabulary of {V}, got {V}"),
-    ({"reader": False}, "decoder: it stands on the reader; leave that in"),
+    ({"reader": False}, "masked_head: it stands on the reader; leave that in"),
     ({"pooling": "max"}, "pooling: expected one of cls, mean, got 'max'"),
 ])
 def test_an_impossible_modernbert_names_its_field(wrong, message):
@@ -573,8 +573,8 @@ def test_mistakes_in_use_are_named(backend):
         model(random_ids(1, 25))
     with pytest.raises(ShapeError, match=r"targets: expected \[2, 5\], as .*, got \[2, 4"):
         model.loss(random_ids(2, 5), some_targets(2, 4))
-    bare = random_model(replace(MODERN, decoder=False, reader=False))
-    with pytest.raises(ConfigError, match="decoder: this model, a ModernBertModel, has none"):
+    bare = random_model(replace(MODERN, masked_head=False, reader=False))
+    with pytest.raises(ConfigError, match="masked_head: this model, a ModernBertModel, has none"):
         bare(random_ids(1, 5))
     with pytest.raises(ConfigError, match="masked_head: this model, a BertModel, has none"):
         encoder(random_ids(1, 5))

@@ -29,7 +29,17 @@ from minifm.evaluation.prompting import (
 from minifm.evaluation.score import Hidden, score_hidden, score_targets
 from minifm.generation import Completion, Sampling, generate
 from minifm.hub import save_model
-from minifm.models import GPT, T5, Bert, BertConfig, GPTConfig, T5Config, packed_format
+from minifm.models import (
+    GPT,
+    T5,
+    Bert,
+    BertConfig,
+    GPTConfig,
+    ModernBert,
+    ModernBertConfig,
+    T5Config,
+    packed_format,
+)
 from minifm.models.heads import SequenceClassifier, with_head
 from minifm.picture import MISSING
 from minifm.tasks import Answered, Classified, Question, Summary, Tagged, read
@@ -459,6 +469,12 @@ def bert(seed=0, context=64):
     return randomised(Bert(config), seed, 0.7)
 
 
+def modernbert(seed=0):
+    config = ModernBertConfig(vocabulary=SPECIAL.vocabulary, layers=2, heads=2, width=8, context=64,
+                              window=8, every=2, padding=SPECIAL.padding)
+    return randomised(ModernBert(config), seed, 0.7)
+
+
 def t5(seed=0):
     start = SPECIAL.padding
     config = T5Config(vocabulary=SPECIAL.vocabulary, layers=1, heads=2, width=8, head_width=4,
@@ -495,10 +511,11 @@ def test_an_encoder_decoder_reads_the_prompt_and_says_the_target(backend):
     assert tokens == [len(label) + 1 for label in LABELS] * 4
 
 
+@pytest.mark.parametrize("make_model", [bert, modernbert])
 @pytest.mark.parametrize("together", [False, True])
-def test_a_masked_model_guesses_what_stands_between_both_sides(backend, together):
+def test_a_masked_model_guesses_what_stands_between_both_sides(backend, together, make_model):
     """Against hiding by hand, each row alone; behind the answer stands what is asked about."""
-    model, config = bert(5), PromptConfig(together=together)
+    model, config = make_model(5), PromptConfig(together=together)
     make = ClozePrompter(CLOZE, SPECIAL, 64, answers=LABELS)
     prompts = [make({"text": e.text}, EXAMPLES[:n]) for n, e in enumerate(EXAMPLES[8:10])]
     found = [score.log_likelihood for score in asker_of(model, SPECIAL, config).scores(prompts)]
@@ -770,7 +787,9 @@ def test_mistakes_are_one_line(minifm, gpt, tmp_path):  # noqa: F811
 def test_models_that_cannot_be_asked(minifm, gpt, tmp_path):  # noqa: F811
     classes = with_head(model_of(context=64), SequenceClassifier, ("a", "b"), rng=mf.Rng(0))
     bare = Bert(replace(bert().config, masked_head=False, pooler=True))
+    modern = ModernBert(replace(modernbert().config, masked_head=False, reader=False))
     for name, model, tokenizer in (("head", classes, BYTES), ("bare", bare, SPECIAL),
+                                   ("modern", modern, SPECIAL),
                                    ("bert", bert(), SPECIAL), ("maskless", bert(), BYTES)):
         (tmp_path / name).mkdir()
         save_model(model, tmp_path / name, tokenizer)
@@ -781,6 +800,7 @@ def test_models_that_cannot_be_asked(minifm, gpt, tmp_path):  # noqa: F811
     for words, said in [
             (["head", "--task", *task], "answers one or guesses what is hidden in it, got a Seq"),
             (["bare", "--task", *task], "masked_head: this model has none"),
+            (["modern", "--task", *task], "masked_head: this model has none"),
             (["maskless", "--task", *task], "tokenizer: has no token that hides others"),
             (["bert", "--task", *free], "by: a Bert guesses hidden tokens and does not write"),
             (["bert", "--task", *task, "--by", "text"], "by: a Bert guesses hidden tokens"),

@@ -2,7 +2,7 @@
 
     Continuing   goes on with the prompt                    GPT, Llama
     Answering    reads the prompt, writes the answer        T5, the Transformer
-    Guessing     fills in what is hidden in the prompt      BERT, RoBERTa
+    Guessing     fills in what is hidden in the prompt      BERT, RoBERTa, ModernBERT
 
 Each says what prompts are made of (tasks/prompts.py), how likely an answer is in them, and, if it
 can, writes one of its own. All else of a study (prompting.py) is the same for the three.
@@ -11,8 +11,8 @@ can, writes one of its own. All else of a study (prompting.py) is the same for t
 from minifm.errors import ConfigError
 from minifm.evaluation.score import Hidden, Request, score, score_hidden, score_targets
 from minifm.generation import Sampling, generate
-from minifm.models.bert import Bert
 from minifm.models.causal import CausalModel
+from minifm.models.encoder import Encoder
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.tasks.prompts import ClozePrompter, Prompter, SourcePrompter
 
@@ -63,7 +63,7 @@ class Answering(Continuing):
 
 
 class Guessing(Continuing):
-    """A Bert with its masked head, which fills in what is hidden in a prompt."""
+    """An Encoder with its masked head, which fills in what is hidden in a prompt."""
 
     prompter = ClozePrompter
     writes, cloze = False, True
@@ -83,7 +83,7 @@ class Guessing(Continuing):
                             batch=self.batch)
 
 
-KINDS = {CausalModel: Continuing, Seq2SeqModel: Answering, Bert: Guessing}
+KINDS = {CausalModel: Continuing, Seq2SeqModel: Answering, Encoder: Guessing}
 
 
 def asking(model, tokenizer, **options):

@@ -1,7 +1,7 @@
 """What encoders share: tokens that look both ways, and learn by guessing those that were masked.
 
-A model of this kind has `features(ids, key_mask=…)` and `logits(x)`; from these follow here its
-loss, and what a head for sequences reads.
+A model of this kind has `features(ids, key_mask=…)` and `logits(x)`, unless its configuration's
+`masked_head` is False; from these follow here its loss, and what a head for sequences reads.
 """
 
 import numpy as np

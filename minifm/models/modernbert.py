@@ -26,10 +26,10 @@ from minifm.tensor import Tensor
 MODEL_TYPE = "modernbert"
 INITIAL = 0.02          # standard deviation of the initial weights
 POOLING = ("cls", "mean")
-# {(reader, decoder): what other libraries call a model of these parts}
+# {(reader, masked_head): what other libraries call a model of these parts}
 ARCHITECTURES = {(True, True): "ModernBertForMaskedLM", (False, False): "ModernBertModel"}
 # Heads for other tasks stand on the layer that the guesses of masked tokens are read by, too.
-READ = {"reader": True, "decoder": False, "absorbing": False}
+READ = {"reader": True, "masked_head": False, "absorbing": False}
 TASKS = {MODEL_TYPE: {
     task: HeadLayout(f"ModernBertFor{name}", "classifier", "", READ, whole=task == "sequence",
                      reader=True, dropout=None)
@@ -63,9 +63,9 @@ class ModernBertConfig:
                                   "mean of all", choices=POOLING)
     norm_epsilon: float = setting(1e-5, "inside the square root of the norms", above=0, below=1)
     reader: bool = setting(True, "a layer between the blocks and any head")
-    decoder: bool = setting(True, "the head that guesses masked tokens")
+    masked_head: bool = setting(True, "the head that guesses masked tokens")
     absorbing: bool = setting(
-        False, "the decoder has learnt to guess behind any number of masks, and so writes by "
+        False, "the masked head has learnt to guess behind any number of masks, and so writes by "
         "diffusion (diffusion/absorbing.py)")
 
     dropout = 0.0       # published models have none, and it is not computed here
@@ -82,16 +82,16 @@ class ModernBertConfig:
         if self.padding >= self.vocabulary:
             raise ConfigError(f"padding: expected an id below the vocabulary of "
                               f"{self.vocabulary}, got {self.padding}")
-        if self.decoder and not self.reader:
-            raise ConfigError("decoder: it stands on the reader; leave that in")
-        if self.absorbing and not self.decoder:
-            raise ConfigError("absorbing: needs the decoder")
+        if self.masked_head and not self.reader:
+            raise ConfigError("masked_head: it stands on the reader; leave that in")
+        if self.absorbing and not self.masked_head:
+            raise ConfigError("absorbing: needs the masked head")
 
     @property
     def architecture(self):
         """The name that other libraries have for a model of these parts; None for what a head
         stands on (heads.py)."""
-        return ARCHITECTURES.get((self.reader, self.decoder))
+        return ARCHITECTURES.get((self.reader, self.masked_head))
 
     @property
     def model(self):
@@ -115,17 +115,17 @@ class ModernBertConfig:
         reader = (C * C + C) * self.reader
         # Of the first block, the embedding's norm is that of the attention, too.
         return self.vocabulary * C + C + L * block - C + C + reader \
-            + self.vocabulary * self.decoder
+            + self.vocabulary * self.masked_head
 
     def flops_per_token(self, length, training=False, counted=1.0):
         """Floating-point operations for one token of a sequence of `length` tokens, of products
         and of what attention sees; training, as in GPTConfig.
 
-        counted  the fraction of the tokens that reader and decoder read
+        counted  the fraction of the tokens that reader and masked head read
         """
         C, F = self.width, self.hidden
         products = self.layers * (4 * C * C + 3 * C * F)
-        products += (C * C * self.reader + self.vocabulary * C * self.decoder) * counted
+        products += (C * C * self.reader + self.vocabulary * C * self.masked_head) * counted
         attention = sum(4 * C * neighbours(length, self.window_of(layer))
                         for layer in range(self.layers))
         return 6 * products + 3.5 * attention if training else 2 * products + attention
@@ -181,6 +181,16 @@ def new_block(config, layer, rng):
                              rng=rng and rng.child("perceptron"), **stds))
 
 
+def beyond(positions, side, dtype):
+    """[T, T], 0 where two positions are at most `side` apart, else -inf, which hides a key; None
+    where nothing is hidden."""
+    if side is None or len(positions) <= side + 1:
+        return None
+    apart = np.abs(positions[:, None] - positions)
+    return Tensor(backends.active().from_numpy(
+        np.where(apart > side, -np.inf, 0.0).astype(dtype)))
+
+
 class Reader(Module):
     """Features in, what the heads read out: norm(gelu(linear(x)))."""
 
@@ -212,7 +222,7 @@ class ModernBert(Encoder):
                        for layer in range(config.layers)]
         self.norm = LayerNorm(C, config.norm_epsilon, bias=False)
         self.reader = Reader(config, rng and rng.child("reader")) if config.reader else None
-        self.decoder_bias = constant((config.vocabulary,), 0) if config.decoder else None
+        self.masked_bias = constant((config.vocabulary,), 0) if config.masked_head else None
 
     def features(self, ids, *, key_mask=None, rng=None, recompute=False):
         """ids [B, T] -> what the heads read, [B, T, C].
@@ -239,11 +249,11 @@ class ModernBert(Encoder):
 
     def logits(self, x):
         """[*B, C] -> [*B, V]."""
-        if self.decoder_bias is None:
-            raise ConfigError(f"decoder: this model, a "
+        if self.masked_bias is None:
+            raise ConfigError(f"masked_head: this model, a "
                               f"{self.config.architecture or 'body for a head'}, has none")
         return ops.linear(self.reader(x), self.token_embedding.weight.transpose(1, 0),
-                          self.decoder_bias)
+                          self.masked_bias)
 
     def each(self, x):
         """Features x [B, T, C] -> [B, T, C], what a head for tokens reads."""
@@ -263,7 +273,7 @@ class ModernBert(Encoder):
         """A model of these very layers, with other `parts`, for a head to stand on (heads.py);
         `rng` draws a reader that this one does not have."""
         body = self.with_parts(parts)
-        body.decoder_bias = None
+        body.masked_bias = None
         body.reader = self.reader or Reader(self.config, rng and rng.child("reader"))
         return body
 
@@ -287,7 +297,7 @@ class ModernBert(Encoder):
                  "norm.gain": Stored(f"{prefix}final_norm.weight"),
                  "reader.dense.weight": Stored("head.dense.weight", transposed=True),
                  "reader.norm.gain": Stored("head.norm.weight"),
-                 "decoder_bias": Stored("decoder.bias")}
+                 "masked_bias": Stored("decoder.bias")}
         for i in range(config.layers):
             ours, theirs = f"blocks.{i}.", f"{prefix}layers.{i}."
             names |= {f"{ours}{part}.weight": Stored(f"{theirs}{name}.weight", transposed=True)
@@ -308,8 +318,8 @@ class ModernBert(Encoder):
         """As in Model. A `classifier` stands on tokens, or on sequences: its tensors do not say."""
         if "classifier.weight" in keys:
             return None
-        has_decoder = "decoder.bias" in keys
-        return ARCHITECTURES[has_decoder, has_decoder]
+        has_head = "decoder.bias" in keys
+        return ARCHITECTURES[has_head, has_head]
 
     @staticmethod
     def config_from_hub(stored):
@@ -322,8 +332,8 @@ class ModernBert(Encoder):
                 raise ConfigError(f"config.json: {key}={stored[key]!r} is not supported, only "
                                   f"{value!r}")
         named = (stored.get("architectures") or [None])[0]
-        parts = {name: {"reader": reader, "decoder": decoder}
-                 for (reader, decoder), name in ARCHITECTURES.items()}
+        parts = {name: {"reader": reader, "masked_head": masked_head}
+                 for (reader, masked_head), name in ARCHITECTURES.items()}
         parts |= {head.architecture: head.parts for head in TASKS[MODEL_TYPE].values()}
         if named not in parts:
             raise ConfigError(f"config.json: architectures: expected one of {', '.join(parts)}, "
@@ -368,16 +378,6 @@ FIXED = {"norm_bias": False, "attention_bias": False, "mlp_bias": False, "classi
          "classifier_activation": "gelu", "tie_word_embeddings": True}
 # Keys of the two bases in published files, by what new ones call the blocks that have them.
 THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
-
-
-def beyond(positions, side, dtype):
-    """[T, T], 0 where two positions are at most `side` apart, else -inf, which hides a key; None
-    where nothing is hidden."""
-    if side is None or len(positions) <= side + 1:
-        return None
-    apart = np.abs(positions[:, None] - positions)
-    return Tensor(backends.active().from_numpy(
-        np.where(apart > side, -np.inf, 0.0).astype(dtype)))
 
 
 def _type(layer, every):

@@ -37,7 +37,7 @@ from minifm.training.trainer import Trainer
 
 # Settings of a model that follow from the tokenizer or from what is learnt.
 NOT_CHOSEN = {"vocabulary", "padding", "start", "end", "pooler", "masked_head", "sentence_head",
-              "reader", "decoder", "absorbing"}
+              "reader", "absorbing"}
 # What files call the dropout of attention's probabilities.
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
