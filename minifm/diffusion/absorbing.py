@@ -119,30 +119,30 @@ def spread_counts(sizes, rng):
     return np.minimum((stratified(len(sizes), rng) * sizes).astype(np.int64) + 1, sizes)
 
 
-def bound(model, noised, text, weights, *, denominator, rng=None, recompute=False):
+def bound(model, ids, text, weights, *, denominator, rng=None, recompute=False):
     """Σ_rows weight · Σ_masked -log p(token | what can be seen) / denominator, a scalar Tensor.
 
     model    `features` and `logits` of ids [B, T], every token looking at all others
-    noised   ids [B, T], of which some are hidden
+    ids      [B, T], of which some are hidden
     text     ids [B, T] of what stands there; -100: part of no text, such as marks around it
     weights  [B] tokens of a row over how many of them are hidden: then the sum is the bound, in
              nats, of all rows; and with their number as denominator, in nats a token
     """
-    losses, rows = hidden_losses(model, noised, text, rng=rng, recompute=recompute)
+    losses, rows = hidden_losses(model, ids, text, rng=rng, recompute=recompute)
     return (losses * Tensor(np.asarray(weights, losses.dtype)[rows])).sum() * (1 / denominator)
 
 
-def hidden_losses(model, noised, text, *, rng=None, recompute=False):
+def hidden_losses(model, ids, text, *, rng=None, recompute=False):
     """(-log p of each hidden token [N], a Tensor, row after row; the row of each [N])."""
-    noised, text = np.asarray(noised), np.asarray(text)
-    rows, places = np.nonzero(hidden(noised, text))
-    x = model.features(noised, rng=rng, recompute=recompute)[rows, places]          # [N, C]
+    ids, text = np.asarray(ids), np.asarray(text)
+    rows, places = np.nonzero(hidden(ids, text))
+    x = model.features(ids, rng=rng, recompute=recompute)[rows, places]          # [N, C]
     return ops.token_losses(model.logits(x), text[rows, places]), rows
 
 
-def hidden(noised, text):
+def hidden(ids, text):
     """bool [B, T]: which tokens of the text are hidden."""
-    return (text != IGNORE) & (noised != text)
+    return (text != IGNORE) & (ids != text)
 
 
 def _rows(ids):

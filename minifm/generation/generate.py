@@ -107,19 +107,15 @@ def as_writer(model, tokenizer, prompts, suffix=""):
     if isinstance(model, Seq2SeqModel):
         model = Conditioned(model, ids)
         return model, model.prompts
-    if writes_by_diffusion(model):
+    if model.absorbing:
         model = Filler(model, tokenizer, ids, tokenizer.encode(suffix, behind=True))
         return model, model.prompts
     return model, ids
 
 
-def writes_by_diffusion(model):
-    return getattr(model, "absorbing", False)
-
-
 def refuse_foreign(model, strategy, cache, constraint, suffix):
     """Raise ConfigError for what has no meaning with this kind of model."""
-    if writes_by_diffusion(model):
+    if model.absorbing:
         expected = "no such setting for a model that writes by diffusion"
         wrong = {"strategy": strategy is not None and not isinstance(strategy, Unmasking),
                  "cache": cache is not None, "constraint": constraint is not None}
