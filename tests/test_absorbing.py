@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelling import randomised
+from modelling import (
+    assert_pieces_train_as_the_whole,
+    assert_recomputation_trains_to_the_same_bits,
+    assert_resumed_run_is_whole,
+    randomised,
+)
 
 import minifm as mf
 from minifm.diffusion import absorbing
@@ -349,10 +354,6 @@ def trainer_in(directory, config=CONFIG, model=MODEL, data=None, test=None):
                    shown=False, draw=False)
 
 
-def weights_of(trainer):
-    return {name: p.numpy().copy() for name, p in trainer.model.parameters().items()}
-
-
 @given(seed=SEEDS)
 def test_who_knows_nothing_pays_for_every_token_alike(seed):
     """Then the loss is log V whatever is hidden: the weights make it that of a whole text."""
@@ -390,39 +391,19 @@ def test_what_the_objective_counts():
 
 @pytest.mark.parametrize("stop", range(1, 6))
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(stop, tmp_path):
-    whole = trainer_in(tmp_path / "whole")
-    whole.train()
-    trainer_in(tmp_path / "parts").train(until=stop)
-    resumed = trainer_in(tmp_path / "parts")
-    resumed.resume()
-    resumed.train()
-    assert resumed.best == whole.best
-    for name, array in weights_of(whole).items():
-        assert array.tobytes() == weights_of(resumed)[name].tobytes(), name
+    assert_resumed_run_is_whole(trainer_in, tmp_path, stop)
 
 
 @pytest.mark.parametrize("pieces", [2, 3])
 def test_pieces_of_a_batch_train_as_the_whole(pieces, tmp_path):
-    found = []
-    for accumulate in (1, pieces):
-        # epsilon 1: AdamW then is smooth and does not magnify rounding near a zero gradient.
-        config = replace(CONFIG, accumulate=accumulate, epsilon=1.0, learning_rate=0.1)
-        trainer = trainer_in(tmp_path / str(accumulate), config, replace(MODEL, dropout=0.0))
-        before = weights_of(trainer)
-        trainer.train()
-        found.append(weights_of(trainer))
-    for name, array in found[0].items():
-        np.testing.assert_allclose(found[1][name], array, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert any(np.abs(array - before[name]).max() > 1e-3 for name, array in found[0].items())
+    def trainer_of(config):
+        return trainer_in(tmp_path / str(config.accumulate), config, replace(MODEL, dropout=0.0))
+    assert_pieces_train_as_the_whole(trainer_of, CONFIG, pieces)
 
 
 def test_recomputation_trains_to_the_same_bits(tmp_path):
-    plain, again = (trainer_in(tmp_path / str(recompute), replace(CONFIG, recompute=recompute))
-                    for recompute in (False, True))
-    plain.train()
-    again.train()
-    for name, array in weights_of(plain).items():
-        assert array.tobytes() == weights_of(again)[name].tobytes(), name
+    assert_recomputation_trains_to_the_same_bits(
+        lambda config: trainer_in(tmp_path / str(config.recompute), config), CONFIG)
 
 
 class Echoes:

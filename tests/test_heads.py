@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelling import assert_files_come_back, in_float64, randomised
+from modelling import assert_files_come_back, assert_gradients, in_float64, randomised
 from opaque import OpaqueBackend
 from safetensors.numpy import load_file, save_file
 
@@ -136,11 +136,7 @@ def test_logits_loss_and_gradients_equal_the_real_librarys_in_float64(golden):
         loss = model.loss(outputs["ids"], outputs["targets"], **inputs)
         assert loss.item() == pytest.approx(outputs["loss"][0], rel=1e-12)
         loss.backward()
-    names = model.stored_names(model.config)
-    for ours, parameter in model.parameters().items():
-        expected = outputs[f"gradient.{names[ours].name}"]
-        expected = expected.T if names[ours].transposed else expected
-        np.testing.assert_allclose(parameter.grad, expected, rtol=1e-8, atol=1e-11, err_msg=ours)
+    assert_gradients(model, outputs)
 
 
 def test_what_the_real_library_saved_comes_back_from_our_files(golden, tmp_path):

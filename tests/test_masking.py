@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modelling import (
+    assert_pieces_train_as_the_whole,
+    assert_recomputation_trains_to_the_same_bits,
+    assert_resumed_run_is_whole,
+)
 
 import minifm as mf
 from minifm.errors import ConfigError, ShapeError
@@ -162,10 +167,6 @@ def trainer_in(directory, config=CONFIG, model=MODEL, data=None, held_out=None):
                    held_out=held_out or batches(seed=4), shown=False, draw=False)
 
 
-def weights(trainer):
-    return {name: p.numpy().copy() for name, p in trainer.model.parameters().items()}
-
-
 def test_a_batch_is_a_function_of_seed_and_step():
     for step in (0, 1, 5):
         found, again = (batches().batch(step) for _ in range(2))
@@ -230,15 +231,7 @@ def test_batches_that_cannot_be_masked_are_refused(wrong, message):
 
 @pytest.mark.parametrize("stop", range(1, 6))
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(stop, tmp_path):
-    whole = trainer_in(tmp_path / "whole")
-    whole.train()
-    trainer_in(tmp_path / "parts").train(until=stop)
-    resumed = trainer_in(tmp_path / "parts")
-    resumed.resume()
-    resumed.train()
-    assert resumed.best == whole.best
-    for name, array in weights(whole).items():
-        assert array.tobytes() == weights(resumed)[name].tobytes(), name
+    assert_resumed_run_is_whole(trainer_in, tmp_path, stop)
 
 
 def test_another_masking_is_another_run(tmp_path):
@@ -249,26 +242,14 @@ def test_another_masking_is_another_run(tmp_path):
 
 @pytest.mark.parametrize("pieces", [2, 3])
 def test_pieces_of_a_batch_train_as_the_whole(pieces, tmp_path):
-    found = []
-    for accumulate in (1, pieces):
-        # epsilon 1: AdamW then is smooth and does not magnify rounding near a zero gradient.
-        config = replace(CONFIG, accumulate=accumulate, epsilon=1.0, learning_rate=0.1)
-        trainer = trainer_in(tmp_path / str(accumulate), config, replace(MODEL, dropout=0.0))
-        before = weights(trainer)
-        trainer.train()
-        found.append(weights(trainer))
-    for name, array in found[0].items():
-        np.testing.assert_allclose(found[1][name], array, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert any(np.abs(array - before[name]).max() > 1e-3 for name, array in found[0].items())
+    def trainer_of(config):
+        return trainer_in(tmp_path / str(config.accumulate), config, replace(MODEL, dropout=0.0))
+    assert_pieces_train_as_the_whole(trainer_of, CONFIG, pieces)
 
 
 def test_recomputation_trains_to_the_same_bits(tmp_path):
-    plain, again = (trainer_in(tmp_path / str(recompute), replace(CONFIG, recompute=recompute))
-                    for recompute in (False, True))
-    plain.train()
-    again.train()
-    for name, array in weights(plain).items():
-        assert array.tobytes() == weights(again)[name].tobytes(), name
+    assert_recomputation_trains_to_the_same_bits(
+        lambda config: trainer_in(tmp_path / str(config.recompute), config), CONFIG)
 
 
 class Echoes(Ladders):

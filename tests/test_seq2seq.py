@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelling import assert_files_come_back, assert_same_function, in_float64, randomised
+from modelling import (
+    assert_files_come_back,
+    assert_gradients,
+    assert_same_function,
+    in_float64,
+    randomised,
+)
 from opaque import OpaqueBackend
 from safetensors.numpy import load_file, save_file
 
@@ -104,12 +110,7 @@ def test_memory_loss_and_gradients_equal_the_real_librarys_in_float64(golden):
         loss = model.loss(source, outputs["ids"], outputs["targets"], source_mask=mask)
         assert loss.item() == pytest.approx(outputs["loss"][0], rel=1e-12)
         loss.backward()
-    names = model.stored_names(model.config)
-    for ours, parameter in model.parameters().items():
-        stored = names[ours]
-        expected = outputs[f"gradient.{stored.name}"]
-        expected = expected.T if stored.transposed else expected
-        np.testing.assert_allclose(parameter.grad, expected, rtol=1e-8, atol=1e-11, err_msg=ours)
+    assert_gradients(model, outputs)
 
 
 def greedy(model, source, mask, count):

@@ -169,8 +169,7 @@ class CausalLanguageModel(TokenObjective):
         return tokens[:end], counted[:end]
 
     def target_bytes(self, batch, lengths):
-        targets = batch[1]
-        return lengths[targets[targets != ops.loss.IGNORE]].sum().item()
+        return _bytes_of(batch[1], lengths)
 
 
 class MaskedLanguageModel(TokenObjective):
@@ -246,8 +245,7 @@ class AbsorbingDiffusion(MaskedLanguageModel):
                                recompute=self.recompute)
 
     def target_bytes(self, batch, lengths):
-        text = batch[1]
-        return lengths[text[text != ops.loss.IGNORE]].sum().item()
+        return _bytes_of(batch[1], lengths)
 
     def learnt(self, batch):
         ids, text = batch[0][0], batch[1][0]
@@ -369,3 +367,8 @@ def objective_of(model, recompute=False, learning=LearningConfig()):
                                               (Seq2SeqModel, Denoising))
                     if issubclass(model, family))
     return kind(recompute, learning)
+
+
+def _bytes_of(targets, lengths):
+    """Bytes of the tokens among `targets` that count."""
+    return lengths[targets[targets != ops.loss.IGNORE]].sum().item()
