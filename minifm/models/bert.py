@@ -16,7 +16,13 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.encoder import Encoder, first_token
-from minifm.models.stored import HeadLayout, Stored, diffusion_from_hub, diffusion_to_hub
+from minifm.models.stored import (
+    HeadLayout,
+    Stored,
+    check_heads,
+    diffusion_from_hub,
+    diffusion_to_hub,
+)
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Module, Perceptron, post_norm
 from minifm.nn.module import constant
 
@@ -86,8 +92,7 @@ class BertConfig:
         check(self)
         if self.hidden is None:
             object.__setattr__(self, "hidden", 4 * self.width)
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        check_heads(self)
         if self.padding >= self.vocabulary:
             raise ConfigError(f"padding: expected an id below the vocabulary of "
                               f"{self.vocabulary}, got {self.padding}")

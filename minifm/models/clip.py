@@ -17,7 +17,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.dit import patches_of
-from minifm.models.stored import Model, Stored
+from minifm.models.stored import Model, Stored, check_heads
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Perceptron
 from minifm.nn.module import Parameter, normal
 
@@ -44,8 +44,7 @@ class TowerConfig:
         check(self)
         if self.hidden is None:
             object.__setattr__(self, "hidden", 4 * self.width)
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        check_heads(self)
 
     @property
     def blocks_parameters(self):

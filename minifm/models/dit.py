@@ -19,7 +19,7 @@ from minifm import backends, ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import parts
-from minifm.models.stored import Stored, said
+from minifm.models.stored import Stored, check_heads, said
 from minifm.nn import Attention, Embedding, Linear, Module, Perceptron
 from minifm.nn.time import TimeEmbedding, one_for_each, sinusoids
 from minifm.tensor import Tensor
@@ -60,8 +60,7 @@ class DiTConfig:
         for size, patch in zip(self.size, self.patch):
             if size % patch:
                 raise ConfigError(f"patch: {patch} does not divide the size {size}")
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        check_heads(self)
 
     @property
     def model(self):

@@ -22,7 +22,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.causal import CausalModel, seen
-from minifm.models.stored import HeadLayout, Stored
+from minifm.models.stored import HeadLayout, Stored, check_heads
 from minifm.nn import (
     Attention,
     Block,
@@ -76,8 +76,7 @@ class GPTConfig:
         check(self)
         if self.hidden is None:
             object.__setattr__(self, "hidden", 4 * self.width)
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        check_heads(self)
         if self.window is not None and self.layout != "gpt_neo":
             raise ConfigError(f"window: files of {self.layout} know of none, those of gpt_neo do")
         if self.layout == "openai-gpt" and self.hidden != 4 * self.width:

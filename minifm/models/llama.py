@@ -20,7 +20,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.causal import CausalModel, seen
-from minifm.models.stored import HeadLayout, Stored
+from minifm.models.stored import HeadLayout, Stored, check_heads
 from minifm.nn import Attention, Block, Embedding, GatedPerceptron, RMSNorm, Rotary
 from minifm.nn.experts import Experts, unevenness
 
@@ -80,8 +80,8 @@ class LlamaConfig:
 
     def __post_init__(self):
         check(self)
-        if self.head_width is None and self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        if self.head_width is None:
+            check_heads(self)
         for name, value in (
                 ("key_heads", self.heads), ("head_width", self.width // self.heads),
                 ("hidden", -(-8 * self.width // (3 * 32)) * 32)):

@@ -17,7 +17,13 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.encoder import Encoder, first_token
-from minifm.models.stored import HeadLayout, Stored, diffusion_from_hub, diffusion_to_hub
+from minifm.models.stored import (
+    HeadLayout,
+    Stored,
+    check_heads,
+    diffusion_from_hub,
+    diffusion_to_hub,
+)
 from minifm.nn import Block, Embedding, LayerNorm, Linear, Module, SelfAttention
 from minifm.nn.module import constant
 from minifm.nn.rotary import Rotary
@@ -74,8 +80,7 @@ class ModernBertConfig:
         check(self)
         if self.hidden is None:
             object.__setattr__(self, "hidden", 3 * self.width // 2)
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        check_heads(self)
         if self.width // self.heads % 2:
             raise ConfigError(f"heads: expected heads of an even width, got "
                               f"{self.width // self.heads}")

@@ -125,6 +125,12 @@ class Model(Module):
         return None
 
 
+def check_heads(config):
+    """Raise ConfigError unless the width of a model is shared out evenly among its heads."""
+    if config.width % config.heads:
+        raise ConfigError(f"heads: {config.heads} heads do not divide the width {config.width}")
+
+
 DIFFUSION, ABSORBING = "diffusion", "absorbing"     # the key of config.json, and what it may say
 
 

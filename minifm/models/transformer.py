@@ -15,7 +15,7 @@ from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.models.activations import ACTIVATIONS
 from minifm.models.seq2seq import MemoryBlock, Seq2SeqModel, pair_flops
-from minifm.models.stored import Stored
+from minifm.models.stored import Stored, check_heads
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Perceptron, post_norm
 from minifm.nn.module import constant
 from minifm.tensor import Tensor
@@ -50,8 +50,7 @@ class TransformerConfig:
         for name, value in (("decoder_layers", self.layers), ("hidden", 4 * self.width)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        check_heads(self)
         if self.width % 2:
             raise ConfigError(f"width: expected an even number, half of it for sines, got "
                               f"{self.width}")
