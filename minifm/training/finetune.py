@@ -229,10 +229,10 @@ def examples_of(task, seed):
     Raises ConfigError, or FormatError with file and line.
     """
     name, built = name_of_task(task)
-    examples = stdlib.build([built])[built] if built else \
-        _read_all(task.data, TASKS[name].example, task)
     if name != "ner" and task.scheme != TaskConfig.scheme:
         raise ConfigError(f"scheme: only for ner, not for {name}; leave it out")
+    examples = stdlib.build([built])[built] if built else \
+        _read_all(task.data, TASKS[name].example, task)
     held_out = _read_all(task.held_out_data, TASKS[name].example, task) or None
     training, held_out = sides(examples, held_out, fraction=task.held_out, seed=seed)
     if task.examples > len(training):
