@@ -370,5 +370,5 @@ def objective_of(model, recompute=False, learning=LearningConfig()):
 
 
 def _bytes_of(targets, lengths):
-    """Bytes of the tokens among `targets` that count."""
+    """Bytes of text that those of the `targets` stand for that count."""
     return lengths[targets[targets != ops.loss.IGNORE]].sum().item()
