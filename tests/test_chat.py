@@ -34,7 +34,7 @@ CONVERSATIONS = json.loads((HERE / "conversations.json").read_text("utf-8"))
 TOKENIZER = Tokenizer.load(HERE)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 STYLES = ("chatml", "headers", "instructions", "roles", "plain")
-SPECIAL = {i for i, token in TOKENIZER._plain.get_added_tokens_decoder().items() if token.special}
+SPECIAL = {i for i, data in enumerate(TOKENIZER.spellings) if data is None}
 NAMES = [TOKENIZER.decode([i]).decode() for i in TOKENIZER.specials]
 
 

@@ -28,7 +28,7 @@ from minifm.tasks.qa import Answer, best_span
 from minifm.tasks.spans import Span, combines, words_in
 from minifm.tasks.summarize import PairRows
 from minifm.text import Tokenizer
-from minifm.text.offsets import Encoded, Frame, encode_all_with_offsets, encode_with_offsets
+from minifm.text.offsets import Encoded, Frame, encode_with_offsets
 from minifm.text.tokenizer import FIRST, MASK, PADDING
 
 TEXT = "The cat sat on the mat; it's é漢字漢字 there ((x)) = None, that's 😀😀 the cat's hat. " * 3
@@ -117,13 +117,15 @@ def test_spans_become_tokens_and_come_back_or_are_widened(tokenizer, text, data)
             assert back == (start, end)
 
 
-def test_a_normaliser_that_changes_the_text_is_refused():
+def test_places_are_those_of_the_text_before_it_was_normalised():
     described = json.loads(LEARNT.json)
     described["normalizer"] = {"type": "NFC"}
     nfc = Tokenizer(json.dumps(described))
-    assert len(encode_all_with_offsets(nfc, ["é"])) == 1
-    with pytest.raises(ConfigError, match="its normaliser changes the text"):
-        encode_with_offsets(nfc, "e\u0301")
+    ids, offsets = encode_with_offsets(nfc, "ae\u0301b")
+    assert nfc.decode(ids).decode() == "a\u00e9b"
+    assert offsets.tolist() == [[0, 1], [1, 4], [1, 4], [4, 5]]
+    with pytest.raises(ConfigError, match="its normaliser changes the text .* not all UTF-8"):
+        encode_with_offsets(nfc, b"e\xcc\x81\xff")
 
 
 def test_a_frame_is_what_the_file_says():

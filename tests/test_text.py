@@ -314,6 +314,7 @@ class Wide:
     """A vocabulary of more than 65,536 ids: byte i is token 1,000 i. Counts its calls."""
 
     vocabulary, end_of_text, sha256, calls = 256_000, 255_999, "wide", 0
+    around = (), ()
 
     def encode_all(self, texts):
         self.calls += 1
@@ -651,7 +652,7 @@ def test_bits_per_byte_count_the_bytes_of_all_held_out_text(tmp_path):
     tokens = shards.store(Listed(*map(str.encode, text)), vocabulary, tmp_path / "tokens")
     trainer = trainer_in(tmp_path / "run", tokens, tokens, vocabulary)
     batches = [trainer.held_out.batch(i) for i in range(trainer.held_out.count)]
-    size = sum(trainer.objective.target_bytes(batch, trainer._lengths()) for batch in batches)
+    size = sum(trainer.objective.target_bytes(batch, trainer._lengths) for batch in batches)
     assert size == tokens.size == sum(len(part.encode()) for part in text)
     nats = sum(trainer.model.loss(*batch, denominator=1).item() for batch in batches)
     found = trainer.evaluate()              # asks for more batches than there are

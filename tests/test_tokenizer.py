@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minifm.errors import ConfigError, FormatError
-from minifm.text import StreamDecoder, Tokenizer, bytelevel, tokenizer
+from minifm.text import StreamDecoder, Tokenizer, bytelevel, segments
 from minifm.text.tokenizer import FIRST, MASK, PADDING, SENTINELS
 
 TEXT = b"""The cat sat on the mat, and the cat's hat sat there too.
@@ -26,6 +26,8 @@ TEXT = b"""The cat sat on the mat, and the cat's hat sat there too.
 
 """
 BYTES, LEARNT = Tokenizer.bytes(), Tokenizer.train([TEXT] * 3, 300)
+LIBRARY = tokenizers.Tokenizer.from_str(LEARNT.json)
+LIBRARY.encode_special_tokens = True
 both = pytest.mark.parametrize("vocabulary", [BYTES, LEARNT], ids=["bytes", "learnt"])
 
 # What makes tokenizers stumble, between ordinary pieces.
@@ -77,7 +79,7 @@ def test_together_is_one_by_one(vocabulary, some, specials):
 
 @given(text=st.text(max_size=30))
 def test_text_is_encoded_as_the_library_does(text):
-    assert LEARNT.encode(text).tolist() == LEARNT._plain.encode(text).ids
+    assert LEARNT.encode(text).tolist() == LIBRARY.encode(text).ids
     assert LEARNT.encode(text).tolist() == LEARNT.encode(text.encode()).tolist()
 
 
@@ -86,7 +88,7 @@ def test_text_is_encoded_as_the_library_does(text):
 def test_segments_and_groups_change_nothing(some, segment, together):
     some = [text + TEXT for text in some]
     expected = LEARNT.encode_all(some)
-    with mock.patch.multiple(tokenizer, SEGMENT=segment, TOGETHER=together):
+    with mock.patch.multiple(segments, SEGMENT=segment, TOGETHER=together):
         found = LEARNT.encode_all(some)
     assert [x.tolist() for x in found] == [x.tolist() for x in expected]
 
@@ -151,9 +153,9 @@ def test_special_strings_in_a_text_are_text_unless_asked_for(vocabulary):
 
 @pytest.mark.parametrize("settings, end, padding", [
     ({}, 299, None),
-    ({"eos_token": "cat"}, LEARNT._plain.token_to_id("cat"), None),
+    ({"eos_token": "cat"}, LIBRARY.token_to_id("cat"), None),
     ({"eos_token": {"content": "<|endoftext|>"}, "pad_token": None}, 299, None),
-    ({"eos_token": None, "pad_token": "!"}, 299, LEARNT._plain.token_to_id("!")),
+    ({"eos_token": None, "pad_token": "!"}, 299, LIBRARY.token_to_id("!")),
     ({"pad_token": "<|endoftext|>"}, 299, None),        # what fills up must not mean an end
 ])
 def test_settings_name_the_special_tokens(settings, end, padding):
@@ -322,10 +324,15 @@ def test_nothing_is_no_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize("path, value, said", [
-    (("model", "type"), "WordPiece", "model: expected a byte-level BPE"),
+    (("model", "type"), "WordLevel", "model: expected BPE with vocab and merges, .* 'WordLevel'"),
+    (("model", "type"), "WordPiece", "model.unk_token: None is not in the vocabulary"),
+    (("model", "type"), "Unigram", "model: expected BPE"),
     (("model", "dropout"), 0.1, "model.dropout: expected none, found 0.1"),
     (("model", "continuing_subword_prefix"), "##", "model.continuing_subword_prefix"),
-    (("model", "end_of_word_suffix"), "</w>", "model.end_of_word_suffix"),
+    (("model", "end_of_word_suffix"), "</w>", "no token for 256 of the 256 bytes"),
+    (("decoder",), {"type": "CTC", "pad_token": "a", "word_delimiter_token": "b",
+                    "cleanup": True}, "decoder: .* is not read"),
+    (("decoder",), {"type": "WordPiece", "prefix": "##", "cleanup": True}, "decoder"),
     (("model", "vocab", "Ġ"), 5000, "no token has id"),
     (("model", "vocab", "a b"), 300, "token 300: 'a b' is no string of bytes"),
     (("pre_tokenizer",), None, "text is changed: .* becomes"),

@@ -61,8 +61,8 @@ class TextCourse(Course):
     def next(self, trainer):
         """What to try with the model, or nothing."""
         from minifm.models.causal import CausalModel
-        return f"; try: {program()} generate {trainer.directory}/last \"Once\"" \
-            if isinstance(trainer.model, CausalModel) or trainer.model.absorbing else ""
+        writes = isinstance(trainer.model, CausalModel) or trainer.model.absorbing
+        return f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""
 
 
 class ExamplesCourse(Course):

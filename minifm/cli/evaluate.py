@@ -5,7 +5,7 @@ import json
 
 from minifm.backends.reference.packed import FORMATS
 from minifm.cli.arguments import add_fields, build, part_of
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, plural
 from minifm.evaluation.bound import BoundConfig, Bounded
 from minifm.evaluation.perplexity import WindowConfig
 
@@ -115,8 +115,8 @@ def described(found, model, data):
         if isinstance(found, Bounded) else {}
     return {"model": model, "data": data, "documents": found.documents, "tokens": found.tokens,
             "bytes": found.bytes, "context": found.context, "stride": found.stride,
-            "nats": found.nats, "loss": found.loss, "perplexity": found.perplexity,
-            "bits_per_byte": found.bits_per_byte} | bounds
+            "changed": found.changed, "nats": found.nats, "loss": found.loss,
+            "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte} | bounds
 
 
 def table(found, data):
@@ -124,8 +124,11 @@ def table(found, data):
     of_bound = [f"bound           the figures are what they are at most; of bits per byte, the "
                 f"standard error is {found.bits_per_byte_spread:.4f}"] \
         if isinstance(found, Bounded) else []
+    lost = [] if not found.changed else [
+        f"changed         {plural(found.changed, 'document')}: the vocabulary leaves some of the "
+        "text out (case, white space, unknown characters), and the bits do not count it"]
     return [f"text            {data}: {found.documents:,} documents, {found.tokens:,} tokens, "
             f"{found.bytes / 1e6:.2f} MB",
             f"window          {found.context:,} tokens, going on by {found.stride:,}",
             f"perplexity      {found.perplexity:.4f} ({found.loss:.4f} nats a token)",
-            f"bits per byte   {found.bits_per_byte:.4f}", *of_bound]
+            f"bits per byte   {found.bits_per_byte:.4f}", *of_bound, *lost]

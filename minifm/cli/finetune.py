@@ -76,7 +76,7 @@ def shown_mask(trainer):
     """A line that says what the first row is, with marks around the tokens that are learnt."""
     ids, learnt = trainer.objective.learnt(trainer.batches.batch(0))
     edges = np.flatnonzero(np.diff(learnt)) + 1
-    parts = [repr(trainer.tokenizer.decode(part).decode("utf-8", "replace"))[1:-1]
+    parts = [repr(trainer.tokenizer.spelt(part).decode("utf-8", "replace"))[1:-1]
              for part in np.split(ids, edges)]
     text = "".join(f"[[{part}]]" if learnt[at] else part
                    for part, at in zip(parts, [0, *edges.tolist()]))

@@ -111,7 +111,9 @@ def show(task, asker, count, config):
         f"{limit}")
     right = repr(task.form.said(task.asked[0]))
     if task.chosen:
-        answers = ", ".join(repr(text(prompt.answer(row))) for row in prompt.rows)
+        answers = ", ".join(
+            repr(asker.tokenizer.spelt(prompt.answer(row)).decode("utf-8", "replace"))
+            for row in prompt.rows)
         where = "in its place" if asker.cloze else "behind it"
         say(f"minifm: {where} are scored {answers}; the right one is {right}")
     else:

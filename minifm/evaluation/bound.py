@@ -19,11 +19,17 @@ import numpy as np
 from minifm.config import check, setting
 from minifm.diffusion.absorbing import hidden_losses, noised_to, spread_counts
 from minifm.errors import AnomalyError, ConfigError
-from minifm.evaluation.perplexity import Measured, WindowConfig, empty_tally, requests_of
+from minifm.evaluation.perplexity import (
+    FIRST_FOLLOWS,
+    Measured,
+    WindowConfig,
+    empty_tally,
+    requests_of,
+)
 from minifm.ops.loss import IGNORE
 from minifm.rng import Rng
 from minifm.tensor import no_grad
-from minifm.text import end_of_text_of
+from minifm.text.offsets import before_text
 
 MARKS = 3       # tokens of a row beside a window: one at each end, and the one that it follows
 
@@ -54,7 +60,7 @@ class Bounded(Measured):
 def likelihood_bound(model, tokenizer, documents, config=WindowConfig(), drawn=BoundConfig()):
     """The Bounded of texts (bytes or str). Raises ConfigError for a tokenizer that lacks a mark, or
     documents without a token."""
-    end_of_text_of(tokenizer, "that a document's first token would follow")
+    before_text(tokenizer, FIRST_FOLLOWS)
     if tokenizer.first is None or tokenizer.mask is None:
         raise ConfigError("tokenizer: has no first token, or no mask, with which the model reads")
     context, stride = config.of(model.config.context - MARKS)

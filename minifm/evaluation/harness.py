@@ -13,7 +13,7 @@ from minifm.errors import ConfigError, UserError
 from minifm.evaluation.perplexity import sliding_requests
 from minifm.evaluation.score import Request, score
 from minifm.generation import Sampling, generate
-from minifm.text import end_of_text_of
+from minifm.text.offsets import before_text
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -26,9 +26,8 @@ class Adapter:
     """
 
     def __init__(self, model, tokenizer, *, batch=8, max_tokens=256):
-        """Raises ConfigError for a tokenizer without an end-of-text token."""
-        self.end_of_text = end_of_text_of(
-            tokenizer, "that a text without a context would follow")
+        """Raises ConfigError for a tokenizer without a token that begins a text or ends one."""
+        self.before = before_text(tokenizer, "that a text without a context would follow")
         self.model, self.tokenizer = model, tokenizer
         self.batch, self.max_tokens = batch, max_tokens
 
@@ -47,7 +46,7 @@ class Adapter:
         ids = self.tokenizer.encode(context + continuation).tolist()
         scored = len(ids) - len(before)
         if not before:
-            ids = [self.end_of_text, *ids]
+            ids = [self.before, *ids]
         most = self.model.config.context
         if scored < 1:
             raise ConfigError(f"evaluation: nothing of {continuation!r:.60} is left to score: the "
@@ -63,7 +62,7 @@ class Adapter:
         context, parts, owners = self.model.config.context, [], []
         for number, request in enumerate(requests):
             ids = self.tokenizer.encode(request.args[0]).tolist()
-            mine = list(sliding_requests(ids, context, context, self.end_of_text))
+            mine = list(sliding_requests(ids, context, context, self.before))
             parts += mine
             owners += [number] * len(mine)
         totals = [0.0] * len(requests)
@@ -108,7 +107,7 @@ class Adapter:
             raise ConfigError(f"max_gen_toks: {max_tokens} tokens leave nothing of the model's "
                               f"context of {self.model.config.context} for the prompt")
         return self.tokenizer.encode(context)[-room:] if context else \
-            [self.end_of_text]
+            [self.before]
 
 
 def harness_model(model, tokenizer, **options):

@@ -3,8 +3,13 @@
 A model looks at no more tokens than its context. A document that is longer is read in windows that
 overlap: each goes on by `stride` tokens and scores just these, so that every token but the first
 ones of a document has at least context - stride tokens before it. A document's first token follows
-an end-of-text, and every one of its tokens is scored once. The smaller the stride, the better the
-model knows where it is, and the longer it takes.
+what stands before a text (Llama's <s>), or else an end-of-text, and every one of its tokens is
+scored once. The smaller the stride, the better the model knows where it is, and the longer it
+takes.
+
+Bytes are those of the text that was given. A vocabulary that changes the text first (BERT's case,
+T5's white space) spends no bits on what it leaves out: then `changed` counts the documents that its
+tokens do not say in full, and the bits would not do to write them.
 """
 
 import math
@@ -14,8 +19,10 @@ from itertools import islice
 from minifm.config import check, setting
 from minifm.errors import ConfigError
 from minifm.evaluation.score import Request, score
-from minifm.text import end_of_text_of
+from minifm.text.bytelevel import as_bytes
+from minifm.text.offsets import before_text, encode_with_offsets
 
+FIRST_FOLLOWS = "that a document's first token would follow"
 TOGETHER = 32               # batches of windows that are sorted by length
 
 
@@ -48,12 +55,13 @@ class WindowConfig:
 @dataclass(frozen=True)
 class Measured:
     """What a model says of `documents` documents with `tokens` tokens and `bytes` bytes: `nats`
-    in all."""
+    in all. Of `changed` documents the tokens do not say everything."""
 
     nats: float
     tokens: int
     bytes: int
     documents: int
+    changed: int
     context: int
     stride: int
 
@@ -86,7 +94,7 @@ def sliding_requests(ids, context, stride, before):
 def perplexity(model, tokenizer, documents, config=WindowConfig()):
     """The Measured of texts (bytes or str). Raises ConfigError for a tokenizer without an
     end-of-text, or documents without a token."""
-    end_of_text_of(tokenizer, "that a document's first token would follow")
+    before_text(tokenizer, FIRST_FOLLOWS)
     context, stride = config.of(model.config.context)
     tally = empty_tally()
     requests = requests_of(tokenizer, documents, context, stride, config.tokens, tally)
@@ -100,20 +108,25 @@ def perplexity(model, tokenizer, documents, config=WindowConfig()):
 
 def empty_tally():
     """What `requests_of` counts in."""
-    return {"tokens": 0, "bytes": 0, "documents": 0}
+    return {"tokens": 0, "bytes": 0, "documents": 0, "changed": 0}
 
 
 def requests_of(tokenizer, documents, context, stride, most, tally):
     """The windows of all documents, counted in `tally`; no more than `most` tokens."""
+    before = before_text(tokenizer, FIRST_FOLLOWS)
     for text in documents:
         ids = tokenizer.encode(text).tolist()
-        if most is not None:
+        data = as_bytes(text)
+        if most is not None and len(ids) > most - tally["tokens"]:
             ids = ids[: most - tally["tokens"]]
+            ends = encode_with_offsets(tokenizer, text)[1][:, 1]
+            data = data[: ends[len(ids) - 1]] if ids else b""
         if not ids:
             continue
         tally["tokens"] += len(ids)
-        tally["bytes"] += len(tokenizer.decode(ids))
+        tally["bytes"] += len(data)
         tally["documents"] += 1
-        yield from sliding_requests(ids, context, stride, tokenizer.end_of_text)
+        tally["changed"] += tokenizer.decode(ids) != data
+        yield from sliding_requests(ids, context, stride, before)
         if tally["tokens"] == most:
             return

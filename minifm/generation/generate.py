@@ -16,6 +16,7 @@ from minifm.generation.unmasking import Filler, Unmasking
 from minifm.models.seq2seq import Seq2SeqModel
 from minifm.rng import Rng
 from minifm.text import StreamDecoder, end_of_text_of
+from minifm.text.offsets import ids_before
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Completion:
 def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(), seed=0,
              on_text=None, cache=None, constraint=None, ends=(), suffix=""):
     """One Completion for each prompt (str, bytes or token ids); all are written side by side. An
-    encoder-decoder reads the prompts, as sources with their end, and writes the targets.
+    encoder-decoder reads the prompts, as sources with their end, and writes the targets. What
+    `tokenizer.json` puts there, such as Llama's <s>, is put before prompts that are text.
 
     strategy   how tokens are chosen: Sampling (the default), Beams, Contrastive or Speculative;
                of a model that writes by diffusion, Unmasking
@@ -63,13 +65,14 @@ def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(
                           "one of them out")
     if not len(prompts):
         return []
+    begins = isinstance(model, Seq2SeqModel)        # it answers; else its texts go on with prompts
     refuse_foreign(model, strategy, cache, constraint, suffix)
     model, ids = as_writer(model, tokenizer, prompts, suffix)
     strategy = strategy or (Unmasking() if isinstance(model, Filler) else Sampling())
-    guide = constraint and constraint.guide(tokenizer, model.config.vocabulary)
+    guide = constraint and constraint.guide(tokenizer, model.config.vocabulary, begins)
     ends = frozenset({*(() if guide else ends), tokenizer.end_of_text} - {None})
     job = Job(model, ids, max_tokens, Rng(seed), set(), cache, guide, ends, tokenizer.vocabulary)
-    writers = [_Writer(tokenizer, stop, ends) for _ in prompts]
+    writers = [_Writer(tokenizer, stop, ends, begins) for _ in prompts]
     emit = on_text or (lambda row, piece: None)
     for step in written(job, strategy):
         for row, token in step.items():
@@ -83,20 +86,29 @@ def generate(model, tokenizer, prompts, *, strategy=None, max_tokens=200, stop=(
     return [writer.completion for writer in writers]
 
 
+def _encoded(prompts, tokenizer, sources):
+    """The ids of prompts: of a text, behind what `tokenizer.json` puts before it; of `sources`,
+    with an end. Ids stay as they are. Raises ConfigError for a source without a token."""
+    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
+           for prompt in prompts]
+    before, behind = ids_before(tokenizer), []
+    if sources:
+        require_sources(ids)
+        before = []
+        behind = [end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")]
+    return [row if row is prompt else np.concatenate([before, row, behind]).astype(np.int64)
+            for row, prompt in zip(ids, prompts)]
+
+
 def as_writer(model, tokenizer, prompts, suffix=""):
     """(the model as one that writes behind rows of token ids, those rows): decoders do; an
     encoder-decoder has read the prompts first, and one that writes by diffusion fills rows."""
-    ids = [tokenizer.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
-           for prompt in prompts]
+    ids = _encoded(prompts, tokenizer, isinstance(model, Seq2SeqModel))
     if isinstance(model, Seq2SeqModel):
-        require_sources(ids)
-        end = end_of_text_of(tokenizer, "with which an encoder-decoder's sources end")
-        model = Conditioned(model, [
-            source if source is prompt else np.append(source, end)
-            for source, prompt in zip(ids, prompts)])
+        model = Conditioned(model, ids)
         return model, model.prompts
     if writes_by_diffusion(model):
-        model = Filler(model, tokenizer, ids, tokenizer.encode(suffix))
+        model = Filler(model, tokenizer, ids, tokenizer.encode(suffix, behind=True))
         return model, model.prompts
     return model, ids
 
@@ -147,11 +159,11 @@ def check_prompts(ids, context, max_tokens):
 class _Writer:
     """The text of one row as it grows, holding back what may become a stop string."""
 
-    def __init__(self, tokenizer, stop, ends):
+    def __init__(self, tokenizer, stop, ends, begins):
         self.completion = Completion()
         self.stop = stop
         self.ends = ends
-        self.decoder = StreamDecoder(tokenizer)
+        self.decoder = StreamDecoder(tokenizer, begins)
         self.held = ""
 
     def add(self, token):

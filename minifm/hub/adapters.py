@@ -29,6 +29,7 @@ from minifm.models.stored import Stored
 from minifm.nn import LoRA, adapter_config, trainable
 from minifm.nn.adapter import AdapterConfig, adapted_layers, attach, linear_layers, require_plain
 from minifm.nn.freezing import matches
+from minifm.text.older_files import VOCABULARIES
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -288,7 +289,7 @@ def tokenizer_of(directory):
 
 def has_tokenizer(directory):
     """Whether a tokenizer lies in a directory."""
-    return any((Path(directory) / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return any((Path(directory) / name).exists() for name in VOCABULARIES)
 
 
 def base_of(directory):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from minifm.errors import UserError
+from minifm.text.older_files import VOCABULARIES
 
 LAST = "last"               # a run's link to its newest checkpoint
 BEST, SCORES = "best", "scores.json"    # the one that a run of fine-tuning has scored, and where
@@ -12,8 +13,8 @@ ADAPTER = "adapter_config.json"     # what tells an adapter's directory from a m
 ADAPTER_BASE = "adapter_base.json"  # and which weights it has learnt over
 # All that is ever read of a model on the hub; above all, no pickle.
 DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, ADAPTER_BASE, "*.safetensors",
-              "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-              "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja"]
+              "*.safetensors.index.json", *VOCABULARIES, "merges.txt", "tokenizer_config.json",
+              "chat_template.jinja", "additional_chat_templates/*.jinja"]
 PATIENCE = 10               # seconds for the hub to answer at all
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 

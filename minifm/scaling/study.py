@@ -117,6 +117,7 @@ class Study:
                         evaluate_batches=config.evaluate_batches, save_every=steps_between_saves,
                         log_every=max(1, cell.steps // 100)),
             directory=self.directory / "cells" / cell.name, tokenizer=self.tokenizer,
+            lengths=self.held_out.token_lengths(self.tokenizer),
             held_out=HeldOutBatches(self.held_out, **data), shown=False, draw=False,
             check_memory=False)
 

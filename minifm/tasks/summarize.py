@@ -71,10 +71,11 @@ class SummaryRows(LabelledRows):
     def __init__(self, examples, tokenizer, *, length, separator=SEPARATOR):
         end = end_of_text_of(tokenizer, FOR_THE_END)
         self.examples, self.prompts = list(examples), []
-        frame, between = Frame.of(tokenizer), tokenizer.encode(separator)
+        frame, between = Frame.of(tokenizer), tokenizer.encode(separator, behind=True)
         facts, ids, targets = {"truncated": 0, "tokens cut": 0, "summaries cut": 0}, [], []
         texts = tokenizer.encode_all([e.text for e in self.examples])
-        summaries = tokenizer.encode_all([" " + e.summary.strip() for e in self.examples])
+        summaries = tokenizer.encode_all([" " + e.summary.strip() for e in self.examples],
+                                         behind=True)
         most = most_of_summary(length)
         room = room_in(length, len(frame.before) + len(between) + most,
                        "the summary and the separator")

@@ -1,6 +1,7 @@
-"""Text: documents in (corpus), token ids (tokenizer), stored (shards), in batches (packing), and
-what is made of those to learn from: rows, masked tokens (masking), any number of them (noising),
-spans left out (spans).
+"""Text: documents in (corpus), token ids (tokenizer; how others' vocabularies spell: spelling, what
+lies in older directories: older_files), stored (shards), in batches (packing), and what is made of
+those to learn from: rows, masked tokens (masking), any number of them (noising), spans left out
+(spans).
 Conversations by chat templates (chat)."""
 
 from minifm.text.chat import ChatTemplate

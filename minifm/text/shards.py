@@ -21,6 +21,8 @@ import numpy as np
 from minifm.atomic import atomic_directory
 from minifm.errors import FormatError, UserError
 from minifm.text.corpus import Tally
+from minifm.text.offsets import ids_before
+from minifm.text.spelling import BYTE_LEVEL
 from minifm.text.tokenizer import end_of_text_of
 
 FORMAT = 1
@@ -62,7 +64,8 @@ class Tokens:
     """One long array of token ids that stays on the disk. `tokens[a:b]` is int64 [b - a].
 
     count         how many ids there are, those between documents included
-    documents     how many documents, each followed by `end_of_text`, an id
+    documents     how many documents, each followed by `end_of_text`, an id (and, where that is the
+                  vocabulary's way, led by what a text begins with)
     size          their bytes of text
     description   {"corpus": digest, "tokenizer": digest, "tokens": count}: the same description,
                   the same ids
@@ -88,6 +91,18 @@ class Tokens:
             start += len(found[-1])
         return np.concatenate(found)
 
+    def token_lengths(self, tokenizer):
+        """[V]: how many bytes of text each token of the `tokenizer` stands for in these. Where
+        these bytes are not the token's own, as many as there are to a token on the average."""
+        before = list(ids_before(tokenizer))
+        if tokenizer.spelling.kind == BYTE_LEVEL:
+            lengths = tokenizer.token_lengths.copy()
+        else:
+            tokens = self.count - self.documents * (len(before) + 1)
+            lengths = np.full(tokenizer.vocabulary, self.size / max(1, tokens))
+        lengths[before] = 0
+        return lengths
+
 
 # -- writing -------------------------------------------------------------------------------------
 
@@ -95,7 +110,9 @@ class Tokens:
 def _expected(documents, tokenizer):
     """What index.json must say of these documents and this tokenizer."""
     end_of_text = end_of_text_of(tokenizer, "to put between documents")
-    return {"format": FORMAT, "corpus": documents.sha256, "tokenizer": tokenizer.sha256,
+    before = [int(i) for i in ids_before(tokenizer)]
+    return {"format": FORMAT, **({"before": before} if before else {}),
+            "corpus": documents.sha256, "tokenizer": tokenizer.sha256,
             "documents": documents.count, "size": documents.size,
             "end_of_text": int(end_of_text),
             "dtype": "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"}
@@ -117,11 +134,14 @@ def _write(aside, documents, tokenizer, expected, progress):
 
 
 def _encoded(documents, tokenizer, tally, progress):
-    """Yield the ids of each document, and after each the end-of-text; count them in `tally`."""
+    """Yield the ids of each document, before each what a text begins with, and after each the
+    end-of-text; count the documents in `tally`."""
+    before = np.array(ids_before(tokenizer), np.int32)
     end_of_text = np.array([tokenizer.end_of_text], np.int32)
     for group in _groups(documents):
         for text, ids in zip(group, tokenizer.encode_all(group)):
             tally.add(text)
+            yield before
             yield ids
             yield end_of_text
         if progress:

@@ -9,6 +9,8 @@ merges go across the borders of messages as they do where the whole string is en
 
 import re
 import unicodedata
+from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -28,14 +30,13 @@ def encode_traced(tokenizer, text, marked=True):
     """(ids int32 [T], said bool [T]) of a Traced: its tokens, and which of them hold a character
     that the assistant said; None for these unless the text is `marked`.
 
-    Raises ConfigError where said cannot be told (`encode_with_offsets`)."""
+    Raises ConfigError where said cannot be told (`encode_all_with_offsets`)."""
     parts = _cut(text, tokenizer)
-    texts = [plain(part) for token, part in parts if token is None]
     if not marked:
-        encoded = iter(tokenizer.encode_all(texts))
+        encoded = _encoded(parts, tokenizer, tokenizer.encode_all)
         return _joined([next(encoded) if token is None else [token] for token, _ in parts],
                        np.int32), None
-    encoded, ids, said = iter(Encoded.all(tokenizer, texts)), [], []
+    encoded, ids, said = _encoded(parts, tokenizer, partial(Encoded.all, tokenizer)), [], []
     for token, part in parts:
         if token is None:
             tokens = next(encoded)
@@ -45,6 +46,15 @@ def encode_traced(tokenizer, text, marked=True):
             ids.append([token])
             said.append([any(origin & SAID for origin in part.origins)])
     return _joined(ids, np.int32), _joined(said, bool)
+
+
+def _encoded(parts, tokenizer, encode):
+    """Iterate over what `encode` makes of each of the `parts` that is text. A space that the
+    vocabulary puts once, before a text, is only there where the first part is one."""
+    texts = [plain(part) for token, part in parts if token is None]
+    ahead = len(texts) if not tokenizer.begins_once else sum(
+        token is None for token, _ in parts[:1])
+    return chain(encode(texts[:ahead]), encode(texts[ahead:], behind=True))
 
 
 def _cut(text, tokenizer):
@@ -65,7 +75,7 @@ def _outline(text, tokenizer):
 
     Of each stretch of the caller's it has no more than what a special token may look at beside
     it, white space and whether a word begins, and there stand-ins that no special string has."""
-    names = b"".join([tokenizer.token_bytes[i] for i in tokenizer.specials]).decode()
+    names = "".join([tokenizer.names[i] for i in tokenizer.specials])
     space, letter, other = [next(c for c in some if c not in names) for some in STAND_INS]
     written, places = [], []
     for start, end, origin in text.runs():

@@ -1,17 +1,20 @@
-"""`tokenizer.json` and the files beside it: read, checked to be byte-level BPE, and made.
+"""`tokenizer.json` and the files beside it: read, checked, and made.
 
-What is not is refused by a FormatError that names the file and the key: the library that does the
-merging takes more kinds than minifm does, and says less of what is wrong.
+What is not read is refused by a FormatError that names the file and the key: the library that does
+the merging takes more kinds than minifm does, and says less of what is wrong.
 """
 
 import json
 from pathlib import Path
 
-import numpy as np
-
 from minifm.errors import FormatError, why
-from minifm.text.bytelevel import ALPHABET, from_alphabet
+from minifm.text.bytelevel import ALPHABET
 
+# What a model has, and of which type.
+MODELS = {"BPE": {"vocab": dict, "merges": list}, "WordPiece": {"vocab": dict},
+          "Unigram": {"vocab": list}}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+              "use_regex": True}
 END_OF_TEXT = "<|endoftext|>"
 # The special tokens that a vocabulary may have beside it, as RoBERTa and T5 spell them.
 FIRST, PADDING, MASK = "<s>", "<pad>", "<mask>"
@@ -24,15 +27,7 @@ def open_library(text, file="tokenizer.json"):
     """The library's tokenizer for the JSON `text`; raises FormatError for what is not ours."""
     import tokenizers
     described = _parse(text, file)
-    model = described.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" \
-            or not isinstance(model.get("vocab"), dict) \
-            or not isinstance(model.get("merges"), list):
-        raise FormatError(file, "model", "expected a byte-level BPE with vocab and merges")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise FormatError(file, f"model.{key}", f"expected none, found {model[key]!r:.60}: "
-                              "only plain byte-level BPE, which is never random, is read")
+    _check_model(described.get("model"), file)
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:      # the library raises plain Exception
@@ -42,47 +37,34 @@ def open_library(text, file="tokenizer.json"):
     return library
 
 
-def bytes_of_tokens(library, file):
-    """[the bytes of each token]; raises FormatError where ids or tokens are not byte-level."""
+def _check_model(model, file):
+    """Raise FormatError for a model that is not read, or that could fail on a text."""
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    parts = MODELS.get(kind, {}) if isinstance(kind, str) else {}
+    if not parts or not all(isinstance(model.get(key), type) for key, type in parts.items()):
+        raise FormatError(file, "model", "expected BPE with vocab and merges, WordPiece or Unigram "
+                          f"with vocab, found {kind!r:.60}")
+    for key in ("dropout", "continuing_subword_prefix"):
+        if kind == "BPE" and model.get(key):
+            raise FormatError(file, f"model.{key}", f"expected none, found {model[key]!r:.60}: "
+                              "only BPE that marks spaces and ends of words, and is never random, "
+                              "is read")
+    if kind == "WordPiece" and model.get("unk_token", "[UNK]") not in model["vocab"]:
+        raise FormatError(file, "model.unk_token", f"{model.get('unk_token', '[UNK]')!r:.60} is "
+                          "not in the vocabulary, and stands for what is not there")
+    if kind == "Unigram" and not isinstance(model.get("unk_id"), int):
+        raise FormatError(file, "model.unk_id", "expected the id of the token that stands for what "
+                          f"is not in the vocabulary, found {model.get('unk_id')!r:.60}")
+
+
+def names_of_tokens(library, file):
+    """[the string of each token]; raises FormatError where their ids have gaps."""
     added = {i: token.content for i, token in library.get_added_tokens_decoder().items()}
     ids = {i: token for token, i in library.get_vocab(with_added_tokens=True).items()} | added
     if sorted(ids) != list(range(len(ids))):
         gap = next(n for n, i in enumerate(sorted(ids)) if n != i)
         raise FormatError(file, "model.vocab", f"no token has id {gap}; expected 0 … without gaps")
-    table = []
-    for i in range(len(ids)):
-        data = ids[i].encode() if i in added else from_alphabet(ids[i])
-        if data is None:
-            raise FormatError(file, f"model.vocab: token {i}",
-                              f"{ids[i]!r} is no string of bytes: only byte-level BPE is read")
-        table.append(data)
-    return table
-
-
-def ids_of_bytes(library, file):
-    """int32 [256]: the id of each byte alone; raises FormatError where one has none."""
-    ids = [library.token_to_id(symbol) for symbol in ALPHABET]
-    missing = [byte for byte, i in enumerate(ids) if i is None]
-    if missing:
-        raise FormatError(file, "model.vocab", f"no token for {len(missing)} of the 256 bytes, "
-                          f"such as 0x{missing[0]:02X}: only byte-level BPE is read")
-    return np.array(ids, np.int32)
-
-
-def from_gpt2(vocab_file, merges_file):
-    """The `tokenizer.json` equal to GPT-2's two files."""
-    vocab, lines = read_json(vocab_file), read_text(merges_file).split("\n")
-    merges = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.rstrip("\r").split(" ")
-        if len(pair) != 2:
-            raise FormatError(merges_file, f"line {number}",
-                              f"expected two tokens and a space between them, got {line!r:.60}")
-        merges.append(pair)
-    special = [(END_OF_TEXT, vocab[END_OF_TEXT])] if END_OF_TEXT in vocab else []
-    return tokenizer_json(vocab, merges, special)
+    return [ids[i] for i in range(len(ids))]
 
 
 def byte_level_json(learnt, merges, specials):
@@ -93,20 +75,19 @@ def byte_level_json(learnt, merges, specials):
     back = [END_OF_TEXT, *(token for token in specials if token not in front)]
     ids = {token: i for i, token in enumerate([*tokens, *back])}
     return tokenizer_json({token: ids[token] for token in tokens}, merges,
-                          [(token, ids[token]) for token in front + back],
-                          _template(ids) if FIRST in specials else None)
+                          [special(token, ids[token]) for token in front + back],
+                          template(ids, FIRST, END_OF_TEXT) if FIRST in specials else None)
 
 
-def _template(ids):
+def template(ids, first, end):
     """What stands around a text for an encoder, and around two: the file's `post_processor`."""
     def piece(kind, name, part):
         return {kind: {"id": name, "type_id": part}}
-    first, end = (piece("SpecialToken", token, 0) for token in (FIRST, END_OF_TEXT))
-    single = [first, piece("Sequence", "A", 0), end]
-    pair = [*single, piece("Sequence", "B", 1), piece("SpecialToken", END_OF_TEXT, 1)]
+    before, behind = (piece("SpecialToken", token, 0) for token in (first, end))
+    single = [before, piece("Sequence", "A", 0), behind]
+    pair = [*single, piece("Sequence", "B", 1), piece("SpecialToken", end, 1)]
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {
-        token: {"id": token, "ids": [ids[token]], "tokens": [token]}
-        for token in (FIRST, END_OF_TEXT)}}
+        token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (first, end)}}
 
 
 def settings_of(specials):
@@ -121,20 +102,49 @@ def settings_of(specials):
             "additional_special_tokens": [token for token in specials if token in SENTINELS]}
 
 
-def tokenizer_json(vocab, merges, special, template=None):
-    """The text of a `tokenizer.json`. `vocab` {token: id}, `merges` [(token, token)], `special`
-    [(token, id)]; `template` is its `post_processor`."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-             "use_regex": True}
-    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": True} for token, i in special]
+def tokenizer_json(vocab, merges, added, post_processor=None, *, normalizer=(),
+                   pre_tokenizer=(BYTE_LEVEL,), decoder=BYTE_LEVEL, model=None):
+    """The text of a `tokenizer.json`, of byte-level BPE unless the rest says otherwise.
+
+    vocab          {token: id}; of Unigram [(token, score)]
+    merges         [(token, token)], of BPE
+    added          of `added_token`: what stands beside the vocabulary
+    normalizer     its steps; so `pre_tokenizer`
+    model          what it says beside these
+    """
+    if isinstance(vocab, dict) and merges is not None:
+        vocab = vocab | {token["content"]: token["id"] for token in added}
+    described = dict(model or {})
+    if "type" not in described:
+        described = {"type": "BPE", "dropout": None, "unk_token": None,
+                     "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                     "fuse_unk": False, "byte_fallback": False, "ignore_merges": False} | described
+    described["vocab"] = vocab
+    if merges is not None:
+        described["merges"] = merges
     return json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": level, "post_processor": template, "decoder": level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": vocab | dict(special), "merges": merges}})
+        "normalizer": _sequence(normalizer, "normalizers"),
+        "pre_tokenizer": _sequence(pre_tokenizer, "pretokenizers"),
+        "post_processor": post_processor, "decoder": decoder, "model": described})
+
+
+def _sequence(steps, key):
+    """One part of a `tokenizer.json`, that may have many steps."""
+    if len(steps) < 2:
+        return steps[0] if steps else None
+    return {"type": "Sequence", key: list(steps)}
+
+
+def added_token(token, i, *, special, lstrip=False):
+    """An entry of `added_tokens`; `lstrip`: white space in front of it is its own."""
+    return {"id": i, "content": token, "single_word": False, "lstrip": lstrip, "rstrip": False,
+            "normalized": False, "special": special}
+
+
+def special(token, i, *, lstrip=False):
+    """The entry of a token that stands for no text."""
+    return added_token(token, i, special=True, lstrip=lstrip)
 
 
 def template_files(directory):

@@ -28,6 +28,7 @@ from minifm.models import ARCHITECTURES, DiT, UNet, architecture_of
 from minifm.rng import Rng
 from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
+from minifm.training.objectives import Objective
 from minifm.training.run import (
     newest_checkpoint,
     require_writable,
@@ -115,7 +116,7 @@ class ExamplesConfig(MediaConfig):
 # -- what is learnt --------------------------------------------------------------------------------
 
 
-class NoiseObjective:
+class NoiseObjective(Objective):
     """Undo noise: the batch is (x0 [B, C, *space], noise [B, C, *space], times [B]), and labels
     [B], where the network knows classes. The loss is the mean over examples of the squared error
     of what is predicted, as the weighting weighs it (diffusion/objectives.py)."""
@@ -138,9 +139,6 @@ class NoiseObjective:
             model, x0, schedule=self.schedule, objective=self.config.predict, times=times,
             noise=noise, weighting=self.weighting, condition=condition)
         return ops.sum(each) / denominator
-
-    def training_loss(self, model, batch, **choice):
-        return self.loss(model, batch, **choice), {}
 
     def count(self, batch):
         """How many examples."""

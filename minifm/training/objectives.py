@@ -55,7 +55,24 @@ class LearningConfig:
     __post_init__ = check
 
 
-class TokenObjective:
+class Objective:
+    """What all objectives do alike, whatever a batch is of."""
+
+    def loss(self, model, batch, *, denominator, rng):
+        """Σ losses / denominator, a scalar Tensor; `rng` turns dropout on."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
+
+    def training_loss(self, model, batch, *, denominator, rng):
+        """(what training makes small: `loss` and whatever a model adds to it; where it adds
+        something, {"loss": `loss` alone, name: figure} of that)."""
+        return self.loss(model, batch, denominator=denominator, rng=rng), {}
+
+    def fullest(self, batch):
+        """The batch of this shape that takes the most memory."""
+        return batch
+
+
+class TokenObjective(Objective):
     """What objectives do alike whose batch is (ids [B, T], targets [B, T], …), target -100 not
     counted.
 
@@ -70,10 +87,10 @@ class TokenObjective:
     settings = ()               # those of LearningConfig that it has a use for
     special_tokens = ()
     unit = "token"              # of the loss
-    scale = "nats"              # that it is measured in
-    reads = "token"             # what throughput is counted in
     whole_context = False       # whether rows are always as long as the model's context
     teaches = {}                # settings of the model that say what it has learnt
+    scale = "nats"              # that it is measured in
+    reads = "token"             # what throughput is counted in
 
     def __init__(self, recompute=False, learning=LearningConfig()):
         for setting_name, default in vars(LearningConfig()).items():
@@ -96,15 +113,6 @@ class TokenObjective:
 
     # -- of a batch ------------------------------------------------------------------------------
 
-    def loss(self, model, batch, *, denominator, rng):
-        """Σ cross-entropy in nats / denominator, a scalar Tensor; `rng` turns dropout on."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
-
-    def training_loss(self, model, batch, *, denominator, rng):
-        """(what training makes small: `loss` and whatever a model adds to it; where it adds
-        something, {"loss": `loss` alone, name: figure} of that)."""
-        return self.loss(model, batch, denominator=denominator, rng=rng), {}
-
     def count(self, batch):
         """How many targets count."""
         return ops.count_targets(batch[1])
@@ -112,10 +120,6 @@ class TokenObjective:
     def tokens(self, batch):
         """How many tokens the model reads: what throughput is measured in."""
         return batch[0].size
-
-    def fullest(self, batch):
-        """The batch of this shape that takes the most memory."""
-        return batch
 
     def flops(self, model, batch):
         """Floating-point operations of one training step on the batch (forward and backward)."""
@@ -166,7 +170,7 @@ class CausalLanguageModel(TokenObjective):
 
     def target_bytes(self, batch, lengths):
         targets = batch[1]
-        return int(lengths[targets[targets != ops.loss.IGNORE]].sum())
+        return lengths[targets[targets != ops.loss.IGNORE]].sum().item()
 
 
 class MaskedLanguageModel(TokenObjective):
@@ -243,7 +247,7 @@ class AbsorbingDiffusion(MaskedLanguageModel):
 
     def target_bytes(self, batch, lengths):
         text = batch[1]
-        return int(lengths[text[text != ops.loss.IGNORE]].sum())
+        return lengths[text[text != ops.loss.IGNORE]].sum().item()
 
     def learnt(self, batch):
         ids, text = batch[0][0], batch[1][0]

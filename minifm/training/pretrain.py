@@ -135,7 +135,8 @@ def prepare(directory, text, shape, config, *, learning=LearningConfig(), arch=N
     training, held_out = _batches(tokens, text, config, objective, tokenizer, length)
     say("measuring the memory that a step takes")
     trainer = Trainer(model, training, config, directory=directory, objective=objective,
-                      held_out=held_out, tokenizer=tokenizer, shown=shown, ceiling=ceiling)
+                      held_out=held_out, tokenizer=tokenizer, shown=shown, ceiling=ceiling,
+                      lengths=tokens[1].token_lengths(tokenizer))
     if resume:
         trainer.resume(force=force)
     _write_run(directory, verb, text, learning, trainer, corpus, dict(also))

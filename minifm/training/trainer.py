@@ -42,6 +42,8 @@ class Trainer:
     objective  what the loss is (objectives.py)
     held_out   batches to evaluate on, `count` of them, or None
     tokenizer  saved with the model; gives bits per byte. May be None
+    lengths    [V]: bytes of text that each token stands for (default: as the tokenizer says; where
+               its tokens do not make up the text, bits per byte are left out)
     companion  what else is saved with the model, by companion.save(directory), or None
     measure    measure(model) gives {name: score} for each evaluation, of which the first says how
                good the model is, the more the better; default: the held-out loss says it
@@ -56,8 +58,8 @@ class Trainer:
     """
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
-                 tokenizer=None, companion=None, measure=None, sketch=None, shown=True, draw=True,
-                 ceiling=None, check_memory=True):
+                 tokenizer=None, lengths=None, companion=None, measure=None, sketch=None,
+                 shown=True, draw=True, ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
@@ -79,7 +81,7 @@ class Trainer:
         self.computed = computed_part(model, self.objective, first)
         self.step = self.tokens = self.skipped = 0
         self.best = self._saved = None
-        self._byte_lengths = None
+        self._lengths = self._bytes_of_tokens(lengths)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -226,8 +228,8 @@ class Trainer:
                     if n:
                         loss = self.objective.loss(self.model, piece, denominator=n, rng=None)
                         nats, count = nats + loss.item() * n, count + n
-                    if self.tokenizer is not None:
-                        size += self.objective.target_bytes(piece, self._lengths())
+                    if self._lengths is not None:
+                        size += self.objective.target_bytes(piece, self._lengths)
             found = {"held_out_loss": nats / max(count, 1)}
             if size:
                 found["bits_per_byte"] = nats / math.log(2) / size
@@ -259,14 +261,15 @@ class Trainer:
             return True
         return False
 
-    def _lengths(self):
-        """Bytes of text of each token, int64 [V]; the end-of-text mark is none."""
-        if self._byte_lengths is None:
-            lengths = self.tokenizer.token_lengths.copy()
+    def _bytes_of_tokens(self, lengths):
+        """Bytes of text of each token, [V]; the end-of-text mark is none. None: not known."""
+        if lengths is None and self.tokenizer is not None:
+            lengths = self.tokenizer.token_lengths
+        if lengths is not None:
+            lengths = lengths.copy()
             if self.tokenizer.end_of_text is not None:
                 lengths[self.tokenizer.end_of_text] = 0
-            self._byte_lengths = lengths
-        return self._byte_lengths
+        return lengths
 
     # -- checkpoints -----------------------------------------------------------------------------
 

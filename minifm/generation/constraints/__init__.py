@@ -35,9 +35,10 @@ class Constraint:
         """The Automaton, made anew."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it accepts")
 
-    def guide(self, tokenizer, vocabulary):
-        """The Guide for texts in the tokens of `tokenizer`; raises ConfigError."""
-        return Guide(self.automaton(), tokenizer, vocabulary)
+    def guide(self, tokenizer, vocabulary, begins=False):
+        """The Guide for texts in the tokens of `tokenizer`, of which `begins` says whether they
+        stand by themselves; raises ConfigError."""
+        return Guide(self.automaton(), tokenizer, vocabulary, begins)
 
 
 @dataclass(frozen=True)

@@ -119,15 +119,22 @@ def trimmed(table, accepting):
     for state, row in enumerate(table.tolist()):
         for target in set(row):
             before[target].add(state)
-    remaining = np.full(len(table), UNREACHABLE, np.int32)
-    reached, bytes_away = np.flatnonzero(accepting).tolist(), 0
-    while reached:
-        remaining[reached] = bytes_away
-        bytes_away += 1
-        reached = [s for s in {s for target in reached for s in before[target]}
-                   if remaining[s] == UNREACHABLE]
+    remaining = distances(before, accepting)
     return Automaton(np.where(remaining[table] == UNREACHABLE, DEAD, table).astype(np.int32),
                      accepting, remaining)
+
+
+def distances(before, accepting):
+    """int32 [S]: the fewest steps from each state to an accepting one, or UNREACHABLE; before[s]
+    are the states from which one step leads to s."""
+    remaining = np.full(len(before), UNREACHABLE, np.int32)
+    reached, steps = np.flatnonzero(accepting).tolist(), 0
+    while reached:
+        remaining[reached] = steps
+        steps += 1
+        reached = [s for s in {s for target in reached for s in before[target]}
+                   if remaining[s] == UNREACHABLE]
+    return remaining
 
 
 def intersection(one, other):

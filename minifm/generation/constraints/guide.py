@@ -5,10 +5,12 @@ too. Which tokens may come in a state is found by walking a trie of the vocabula
 automaton, a level at a time, and is remembered: a long text visits the same states again.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from minifm.errors import ConfigError
-from minifm.generation.constraints.automaton import DEAD, START
+from minifm.generation.constraints.automaton import DEAD, START, UNREACHABLE, distances
 from minifm.text import end_of_text_of
 
 REMEMBERED = 1 << 26        # bytes of tables that a Guide keeps
@@ -18,19 +20,32 @@ class Guide:
     """`automaton` over the tokens of `tokenizer`, for a model that knows `vocabulary` ids [V].
 
     A state is the automaton's. Special tokens never come, but for end-of-text, which comes where
-    the automaton accepts, and only there. Raises ConfigError for a tokenizer without one.
+    the automaton accepts, and only there. Where the vocabulary has no token for some bytes, a text
+    could come to a place from which no tokens lead on: it never goes there.
+
+    begins  whether the text stands by itself, so that a space which the vocabulary has in front of
+            every text is none of it
+
+    Raises ConfigError for a tokenizer without an end-of-text, for one whose words' ends would be
+    spaces of the text, and where the vocabulary cannot spell any text that the automaton accepts.
     """
 
-    start = START
-
-    def __init__(self, automaton, tokenizer, vocabulary):
+    def __init__(self, automaton, tokenizer, vocabulary, begins=False):
         self.end_of_text = end_of_text_of(tokenizer, "with which a text under a constraint ends")
         if vocabulary < tokenizer.vocabulary:
             raise ConfigError(f"the tokenizer has {tokenizer.vocabulary} tokens, and the model "
                               f"knows only {vocabulary}")
+        if tokenizer.spelling.back:
+            raise ConfigError(f"constraint: {tokenizer.file} marks where words end, and writes a "
+                              "space behind every one: it cannot be told to write a text exactly")
+        self.start = START
+        if begins and tokenizer.spelling.front:
+            automaton, self.start = _with_front(automaton, tokenizer.spelling.front)
         self.automaton, self.vocabulary = automaton, vocabulary
         self.trie = _Trie(tokenizer.spellings)
         self._after, self._most = {}, max(1, REMEMBERED // (4 * vocabulary))
+        if not tokenizer.spelling.whole:
+            self._leave_out_dead_ends(tokenizer.file)
 
     def advance(self, state, token):
         """The state after `token`, one that may come; end-of-text leaves it as it is."""
@@ -41,14 +56,36 @@ class Guide:
         if state not in self._after:
             if len(self._after) >= self._most:
                 self._after.clear()
-            self._after[state] = self.trie.walk(self.automaton.table, state, self.vocabulary)
+            after = self.trie.walk(self.automaton.table, state, self.vocabulary)
+            after[self.automaton.remaining[after] == UNREACHABLE] = DEAD
+            self._after[state] = after
         return self._after[state]
+
+    def _leave_out_dead_ends(self, file):
+        """Count in tokens, not in bytes, how far it is from each state to where a text may end, and
+        take the ways to those from which there is none out of the automaton. Raises ConfigError
+        where none is left."""
+        before, reached = [set() for _ in self.automaton.table], {self.start}
+        waiting = [self.start]
+        while waiting:
+            state = waiting.pop()
+            after = self.trie.walk(self.automaton.table, state, self.vocabulary)
+            for target in np.unique(after[after != DEAD]).tolist():
+                before[target].add(state)
+                if target not in reached:
+                    reached.add(target)
+                    waiting.append(target)
+        remaining = distances(before, self.automaton.accepting)
+        if remaining[self.start] == UNREACHABLE:
+            raise ConfigError(f"constraint: the tokens of {file} spell no text that it accepts")
+        self.automaton = replace(self.automaton, remaining=remaining)
 
     def allowed(self, state, room=None):
         """bool [V]: the tokens that may come in `state`. At least one may.
 
         room  how many tokens may still be written, end-of-text included. Those are left out after
-              which the rest could not be written within the room, one token a byte. Where that
+              which the rest could not be written within the room: one token a byte, or, where not
+              every byte has a token, in as few as there may be. Where that
               leaves none, those that bring the text nearest to its end.
         """
         after, accepting = self.after(state), self.automaton.accepting[state]
@@ -62,6 +99,17 @@ class Guide:
                 allowed &= remaining == remaining[allowed].min()
         allowed[self.end_of_text] = accepting
         return allowed
+
+
+def _with_front(automaton, front):
+    """(the automaton with one more state, that state): there a text begins, and `front`, a byte, is
+    none of it."""
+    begin = len(automaton.table)
+    row = automaton.table[START].copy()
+    row[front[0]] = START
+    return replace(automaton, table=np.vstack([automaton.table, row]),
+                   accepting=np.append(automaton.accepting, automaton.accepting[START]),
+                   remaining=np.append(automaton.remaining, automaton.remaining[START])), begin
 
 
 class _Trie:
