@@ -90,6 +90,25 @@ def test_guidance_goes_so_many_times_as_far(config, guidance):
     assert not np.allclose(with_it, without, atol=0.01)
 
 
+def test_guidance_beyond_the_data_leaves_x_at_its_level():
+    """x = α x₀ + σ ε must hold of the clipped estimate: else the steps do not fit together."""
+    class Exaggerates(Knows):
+        config = UNET
+
+        def __call__(self, x, t, labels):
+            return super().__call__(x, t) * (2.0 if labels[0] < 3 else 1.0)
+
+    made = Pipeline(Exaggerates(Tensor(np.full((1, *SHAPE), 0.8, np.float32))),
+                    Recipe(SCHEDULER, PICTURE, SHAPE, ("a", "b", "c")))
+    seen = []
+    made.sample(["a"], SampleConfig(steps=8, guidance=3),
+                watch=lambda i, level, x, found: seen.append((level, x.numpy(), found)))
+    assert any(np.abs(found.x0.numpy()).max() == 1 for _, _, found in seen)         # clipped
+    for (level, x, _), (_, _, after) in zip(seen, seen[1:]):
+        mixed = level.alpha * after.x0.numpy() + level.sigma * after.noise.numpy()
+        np.testing.assert_allclose(mixed, x, atol=1e-5)
+
+
 def test_what_is_known_stays():
     known = mf.Rng(6).uniform(SHAPE) * 1.8 - 0.9
     mask = np.zeros((1, 4, 4), np.float32)

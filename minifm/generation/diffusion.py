@@ -19,6 +19,7 @@ from minifm import ops
 from minifm.atomic import write_json
 from minifm.config import check, setting
 from minifm.diffusion.guidance import KnownPart, classifier_free, image_to_image
+from minifm.diffusion.objectives import Denoiser
 from minifm.diffusion.process import noised, normal_like
 from minifm.diffusion.samplers import SAMPLERS
 from minifm.diffusion.scheduler import FLOW, Scheduler
@@ -192,12 +193,11 @@ class Pipeline:
         else:
             start = np.broadcast_to(np.asarray(known.start, np.float32), shape)
             x, levels = image_to_image(start, levels, config.strength, rng)
-        around = None if known.part is None else lambda denoiser: KnownPart(
-            denoiser, np.broadcast_to(np.asarray(known.part, np.float32), shape), known.mask)
         options = {"eta": config.eta} if scheduler.sampler == "ddim" else {}
         with no_grad():
             made = scheduler.sample(self.model(labels, config), x, levels, rng=rng, watch=watch,
-                                    around=around, **options)
+                                    around=lambda denoiser: around(denoiser, config, known, shape),
+                                    **options)
         return made.numpy()
 
     def model(self, labels, config):
@@ -247,9 +247,25 @@ class Pipeline:
         states = [covered[-1]]
         with no_grad():
             scheduler.sample(self.model(labels, config), Tensor(covered[-1]), levels, rng=rng,
+                             around=lambda denoiser: around(denoiser, config, Known(), x0.shape),
                              watch=lambda i, level, x, found: states.append(x.numpy()))
         down = [states[round(i)] for i in np.linspace(0, config.steps, frames)[1:]]
         return np.stack(covered + down, 1)
+
+
+def around(denoiser, config, known, shape):
+    """The Denoiser of a scheduler as `sample` needs it.
+
+    Guided, the estimate of the data is often beyond what data can be, and clipped; then the noise
+    must follow from it: if it stays what was predicted, as other libraries have it in ddim, x
+    leaves its level a little in each step, and ends as something else.
+    """
+    if config.guidance not in (0, 1):
+        denoiser = Denoiser(denoiser.model, denoiser.objective, correct=denoiser.correct)
+    if known.part is None:
+        return denoiser
+    part = np.broadcast_to(np.asarray(known.part, np.float32), shape)
+    return KnownPart(denoiser, part, known.mask)
 
 
 def in_pieces(network, most):

@@ -82,12 +82,14 @@ class NoiseConfig:
 
     @property
     def scheduler(self):
-        """The Scheduler that trains and samples; the estimate of the data is clipped to ± 1."""
+        """The Scheduler that trains and samples. The estimate of the data is clipped to ± 1 only
+        where errors of the noise are much enlarged in it, at levels of little signal."""
         if self.schedule == FLOW:
             return Scheduler(sampler="flow_euler", noise=FLOW, objective="flow", spacing="trailing",
                              steps=self.noise_steps)
         return Scheduler(noise=self.schedule, objective=self.predict, steps=self.noise_steps,
-                         zero_terminal=self.zero_terminal, spacing="trailing", limit=1.0)
+                         zero_terminal=self.zero_terminal, spacing="trailing",
+                         limit=1.0 if self.predict == "epsilon" else None)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,9 @@ class NoiseObjective(Objective):
         return len(batch[0])
 
     tokens = count              # what throughput is measured in
+
+    def fullest(self, batch):
+        return batch            # all of one shape take as much memory
 
     def flops(self, model, batch):
         space, config = batch[0].shape[2:], model.config
