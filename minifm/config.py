@@ -79,7 +79,8 @@ def _check_one(name, value, hint, limits):
     if value is None:
         return
     if limits["choices"] is not None and value not in limits["choices"]:
-        raise ConfigError(f"{name}: expected one of {', '.join(limits['choices'])}, got {value!r}")
+        named = ", ".join(choice for choice in limits["choices"] if choice is not None)
+        raise ConfigError(f"{name}: expected one of {named}, got {value!r}")
     for number in value if isinstance(value, (tuple, list)) else [value]:
         if isinstance(number, (int, float)):
             _check_bounds(name, number, hint, limits)

@@ -437,3 +437,13 @@ def test_evaluate_refuses_a_model_without_the_task(minifm, data, tmp_path):  # n
 def test_a_model_is_needed(minifm, tmp_path):  # noqa: F811
     refused(minifm("finetune", "--out", tmp_path / "run"), "model: expected a model to start from")
     refused(minifm("finetune", "--resume", "--out", tmp_path), "there is no run to resume")
+
+
+@pytest.mark.parametrize("flag, message", [
+    (("--task", "answer"), "task: expected one of classify, ner, qa, summarize, lm, got 'answer'"),
+    (("--task", "classify", "--method", "lora", "--format", "int2"),
+     "format: expected one of bf16, int8, int4, got 'int2'")])
+def test_a_choice_that_there_is_not_is_named_beside_those_there_are(minifm, tmp_path,  # noqa: F811
+                                                                    flag, message):
+    refused(minifm("finetune", tmp_path, *flag, "--data", tmp_path / "a.jsonl",
+                   "--out", tmp_path / "out"), message)

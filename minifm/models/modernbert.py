@@ -397,6 +397,12 @@ def _every_from_hub(stored):
     usual = stored.get("global_attn_every_n_layers", 3)
     if types is None:
         return usual
+    if not isinstance(usual, int) or usual < 1:
+        raise ConfigError("config.json: global_attn_every_n_layers: expected an integer of at "
+                          f"least 1, got {usual!r}")
+    if not isinstance(types, list) or len(types) != layers:
+        raise ConfigError(f"config.json: layer_types: expected a list of {layers}, one for each "
+                          f"layer, got {types!r:.200}")
     for every in (usual, *range(1, layers + 1)):    # too few layers do not tell
         if types == [_type(layer, every) for layer in range(layers)]:
             return every
@@ -408,9 +414,17 @@ def _thetas_from_hub(stored):
     """The two bases: numbers in published files, in new ones in rope_parameters."""
     found = []
     for (kind, key), default in zip(THETAS.items(), (160000.0, 10000.0)):
-        turned = (stored.get("rope_parameters") or {}).get(kind) or {}
+        parameters = _object("rope_parameters", stored.get("rope_parameters"))
+        turned = _object(f"rope_parameters: {kind}", parameters.get(kind))
         if turned.get("rope_type", "default") != "default" or stored.get("rope_scaling"):
             raise ConfigError("config.json: rope_scaling: expected positions that are not scaled, "
                               f"got {turned or stored['rope_scaling']!r:.200}")
         found.append(float(turned.get("rope_theta", stored.get(key, default))))
     return found
+
+
+def _object(name, value):
+    """What a file says under that name; None is an empty object. Raises ConfigError."""
+    if not isinstance(value or {}, dict):
+        raise ConfigError(f"config.json: {name}: expected an object, got {value!r:.200}")
+    return value or {}
