@@ -324,6 +324,7 @@ def test_what_makes_no_sense_is_refused(choice, message):
     ({"order": "left"}, "order: expected one of random, ancestral, confidence"),
     ({"steps": 0}, "steps: expected at least 1"), ({"schedule": "x"}, "schedule: expected one of"),
     ({"block": 0}, "block: expected at least 1"),
+    ({"steps": 10**10}, "steps: expected .*at most 1048576, got"),
 ])
 def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):

@@ -41,7 +41,8 @@ class Unmasking:
     """How masks are undone; `sampling` says how the token behind one is drawn."""
 
     steps: int | None = setting(
-        None, "calls of the network for a whole text (default: one for each token)", least=1)
+        None, "calls of the network for a whole text (default: one for each token)", least=1,
+        most=1 << 20)
     order: str = setting("random", f"which masks are undone first: {', '.join(ORDERS)}",
                          choices=ORDERS)
     schedule: str = setting(
