@@ -249,6 +249,8 @@ def test_a_network_to_start_from_must_make_the_same(tmp_path, monkeypatch):
     (examples(shape=(1, 5, 5)), {}, "size: examples of 5 × 5, and a UNet of 2 levels takes "
                                     "multiples of 2"),
     (examples(shape=(1, 16), kind=SOUND), {}, "a unet makes pictures, not sounds"),
+    (examples(shape=(1, 16), kind=SOUND), {"arch": "dit", "noise": NoiseConfig(flip=True)},
+     "flip: a sound has no left and right"),
     (examples(), {"config": replace(CONFIG, recompute=True)}, "recompute"),
     (examples(shape=(1, 5, 5)), {"arch": "dit", "shape": {"patch": (2, 2)}}, "patch: 2 does not")])
 def test_what_the_network_cannot_read_is_refused(tmp_path, monkeypatch, data, options, part):

@@ -259,7 +259,10 @@ def test_an_animation_and_a_picture_to_start_from(model, tmp_path, capsys):
     (["--strength", "0.5"], "--init-image is left, which is missing"),
     (["--mask", "x.png"], "mask: it says what stays of --init-image"),
     (["--init-image", "nowhere.png"], "nowhere.png"), (["--guidance", "-1"], "guidance: expected"),
-    (["--sampler", "best"], "sampler: expected one of"), (["--size", "9"], "--size is unknown")])
+    (["--sampler", "best"], "sampler: expected one of"), (["--size", "9"], "--size is unknown"),
+    (["--sampler", "euler", "--eta", "0.5"], "eta: only ddim has it, and euler is to be used"),
+    (["--rescale", "0.7"], "rescale: it is of --guidance, which is 1"),
+    (["--classes", "a,b,c", "--count", "2"], "count: expected at least one for each of the 3")])
 def test_what_goes_wrong_is_one_line(model, tmp_path, capsys, words, part):
     assert sampled(model, tmp_path / "x.png", *words) == 2
     err = capsys.readouterr().err
@@ -289,6 +292,8 @@ def test_distances_are_those_of_the_nearest():
     expected = [min(np.sqrt(np.mean((row - other) ** 2)) for other in others) for row in x]
     for at_once in (1, 3, 100):
         np.testing.assert_allclose(nearest(x, others, at_once), expected, rtol=1e-12)
+    many = np.zeros((4_000, 3072))          # 256 times as many differences would be 25 GB
+    assert nearest(many[:256] + 1, many).tolist() == [1.0] * 256
 
 
 def test_copies_are_found_and_new_examples_are_not():

@@ -57,7 +57,7 @@ def run(args):
         raise ConfigError(f"count: expected at least 1, got {args.count}")
     config = build(SampleConfig, vars(args))
     pipeline = Pipeline.load(directory_of(args.model))
-    refuse(args, pipeline)
+    refuse(args, pipeline, pipeline.scheduler(config).sampler)
     labels = labels_of(args.classes, args.count, pipeline.recipe)
     known = read_known(args, pipeline.recipe)
     examples = learnt_from(args.model, labels) if args.check else None
@@ -84,8 +84,12 @@ def directory_of(model):
     return last if last.exists() else resolve(model)
 
 
-def refuse(args, pipeline):
+def refuse(args, pipeline, sampler):
     """Raise ConfigError for what does not go together, before anything is computed."""
+    if hasattr(args, "eta") and sampler != "ddim":
+        raise ConfigError(f"eta: only ddim has it, and {sampler} is to be used")
+    if hasattr(args, "rescale") and getattr(args, "guidance", 1) == 1:
+        raise ConfigError("rescale: it is of --guidance, which is 1")
     modes = [f"--{name}" for name in MODES if getattr(args, name)]
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)}: choose one of them")
@@ -107,7 +111,8 @@ def refuse(args, pipeline):
 
 
 def labels_of(said, count, recipe):
-    """`count` names of classes, or None for none: as many of each, those alike together."""
+    """`count` names of classes, or None for none: as many of each, those alike together. Raises
+    ConfigError for more classes than are to be made."""
     if said is None:
         names = recipe.classes or (None,)
     elif said in recipe.classes:
@@ -115,6 +120,9 @@ def labels_of(said, count, recipe):
     else:
         names = [None if name == "none" and "none" not in recipe.classes else name
                  for name in said.split(",")]
+        if len(names) > count:
+            raise ConfigError(f"count: expected at least one for each of the {len(names)} classes, "
+                              f"got {count}")
     return [names[i * len(names) // count] if count >= len(names) else names[i]
             for i in range(count)]
 

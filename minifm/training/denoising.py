@@ -255,6 +255,8 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch=
     require_writable(directory)
     examples = open_examples(wanted, say)
     recipe = recipe_of(examples, noise)
+    if noise.flip and recipe.kind not in (media.PICTURE, media.VIDEO):
+        raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
     if examples.captions:
         say("learning without the captions, which these networks do not read; classes they do")
     network = _network(newest, initial, recipe, shape or {}, arch, config)
