@@ -251,6 +251,16 @@ def test_rates_that_carry_no_sweep_are_refused():
         media.open("tones", MediaConfig(rate=1900))
 
 
+def test_notes_and_manners_are_recognised(made):
+    """In noise the note is still read, while a triangle's faint harmonics no longer are."""
+    found = made["tones"]
+    waves = found.take(np.arange(found.count))
+    read = tones.recognised(waves, found)
+    assert [tones.caption(*pair) for pair in read] == list(found.captions)
+    read = tones.recognised(waves + np.float32(0.2) * Rng(1).host_normal(waves.shape), found)
+    assert [note for note, _ in read] == [found.classes[label] for label in found.labels]
+
+
 # -- moving digits ---------------------------------------------------------------------------------
 
 
@@ -262,6 +272,28 @@ def test_digits_move_as_they_are_said_to(made):
         assert np.allclose(places[4] - places[0], 4 * np.array(moving.WAYS[way]), atol=1e-4)
         assert moving.way(film) == way and moving.way(film[:1]) is None
         assert text.startswith(f"a {found.classes[found.labels[i]]} moves")
+
+
+@pytest.mark.parametrize("noise", [0, 0.2])
+def test_moving_digits_are_recognised(made, noise):
+    """Their handwriting is new to the reader, so that it may take one digit for another, but not
+    their way."""
+    found = made["moving-digits"]
+    some = found.parts["held_out"]
+    films = found.take(some)
+    films = films + np.float32(noise) * Rng(1).host_normal(films.shape)
+    read = moving.recognised(films, found)
+    pairs = [text.removeprefix("a ").split(" moves ") for text in
+             (found.captions[i] for i in some)]
+    assert [way for _, way in read] == [way for _, way in pairs]
+    assert np.mean([digit == asked for (digit, _), (asked, _) in zip(read, pairs)]) >= 0.9
+
+
+def test_a_digit_that_jumps_has_no_way(made):
+    found = made["moving-digits"]
+    film = found.take([0])
+    assert moving.recognised(film, found)[0][1] is not None
+    assert moving.recognised(film[:, :, [0, 1, 7, 3, 4, 5, 6, 2]], found)[0][1] is None
 
 
 def test_what_stays_or_is_not_there_has_no_way():
@@ -318,10 +350,11 @@ def test_solids_are_recognised(made):
     """The held-out ones by the nearest of the others, whatever size and pose."""
     found = made["solids"]
     held_out = found.parts["held_out"]
-    names = solids.recognised(found.take(held_out), found)
-    right = np.mean([name == found.classes[label]
-                     for name, label in zip(names, found.labels[held_out])])
+    read = solids.recognised(found.take(held_out), found)
+    right = np.mean([shape == found.classes[label]
+                     for (shape, _), label in zip(read, found.labels[held_out])])
     assert right >= 0.95
+    assert solids.recognised(-np.ones((1, 1, 16, 16, 16), np.float32), found) == [(None, None)]
 
 
 @given(pose=st.sampled_from(solids.POSES), seed=st.integers(0, 99))

@@ -48,8 +48,9 @@ def arguments(parser, argv):
                             "model makes something of that noise")
     shown.add_argument("--gif", action="store_true", help="the way from noise as an animation")
     shown.add_argument("--check", action="store_true",
-                       help="also say how many a classifier that has learnt from the run's data "
-                            "recognises, and whether they are copies")
+                       help="also say how many are recognised, by a reader of what minifm makes "
+                            "itself or a classifier that has learnt from the run's data, and "
+                            "whether they are copies")
 
 
 def run(args):
@@ -216,9 +217,11 @@ def check(examples, made, labels):
     from minifm.evaluation.made import NEAR, distances, recognised
     found, far = recognised(examples, made, labels), distances(examples, made)
     print(f"recognised  {found.made:.1%} of those made as the class asked for ({found.real:.1%} of "
-          "real held-out examples)")
+          f"real held-out examples) by {found.judge}")
     print("            " + ", ".join(f"{name}: {part:.0%}"
                                      for name, part in found.by_class.items()))
+    if found.manner is not None:
+        print(f"            {found.manner:.1%} in one of the manners that there are")
     print(f"nearest     training example at {np.median(far.made):.3f} (median; of real held-out "
           f"examples {np.median(far.real):.3f})")
     print(f"near        {far.near:.1%} are nearer than {far.threshold:.3f}, as {NEAR:.0%} of real "

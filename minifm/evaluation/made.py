@@ -1,8 +1,9 @@
 """Are examples that a model has made what was asked for, and its own?
 
-    recognised   a classifier that has learnt from the real training examples alone looks at what
-                 was made: how often does it see the class that was asked for? What it reaches on
-                 real held-out examples says how far to trust it
+    recognised   a judge looks at what was made: how often does it see the class that was asked
+                 for? What it reaches on real held-out examples says how far to trust it. Of what
+                 minifm makes itself (letters, tones, …), the judge is a function that reads it;
+                 else it is a classifier that has learnt from the real training examples alone
     copies       how far is the nearest training example, beside the same of real examples that
                  were held out? A model that copies makes examples nearer than any real one is
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minifm import media
 from minifm.errors import ConfigError
 
 NEAR = 0.05         # the part of real held-out examples that is called near the training examples
@@ -20,12 +22,19 @@ NEAR = 0.05         # the part of real held-out examples that is called near the
 
 @dataclass(frozen=True)
 class Recognised:
-    """Fractions of examples that the classifier gives the right class, real held-out ones and
-    those made; and of these for each class, {name: fraction}."""
+    """Fractions of examples that the judge gives the right class, real held-out ones and those
+    made; and of these for each class, {name: fraction}.
+
+    judge   what the judge is
+    manner  the part of those made that also has a manner (a style, a timbre, a way to move);
+            None where the judge sees none
+    """
 
     real: float
     made: float
     by_class: dict
+    judge: str
+    manner: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,23 +64,44 @@ class Distances:
 
 def recognised(examples, made, labels):
     """Recognised, of `made` [N, C, *space] that were asked to be of `labels` [N], numbers of the
-    Examples' classes. The classifier is scikit-learn's support-vector machine with a Gaussian
-    kernel. Raises ConfigError without scikit-learn or labels."""
+    Examples' classes. Raises ConfigError without classes, and where a classifier is needed without
+    scikit-learn."""
+    if examples.labels is None:
+        raise ConfigError("check: the data have no classes to be recognised")
+    name, held_out = examples.description["name"], examples.parts["held_out"]
+    if name in media.READERS:
+        judge, see = f"the reader of {name}", lambda x: media.READERS[name](x, examples)
+    else:
+        judge, see = "a support-vector machine", classifier(examples)
+    found, real = see(np.clip(made, -1, 1)), see(examples.take(held_out))
+    right = named(found, examples) == labels
+    manners = [manner for _, manner in found]
+    return Recognised(
+        float(np.mean(named(real, examples) == examples.labels[held_out])), float(right.mean()),
+        {examples.classes[label]: float(right[labels == label].mean())
+         for label in np.unique(labels)},
+        judge, None if not any(manner for _, manner in real) else
+        float(np.mean([manner is not None for manner in manners])))
+
+
+def named(found, examples):
+    """The labels [N] of the things in [(thing, manner)]; -1 for none."""
+    return np.array([examples.classes.index(thing) if thing in examples.classes else -1
+                     for thing, _ in found])
+
+
+def classifier(examples):
+    """A function of [N, C, *space] -> [(class, None)] that has learnt from the training examples:
+    scikit-learn's support-vector machine with a Gaussian kernel."""
     try:
         from sklearn.svm import SVC
     except ImportError:
         raise ConfigError("check: it needs scikit-learn, which is not installed (the extra data "
                           "brings it: pip install 'minifm[data]')") from None
-    if examples.labels is None:
-        raise ConfigError("check: the data have no classes to be recognised")
-    training, held_out = examples.parts["training"], examples.parts["held_out"]
+    training = examples.parts["training"]
     judge = SVC(C=10.0, gamma="scale").fit(rows(examples.take(training)),
                                            examples.labels[training])
-    right = judge.predict(rows(made)) == labels
-    real = judge.predict(rows(examples.take(held_out))) == examples.labels[held_out]
-    return Recognised(float(real.mean()), float(right.mean()), {
-        examples.classes[label]: float(right[labels == label].mean())
-        for label in np.unique(labels)})
+    return lambda x: [(examples.classes[label], None) for label in judge.predict(rows(x))]
 
 
 def distances(examples, made):

@@ -10,5 +10,5 @@ waves, arrays, one kind each; pickled → tables (MNIST, CIFAR). sources chooses
 
 from minifm.media.digits import digits
 from minifm.media.examples import KINDS, PICTURE, SOLID, SOUND, VIDEO, Examples, Kind
-from minifm.media.sources import BUILT_IN, open
+from minifm.media.sources import BUILT_IN, READERS, open
 from minifm.media.wanted import MediaConfig

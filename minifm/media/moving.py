@@ -115,3 +115,29 @@ def way(film):
     moved = np.subtract(places[-1], places[0]) / (len(places) - 1)
     steps = tuple(np.sign(np.where(np.abs(moved) < 0.5, 0, moved)).astype(int).tolist())
     return next((name for name, step in WAYS.items() if step == steps), None)
+
+
+def recognised(films, examples):
+    """(digit, way) of each of `films` [N, 1, F, H, W] of one digit, values in -1 … 1: of all
+    handwriting that training sees, the digit that, put where it fits each frame best, differs least
+    from them, in squares; and the way in which these places move, None unless each is at most a
+    pixel from the one before. No network has a part in it."""
+    written = {name: images for name, images in _handwriting()["training"].items()}
+    names = np.repeat(list(written), [len(images) for images in written.values()])
+    known = np.concatenate(list(written.values())).reshape(len(names), -1) / np.float32(255)
+    return [_read(film, names, known) for film in films[:, 0]]
+
+
+def _read(film, names, known):
+    """(digit, way) of a film [F, H, W]; `known` is ink [K, 64] of digits called `names`."""
+    ink = np.clip((film + 1) / 2, 0, 1)
+    windows = np.lib.stride_tricks.sliding_window_view(ink, (SIDE, SIDE), (1, 2))   # [F, h, w, …]
+    F, h, w = windows.shape[:3]
+    # Σ (a - b)² over the frame is Σ a² - 2 Σ a b + Σ b², of which the first is always the same
+    differs = (known ** 2).sum(1) - 2 * windows.reshape(F, h * w, -1) @ known.T     # [F, h w, K]
+    winner = differs.min(1).sum(0).argmin()
+    places = np.stack(np.divmod(differs[:, :, winner].argmin(1), w), 1)             # [F, 2]
+    smooth = np.abs(np.diff(places, axis=0)).max(initial=0) <= 1
+    step = np.sign(places[F // 2] - places[0])
+    return str(names[winner]), next((name for name, ahead in WAYS.items()
+                                     if smooth and ahead == tuple(step)), None)

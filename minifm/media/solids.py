@@ -121,11 +121,17 @@ def moments(solid):
 
 
 def recognised(solids, examples):
-    """The name of the shape of each of `solids` [N, 1, X, Y, Z], values in -1 … 1: that of the
-    training part of `examples` whose moments, each in units of its spread, are nearest."""
+    """(shape, None) of each of `solids` [N, 1, X, Y, Z], values in -1 … 1: the shape of the one in
+    the training part of `examples` whose moments, each in units of its spread, are nearest; moments
+    know no size or pose. (None, None) where there is nothing."""
     training = examples.parts["training"]
     known = np.array([moments(solid) for solid in examples.take(training)[:, 0]])
-    found = np.array([moments(solid) for solid in solids[:, 0]])
-    spread = known.std(0)
-    nearest = [np.argmin(np.sum(((known - one) / spread) ** 2, 1)) for one in found]
-    return [examples.classes[label] for label in examples.labels[training][nearest]]
+    labels, spread = examples.labels[training], known.std(0)
+
+    def shape_of(solid):
+        if np.clip((solid + 1) / 2, 0, 1).sum() < 1:
+            return None
+        distance = np.sum(((known - moments(solid)) / spread) ** 2, 1)
+        return examples.classes[labels[distance.argmin()]]
+
+    return [(shape_of(solid), None) for solid in solids[:, 0]]

@@ -8,22 +8,24 @@ counted in the Examples' description.
 from pathlib import Path
 
 from minifm.errors import ConfigError, plural
-from minifm.media import tables
+from minifm.media import glyphs, moving, solids, tables, tones
 from minifm.media.arrays import Arrays
 from minifm.media.digits import digits
 from minifm.media.files import Entry, gathered, listed_in, visible
 from minifm.media.films import Animations, NumberedFrames, moves
-from minifm.media.glyphs import glyphs
-from minifm.media.moving import moving_digit_pairs, moving_digits
 from minifm.media.pictures import Pictures
-from minifm.media.solids import solids
-from minifm.media.tones import tones
 from minifm.media.wanted import MediaConfig
 from minifm.media.waves import Waves
 
 # name -> a function of the MediaConfig
-BUILT_IN = {"digits": digits, "glyphs": glyphs, "tones": tones, "moving-digits": moving_digits,
-            "moving-digit-pairs": moving_digit_pairs, "solids": solids}
+BUILT_IN = {"digits": digits, "glyphs": glyphs.glyphs, "tones": tones.tones,
+            "moving-digits": moving.moving_digits, "moving-digit-pairs": moving.moving_digit_pairs,
+            "solids": solids.solids}
+# name -> read(values [N, C, *space], Examples) -> [(thing, manner)], None for what is not told: of
+# what is made here, what it is can be read without a network.
+READERS = {"glyphs": lambda pictures, examples: glyphs.recognised(pictures),
+           "tones": tones.recognised, "moving-digits": moving.recognised,
+           "solids": solids.recognised}
 PATHS = "a path of pictures (or folders of them, by class), WAV files, GIFs, folders of numbered " \
     "frames, .npy files, or the files of MNIST or CIFAR"
 

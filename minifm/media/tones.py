@@ -7,11 +7,14 @@ over the note or a sweep of an octave from it. Timbres are sums of sines below h
 that nothing folds back: the pitch that the caption names is the one that is in the sound.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from minifm.errors import ConfigError
 from minifm.media.examples import SOUND
 from minifm.media.pairs import Maker
+from minifm.rng import Rng
 
 NAMES = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 LOWEST = 48                     # C3, as MIDI counts semitones; A4 is 69
@@ -28,6 +31,8 @@ SWEEPS = {"up": 12, "down": -12}                        # semitones from beginni
 LOUDNESS = (0.4, 0.9)           # the largest value of a wave, drawn between these
 RATE = 4000                     # samples a second
 HIGHEST = max(NOTES.values()) + 12      # the semitone that the highest sweep reaches
+MANNERS = (*(f"{timbre} tone" for timbre in TIMBRES), *(f"{chord} chord" for chord in CHORDS),
+           *(f"sweep {way}" for way in SWEEPS))
 
 
 def tones(config):
@@ -45,9 +50,7 @@ def tones(config):
         return (loudness * wave / np.abs(wave).max()).astype(np.float32)[None], \
             caption(note, manner)
 
-    manners = [f"{timbre} tone" for timbre in TIMBRES] + [f"{chord} chord" for chord in CHORDS] + \
-        [f"sweep {way}" for way in SWEEPS]
-    return Maker("tones", SOUND, tuple((note, manner) for note in NOTES for manner in manners),
+    return Maker("tones", SOUND, tuple((note, manner) for note in NOTES for manner in MANNERS),
                  draw, 16, {"rate": rate, "length": length}).make(config)
 
 
@@ -136,3 +139,36 @@ def nearest_note(hertz):
     semitone = 69 + 12 * np.log2(hertz / 440.0)
     name = min(NOTES, key=lambda note: abs(NOTES[note] - semitone))
     return name, 100 * (semitone - NOTES[name])
+
+
+def recognised(waves, examples):
+    """(note, manner) of each of `waves` [N, 1, T], values in -1 … 1: of every note in every manner,
+    the one whose spectrum is most alike. No network has a part in it. A sweep up and the same
+    sweep down differ by when a frequency sounds, so that parts of the wave have a say, too."""
+    names, known = known_spectra(waves.shape[-1], examples.description["rate"])
+    return [names[place] for place in (spectra(waves[:, 0]) @ known.T).argmax(1)]
+
+
+@lru_cache(maxsize=2)
+def known_spectra(length, rate, phases=4):
+    """([(note, manner)], their spectra [K, S]), each as often as there are `phases`."""
+    drawn = Rng(0).child("phases").host_uniform((phases, 3)).tolist()
+    names = [(note, manner) for note in NOTES for manner in MANNERS for _ in drawn]
+    waves = [sound(NOTES[note], manner, turns, length, rate)
+             for note in NOTES for manner in MANNERS for turns in drawn]
+    return names, spectra(np.stack(waves))
+
+
+def spectra(waves, parts=4):
+    """[N, S] of waves [N, T]: amplitudes of the frequencies of the whole, which tell semitones
+    apart, then those of its `parts`, which tell earlier from later; either of length 1."""
+    def unit(x):
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    def amplitudes(x):
+        return np.abs(np.fft.rfft(x * np.hanning(x.shape[-1])))
+
+    N, T = waves.shape
+    centred = waves - waves.mean(1, keepdims=True)
+    divided = amplitudes(centred[:, : T // parts * parts].reshape(N, parts, -1))
+    return np.concatenate([unit(amplitudes(centred)), unit(divided.reshape(N, -1))], 1)
