@@ -80,6 +80,18 @@ def test_a_solid_is_seen_upright():
     assert (front[-1] == 255).all() and (front[0] == 0).all()
 
 
+def test_what_is_farther_is_darker_and_hidden():
+    solid = np.full((1, 1, 1, 3, 1), -1.0)              # along y, away from the eye
+    seen = [drawing.of_solids(np.where(np.arange(3)[:, None] == y, 1.0, solid))[0, 0, 0, 0]
+            for y in range(3)]
+    assert seen[2] == 255 > seen[1] > seen[0] > 0
+    both = np.where(np.arange(3)[:, None] > 0, 1.0, solid)
+    assert drawing.of_solids(both)[0, 0, 0, 0] == 255
+    half = np.where(np.arange(3)[:, None] == 2, 0.0, np.where(np.arange(3)[:, None] == 0, 1.0, -1))
+    light = (0.5 + 0.5 * 0.35) * 255
+    assert abs(drawing.of_solids(half[None, None, None])[0, 0, 0, 0] - light) <= 1
+
+
 def test_the_view_of_a_sound_follows_it():
     seen = drawing.of_sounds(np.linspace(-1, 1, 512)[None, None])[0, :, :, 0]
     dark = [np.flatnonzero(column < 255).mean() for column in seen.T]

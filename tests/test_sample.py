@@ -284,7 +284,8 @@ def real(N=60):
     values[labels == 0, :, :, :2] += 190
     values[labels == 1, :, :, 2:] += 190
     return Examples(PICTURE, values.astype(np.uint8), labels.astype(np.int32), ("left", "right"),
-                    None, {"training": np.arange(N - 20), "held_out": np.arange(N - 20, N)}, {"name": "halves"})
+                    None, {"training": np.arange(N - 20), "held_out": np.arange(N - 20, N)},
+                    {"name": "halves"})
 
 
 def test_distances_are_those_of_the_nearest():

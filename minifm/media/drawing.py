@@ -55,14 +55,24 @@ def of_films(values):
 
 
 def of_solids(values):
-    """[B, C, X, Y, Z]: how full they are, seen from the front, the side and above (z is up)."""
-    first = values[:, :1]
-    front, side, above = (np.mean(first, axis=axis) for axis in (3, 2, 4))      # [B, 1, *plane]
-    upright = [np.flip(np.swapaxes(x, 2, 3), 2) for x in (front, side)] + [above]
-    height = max(x.shape[2] for x in upright)
-    padded = [np.pad(x, ((0, 0), (0, 0), (0, height - x.shape[2]), (0, 0)), constant_values=-1)
-              for x in upright]
-    return of_pictures(np.concatenate(padded, 3))
+    """[B, C, X, Y, Z]: seen from the front, the side and above (z is up), what is farther darker."""
+    full = np.clip((values[:, 0] + 1) / 2, 0, 1)                                    # [B, X, Y, Z]
+    front, side, above = (seen_along(full, axis) for axis in (2, 1, 3))             # [B, *plane]
+    upright = [np.flip(np.swapaxes(x, 1, 2), 1) for x in (front, side)] + [above]
+    height = max(x.shape[1] for x in upright)
+    padded = [np.pad(x, ((0, 0), (0, height - x.shape[1]), (0, 0))) for x in upright]
+    return of_pictures(2 * np.concatenate(padded, 2)[:, None] - 1)
+
+
+def seen_along(full, axis, farthest=0.35):
+    """Light from voxels [B, X, Y, Z], each of which hides, as far as it is full (0 … 1), what is
+    behind it on the axis, and shines less the deeper it lies, down to `farthest`. The eye is at
+    the end of the axis."""
+    near_first = np.flip(np.moveaxis(full, axis, 1), 1)
+    hidden = np.cumprod(1 - near_first, 1)                      # what still comes through each
+    through = np.concatenate([np.ones_like(hidden[:, :1]), hidden[:, :-1]], 1)
+    light = np.linspace(1, farthest, full.shape[axis], dtype=full.dtype)[:, None, None]
+    return (light * near_first * through).sum(1)
 
 
 def of_sounds(values):
