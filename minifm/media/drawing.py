@@ -55,7 +55,7 @@ def of_films(values):
 
 
 def of_solids(values):
-    """[B, C, X, Y, Z]: seen from the front, the side and above (z is up), what is farther darker."""
+    """[B, C, X, Y, Z]: seen from front, side and above (z is up), what is farther darker."""
     full = np.clip((values[:, 0] + 1) / 2, 0, 1)                                    # [B, X, Y, Z]
     front, side, above = (seen_along(full, axis) for axis in (2, 1, 3))             # [B, *plane]
     upright = [np.flip(np.swapaxes(x, 1, 2), 1) for x in (front, side)] + [above]
