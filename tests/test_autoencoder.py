@@ -150,16 +150,27 @@ def test_latents_are_shifted_and_scaled(backend):
 
 
 @EACH
-def test_the_loss_is_differences_and_divergence(kind):
+def test_errors_are_differences_and_divergence(kind):
     x = pictures(CONFIGS[kind]).astype(float)
     with mf.use("numpy"):
         model = in_float64(random_model(kind))
         posterior = model.encode(x)
-        squares = (model(x, rng=mf.Rng(5)).numpy() - x) ** 2
-        divergence = posterior.divergence().numpy().sum() / x.size
-        for weight in (0.0, 0.3):
-            loss = model.loss(x, rng=mf.Rng(5), divergence_weight=weight).item()
-            assert loss == pytest.approx(squares.mean() + weight * divergence, rel=1e-12)
+        noise = mf.Rng(5).normal(posterior.mean.shape, np.float64)
+        for given, back in ((None, model(x)), (noise, model(x, rng=mf.Rng(5)))):
+            squares, divergence = (y.numpy() for y in model.errors(x, given))
+            expected = ((back.numpy() - x) ** 2).reshape(len(x), -1).mean(1)
+            np.testing.assert_allclose(squares, expected, rtol=1e-12)
+            np.testing.assert_allclose(divergence, posterior.divergence().numpy(), rtol=1e-12)
+
+
+@EACH
+def test_a_narrow_models_posteriors_are_points(backend, kind):
+    model, x = random_model(kind), pictures(CONFIGS[kind])
+    before = model.encode(x).mean.numpy()
+    model.narrow()
+    posterior = model.encode(x)
+    np.testing.assert_array_equal(posterior.mean.numpy(), before)
+    np.testing.assert_array_equal(posterior.log_variance.numpy(), np.full(before.shape, -30))
 
 
 @EACH
@@ -168,7 +179,9 @@ def test_a_new_model_learns(backend, kind):
     model, x = AutoencoderKL(config, mf.Rng(1)), pictures(config)
     optimizer, losses = AdamW(model.parameters(), weight_decay=0.0), []
     for step in range(8):
-        loss = model.loss(x, rng=mf.Rng(9).child(step))
+        noise = mf.Rng(9).child(step).normal(model.encode(x).mean.shape)
+        squares, divergence = model.errors(x, noise)
+        loss = squares.mean() + 1e-6 * divergence.mean()
         losses.append(loss.item())
         loss.backward()
         optimizer.update(0.01)
@@ -187,7 +200,8 @@ def test_a_backend_with_arrays_of_its_own(kind):
     with mf.use(OpaqueBackend()):
         model = random_model(kind)
         np.testing.assert_array_equal(model(x, rng=mf.Rng(0)).numpy(), expected)
-        model.loss(mf.Tensor(x), rng=mf.Rng(0)).backward()
+        squares, divergence = model.errors(mf.Tensor(x))
+        (squares + divergence).sum().backward()
 
 
 # -- counts -------------------------------------------------------------------------------------

@@ -93,7 +93,30 @@ class ExamplesCourse(Course):
         return f"; try: {program()} sample {directory}/last --out a{kind.extension}"
 
 
-COURSES = {"text": TextCourse, "examples": ExamplesCourse}
+class PicturesCourse(Course):
+    """Pictures in, an autoencoder out."""
+
+    source = "the pictures"
+
+    def __init__(self):
+        from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
+        from minifm.training.pictures import NOT_CHOSEN, PictureConfig
+        super().__init__({ExamplesConfig: "pictures", PictureConfig: "what is learnt of them"},
+                         DenoisingTrainConfig, NOT_CHOSEN)
+
+    def prepare(self, directory, said, shape, **options):
+        from minifm.training.pictures import prepare
+        wanted, learning, config = self.built(said)
+        return prepare(directory, wanted, config, learning=learning, shape=shape, **options)
+
+    def summary(self, prepared):
+        return pictures_summary(prepared)
+
+    def next(self, trainer):
+        return f"; held-out pictures and what came back of them: {trainer.directory}/samples"
+
+
+COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse}
 
 
 def course_of(arch):
@@ -157,6 +180,29 @@ def examples_summary(prepared):
                     f"loss is the {objective.scale} of a {objective.unit}",
         "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'example')}, "
                     f"{config.steps * config.batch / training:.1f} times through them",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    })
+
+
+def pictures_summary(prepared):
+    from minifm import backends
+    trainer, examples = prepared.trainer, prepared.examples
+    config, objective, shape = trainer.config, trainer.objective, trainer.model.config
+    C, H, W = examples.shape
+    flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
+    rounds = config.steps * config.batch / len(examples.parts["training"])
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    return in_lines({
+        "pictures": f"{examples.description['name']}: {plural(examples.count, 'picture')} of "
+                    f"{H} × {W}, {plural(C, 'channel')}; {len(examples.parts['held_out']):,} of "
+                    "them held out",
+        "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters; "
+                 f"{flops / 1e6:,.0f} MFLOP to train on a picture; latents of {shape.latents} × "
+                 f"{H // shape.stride} × {W // shape.stride} numbers for {C * H * W:,}",
+        "learning": f"{objective.name}: its loss is the {objective.scale} of a {objective.unit}",
+        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'picture')}, "
+                    f"{rounds:.1f} times through them",
         "backend": backends.active().describe(),
         "run": f"{trainer.directory}{after}",
     })

@@ -1,4 +1,5 @@
-"""`minifm pretrain`: text in, a language model out; or examples in, a diffusion model out."""
+"""`minifm pretrain`: text in, a language model out; or examples in, a diffusion model out; or
+pictures in, an autoencoder out."""
 
 import argparse
 import sys
@@ -22,6 +23,7 @@ example:
   minifm pretrain --arch roberta --diffusion --data notes/ --context 128 --out runs/masks
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --arch unet --data digits --out runs/digits
+  minifm pretrain --arch autoencoder --data glyphs --out runs/latents
   minifm pretrain --resume --out runs/book
 
 while it trains:

@@ -62,8 +62,8 @@ NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT) \
 class Architecture(NamedTuple):
     """What `--arch` stands for: a model's class, that of its configuration, the shapes that are
     known by name, {name: {setting: value}}, the one that is taken unless another is named, the
-    settings that tell it from other architectures of the class, and what it learns from: text, or
-    examples such as pictures."""
+    settings that tell it from other architectures of the class, and what it learns from: text,
+    examples such as pictures out of noise, or pictures by themselves."""
 
     model: type
     config: type
@@ -86,6 +86,8 @@ ARCHITECTURES = {
     "t5": Architecture(T5, T5Config, t5.PRESETS, "t5-tiny"),
     "unet": Architecture(UNet, UNetConfig, unet.PRESETS, "unet-tiny", learns="examples"),
     "dit": Architecture(DiT, DiTConfig, dit.PRESETS, "dit-tiny", learns="examples"),
+    "autoencoder": Architecture(AutoencoderKL, AutoencoderConfig, autoencoder.PRESETS,
+                                "autoencoder-tiny", learns="pictures"),
 }
 
 

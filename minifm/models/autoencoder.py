@@ -8,10 +8,9 @@ configuration, the parts, the model, its life in files.
 Dimensions: B batch, C channels, H x W the picture, Z channels of the latents, h x w their size.
 """
 
-import math
 from dataclasses import dataclass
 
-from minifm import ops
+from minifm import backends, ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import parts
@@ -196,8 +195,11 @@ class Posterior:
         self.log_variance = ops.minimum(ops.maximum(told[:, Z:], least), most)
 
     def sample(self, *, rng):
+        """Latents that `rng` draws."""
+        return self.at(Tensor(rng.normal(self.mean.shape, self.mean.dtype)))
+
+    def at(self, noise):
         """Latents, drawn so that gradients reach mean and variance: mean + σ · noise."""
-        noise = Tensor(rng.normal(self.mean.shape, self.mean.dtype))
         return self.mean + ops.exp(self.log_variance * 0.5) * noise
 
     def divergence(self):
@@ -253,13 +255,27 @@ class AutoencoderKL(parts.ListedModel):
         """The way back: latents of a diffusion model -> pictures."""
         return self.decode(latents * (1 / self.config.scaling) + self.config.shift)
 
-    def loss(self, x, *, rng, divergence_weight=1e-6):
-        """Mean square of the differences between pictures x and what comes back, plus the
-        divergence of their latents from N(0, 1), in nats for each number of x, so much weighed."""
+    def errors(self, x, noise=None):
+        """What is wrong with each of pictures x [B, C, H, W]: the mean square of the differences to
+        what comes back, [B], and the divergence of its latents from N(0, 1) in nats, [B].
+
+        noise   [B, Z, h, w] ~ N(0, 1), by which latents are drawn; None: the likeliest ones
+        """
         posterior = self.encode(x)
-        difference = self.decode(posterior.sample(rng=rng)) - x
-        divergence = posterior.divergence().sum() * (divergence_weight / math.prod(x.shape))
-        return (difference * difference).mean() + divergence
+        latents = posterior.mean if noise is None else posterior.at(noise)
+        difference = self.decode(latents) - x
+        return (difference * difference).mean((1, 2, 3)), posterior.divergence()
+
+    def narrow(self):
+        """Let every posterior be a point, as in a plain autoencoder: what the last layer of the
+        encoder says of variances is the least there is, and has no weights to learn it by."""
+        last = self.encoder.last if self.behind is None else self.behind
+        Z, backend = self.config.latents, backends.active()
+        for parameter, value in ((last.weight, 0.0), (last.bias, LOG_VARIANCES[0])):
+            array = parameter.numpy().copy()
+            array[Z:] = value
+            parameter.data = backend.from_numpy(array)
+            parameter.version += 1
 
     # -- files: the layout of the ecosystem -------------------------------------------------------
 

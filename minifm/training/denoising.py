@@ -10,7 +10,6 @@ on bitwise, and two evaluations differ by the network alone.
       step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,14 +21,16 @@ from minifm.diffusion import objectives
 from minifm.diffusion.scheduler import COSINE, FLOW, NOISES, Scheduler
 from minifm.errors import ConfigError, plural
 from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig, no_label
-from minifm.hub import load_model, resolve
+from minifm.hub import resolve
 from minifm.media import Examples, MediaConfig
 from minifm.models import ARCHITECTURES, DiT, UNet, architecture_of
 from minifm.rng import Rng
-from minifm.training import checkpoint, memory
+from minifm.training import memory
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import Objective
+from minifm.training.rounds import Rounds
 from minifm.training.run import (
+    model_to_resume,
     newest_checkpoint,
     require_writable,
     run_directory,
@@ -196,20 +197,13 @@ def lognormal(schedule, n, rng):
 class TrainingExamples(NoisyBatches):
     """Rounds through all examples without end, each in another order."""
 
-    _round = None, None
+    def __init__(self, examples, places, config, *, batch, rng, none):
+        super().__init__(examples, places, config, batch=batch, rng=rng, none=none)
+        self.rounds = Rounds(places, batch, rng)
 
     def batch(self, step):
-        first = step * self.rows
-        places = np.array([self._order(n // len(self.places))[n % len(self.places)]
-                           for n in range(first, first + self.rows)])
-        return self.made(places, self.rng.child("step", step), self.config.drop,
+        return self.made(self.rounds.at(step), self.rng.child("step", step), self.config.drop,
                          0.5 * self.config.flip)
-
-    def _order(self, number):
-        if self._round[0] != number:
-            order = self.rng.child("round", number).permutation(len(self.places))
-            self._round = number, self.places[order]
-        return self._round[1]
 
 
 class HeldOutExamples(NoisyBatches):
@@ -311,12 +305,7 @@ def _network(newest, initial, recipe, shape, arch, config):
     """The network of the checkpoint `newest`, or of the model `initial`, if it fits; or a new one.
     """
     if newest is not None:
-        network = load_model(newest)
-        stored = {"arch": architecture_of(network)} | asdict(network.config)
-        asked = json.loads(json.dumps({"arch": arch} | shape))
-        checkpoint.refuse_differences(newest, checkpoint.differences(
-            json.loads(json.dumps({key: stored.get(key) for key in asked})), asked))
-        return network
+        return model_to_resume(newest, arch, shape)
     if initial is not None:
         return _started(initial, recipe, shape, arch)
     kind = ARCHITECTURES[arch]

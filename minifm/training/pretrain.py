@@ -26,6 +26,7 @@ from minifm.training import checkpoint, memory
 from minifm.training.config import row_length
 from minifm.training.objectives import LearningConfig, objective_of
 from minifm.training.run import (
+    model_to_resume,
     newest_checkpoint,
     read_settings,
     require_writable,
@@ -260,12 +261,7 @@ def _started_model(path, arch, shape, initial):
     """The model of the newest checkpoint, at `path`, or the one to start from; None: a new one is
     needed."""
     if path is not None:
-        model = load_model(path)
-        stored = {"arch": architecture_of(model)} | asdict(model.config)
-        asked = {"arch": arch or stored["arch"]} | shape
-        checkpoint.refuse_differences(path, checkpoint.differences(
-            {key: stored.get(key) for key in asked}, asked))
-        return model
+        return model_to_resume(path, arch, shape)
     if initial is None:
         return None
     if shape:

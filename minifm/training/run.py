@@ -8,12 +8,15 @@ import os
 import platform
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import minifm
 from minifm import backends
 from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, why
+from minifm.hub import load_model
+from minifm.models import architecture_of
 from minifm.training import checkpoint
 
 
@@ -59,6 +62,20 @@ def newest_checkpoint(directory, resume):
     if resume and not steps:
         raise ConfigError(f"{directory} holds no checkpoint to resume from")
     return checkpoint.path_of(directory, steps[-1]) if resume else None
+
+
+def model_to_resume(path, arch, shape):
+    """The model of the checkpoint at `path`. Raises ConfigError listing every difference where it
+    is not of the architecture `arch` (None: of any), or not of the `shape`, {setting: value}, that
+    is asked for.
+    """
+    model = load_model(path)
+    stored = {"arch": architecture_of(model)} | asdict(model.config)
+    asked = {"arch": arch or stored["arch"]} | shape
+    own = {key: stored.get(key) for key in asked}
+    checkpoint.refuse_differences(path, checkpoint.differences(
+        *(json.loads(json.dumps(settings)) for settings in (own, asked))))
+    return model
 
 
 def write_run(directory, verb, settings, trainer, **more):

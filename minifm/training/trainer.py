@@ -48,6 +48,8 @@ class Trainer:
     measure    measure(model) gives {name: score} for each evaluation, of which the first says how
                good the model is, the more the better; default: the held-out loss says it
     sketch     sketch(model, step) is called after each evaluation, with the weights evaluated
+    settle     settle(model) is called before each checkpoint, with the weights that are saved: it
+               gives model.config what follows from them
     shown      show a progress bar
     draw       draw loss.png with each checkpoint
     ceiling    FLOP/s of this machine, for the utilisation; None leaves it out
@@ -59,12 +61,12 @@ class Trainer:
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
                  tokenizer=None, lengths=None, companion=None, measure=None, sketch=None,
-                 shown=True, draw=True, ceiling=None, check_memory=True):
+                 settle=None, shown=True, draw=True, ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
         self.held_out, self.tokenizer, self.companion = held_out, tokenizer, companion
-        self.measure, self.sketch = measure, sketch
+        self.measure, self.sketch, self.settle = measure, sketch, settle
         self.shown, self.draw = shown, draw
         first = batches.batch(0)
         if len(first[0]) != config.batch:
@@ -277,6 +279,9 @@ class Trainer:
         """Save a checkpoint of this step (once), then drop those no longer kept; its path."""
         if self._saved != self.step:
             self.metrics.sync()
+            if self.settle is not None:
+                with self.judged(), no_grad():
+                    self.settle(self.model)
             checkpoint.write(self.directory, self.step, model=self.model, optimizer=self.optimizer,
                              tokenizer=self.tokenizer, companion=self.companion,
                              state=self._state())
