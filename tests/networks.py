@@ -93,6 +93,15 @@ def randomised_input(*shape, name="x"):
     return mf.Tensor(mf.Rng(0).child(name).normal(shape))
 
 
+def randomised(network):
+    """The last layers of a new network are 0: here no parameter is."""
+    for i, p in enumerate(network.parameters().values()):
+        p.data = mf.backends.active().from_numpy(
+            0.2 * mf.Rng(i).host_normal(p.shape, np.float32))
+        p.version += 1
+    return network
+
+
 def change_json(file, **changes):
     """Changes the values of some keys; ... takes a key away."""
     contents = json.loads(file.read_text()) | changes

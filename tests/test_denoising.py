@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import minifm as mf
 from minifm.errors import ConfigError
+from minifm.generation.condition import Table
 from minifm.generation.diffusion import Pipeline
 from minifm.media import PICTURE, SOUND, Examples
 from minifm.media.drawing import write_png
@@ -46,9 +47,12 @@ def examples(N=14, shape=(1, 4, 4), classes=3, kind=PICTURE):
         description={"name": "noise", "sha256": "0" * 64})
 
 
+LABELS = Table({"labels": np.arange(4)}, np.arange(14) % 3)       # of three classes, and none
+
+
 def batches(kind=TrainingExamples, config=NoiseConfig(), part="training", **more):
     data = examples()
-    options = {"batch": 6, "rng": mf.Rng(1), "none": 3} | more
+    options = {"batch": 6, "rng": mf.Rng(1), "table": LABELS, "description": {"none": 3}} | more
     return kind(data, data.parts[part], config, **options)
 
 
@@ -68,7 +72,7 @@ def test_a_batch_is_a_function_of_the_step():
 def test_each_round_has_every_example_once(rows):
     data = examples()
     made = TrainingExamples(data, data.parts["training"], NoiseConfig(), batch=rows, rng=mf.Rng(2),
-                            none=None)
+                            table=Table({}, np.zeros(14, int)), description={})
     seen = np.concatenate([made.batch(step)[0] for step in range(20)])[:20]
     rounds = [sorted(x.tobytes() for x in part) for part in (seen[:10], seen[10:])]
     assert rounds[0] == rounds[1] == sorted(
@@ -122,7 +126,7 @@ class Silent:
 
 def test_the_loss_of_predicting_nothing_is_the_mean_square_of_the_target():
     batch = batches(config=NoiseConfig(predict="epsilon")).batch(0)
-    objective = NoiseObjective(NoiseConfig(predict="epsilon"))
+    objective = NoiseObjective(NoiseConfig(predict="epsilon"), keywords=("labels",))
     loss = objective.loss(Silent(), batch, denominator=6, rng=None)
     expected = np.mean(batch[1].astype(np.float64) ** 2)
     assert abs(loss.item() - expected) <= 1e-5 * expected
@@ -133,7 +137,7 @@ def test_the_loss_of_predicting_nothing_is_the_mean_square_of_the_target():
 def test_pieces_add_up_to_the_batch(arch):
     noise = NoiseConfig()
     network = network_of(arch, noise)
-    objective, batch = NoiseObjective(noise), batches().batch(0)
+    objective, batch = NoiseObjective(noise, keywords=("labels",)), batches().batch(0)
     whole = objective.loss(network, batch, denominator=6, rng=None).item()
     pieces = [objective.loss(network, tuple(x[i : i + 2] for x in batch), denominator=6,
                              rng=None).item() for i in (0, 2, 4)]
@@ -208,7 +212,9 @@ def test_a_checkpoint_has_the_averaged_network_and_its_recipe(tmp_path):
         for name, p in prepared.trainer.model.parameters().items():
             np.testing.assert_array_equal(found.network.parameters()[name].numpy(), p.numpy())
     # … and so had the last snapshot.
-    denoising.Sketches(tmp_path / "again", found.recipe, CONFIG.seed)(found.network, 5)
+    asked = prepared.trainer.sketch.asked
+    assert asked[:6] + asked[-5:] == ["a"] * 6 + ["c"] * 5 and len(asked) == 16
+    denoising.Sketches(tmp_path / "again", found.recipe, asked, CONFIG.seed)(found.network, 5)
     name = "step-00000005.png"
     assert (tmp_path / "again" / name).read_bytes() == \
         (tmp_path / "run" / "samples" / name).read_bytes()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import randomised
 
 import minifm as mf
 from minifm import cli, hub
@@ -23,15 +24,6 @@ SCHEDULER = Scheduler(objective="v", noise="cosine", spacing="trailing", limit=1
 UNET = UNetConfig(inputs=1, outputs=1, size=4, widths=(8, 16), attention=(1,), layers=1,
                   head_width=8, groups=4, classes=4)
 DIT = DiTConfig(inputs=1, size=(4, 4), patch=(2, 2), layers=2, heads=2, width=8, classes=3)
-
-
-def randomised(network):
-    """The last layers of a new network are 0: here no parameter is."""
-    for i, p in enumerate(network.parameters().values()):
-        p.data = mf.backends.active().from_numpy(
-            0.2 * mf.Rng(i).host_normal(p.shape, np.float32))
-        p.version += 1
-    return network
 
 
 def pipeline(config=UNET, classes=("a", "b", "c"), **more):

@@ -10,6 +10,7 @@ from minifm.cli import program
 from minifm.cli.arguments import build
 from minifm.errors import plural
 from minifm.models import ARCHITECTURES
+from minifm.nn import trainable
 
 
 class Course:
@@ -73,24 +74,29 @@ class ExamplesCourse(Course):
     def __init__(self):
         from minifm.training.denoising import (
             NOT_CHOSEN,
+            CaptionConfig,
             DenoisingTrainConfig,
             ExamplesConfig,
             NoiseConfig,
         )
-        super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it"},
+        super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it",
+                          CaptionConfig: "captions: what reads them"},
                          DenoisingTrainConfig, NOT_CHOSEN)
 
     def prepare(self, directory, said, shape, **options):
         from minifm.training.denoising import prepare
-        wanted, noise, config = self.built(said)
-        return prepare(directory, wanted, config, noise=noise, shape=shape, **options)
+        wanted, noise, captions, config = self.built(said)
+        return prepare(directory, wanted, config, noise=noise, captions=captions, shape=shape,
+                       **options)
 
     def summary(self, prepared):
         return examples_summary(prepared)
 
     def next(self, trainer):
         kind, directory = trainer.companion.kind, trainer.directory
-        return f"; try: {program()} sample {directory}/last --out a{kind.extension}"
+        captioned = getattr(trainer.model, "tokenizer", None) is not None
+        prompt = f' --prompt "{trainer.sketch.asked[0]}"' if captioned else ""
+        return f"; try: {program()} sample {directory}/last{prompt} --out a{kind.extension}"
 
 
 class PicturesCourse(Course):
@@ -168,13 +174,14 @@ def examples_summary(prepared):
     training = len(examples.parts["training"])
     flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
     classes = f" in {len(recipe.classes)} classes" if recipe.classes else ""
+    classes += captions_summary(trainer.model, examples)
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
     noise = objective.config
     return in_lines({
         "examples": f"{examples.description['name']}: {plural(examples.count, recipe.kind.name)} "
                     f"of {' × '.join(map(str, space))}, {plural(C, 'channel')}{classes}; "
                     f"{len(examples.parts['held_out']):,} of them held out",
-        "model": f"{type(trainer.model).__name__}, {trainer.model.config.parameters:,} parameters; "
+        "model": f"{model_summary(trainer.model)}; "
                  f"{flops / 1e6:,.0f} MFLOP to train on an example",
         "learning": f"{objective.name}: predicts {noise.predict} under {noise.schedule} noise; its "
                     f"loss is the {objective.scale} of a {objective.unit}",
@@ -206,6 +213,21 @@ def pictures_summary(prepared):
         "backend": backends.active().describe(),
         "run": f"{trainer.directory}{after}",
     })
+
+
+def captions_summary(model, examples):
+    """What is to be said of captions, where the model learns some."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return ""
+    return f", {len(set(examples.captions)):,} captions of {tokenizer.vocabulary:,} tokens"
+
+
+def model_summary(model):
+    """What a model is made of."""
+    parts = getattr(model, "parts", lambda: {"": model})()
+    return " with ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
+                         + ("" if trainable(part) else " that stay") for part in parts.values())
 
 
 def in_lines(parts):

@@ -69,6 +69,7 @@ def prepared_in(directory, minutes, seed):
 
 def measured():
     """The seconds of a step."""
+    from minifm.generation.condition import condition_of
     from minifm.media import digits
     from minifm.models import UNet, UNetConfig
     from minifm.rng import Rng
@@ -78,13 +79,16 @@ def measured():
         TrainingExamples,
         recipe_of,
         shape_for,
+        told_of,
     )
     from minifm.training.timing import seconds_of_update
     examples, noise = digits(), NoiseConfig()
-    network = UNet(UNetConfig(**SHAPE | shape_for("unet", recipe_of(examples, noise))), Rng(0))
+    recipe = recipe_of(examples, noise)
+    network = UNet(UNetConfig(**SHAPE | shape_for("unet", recipe)), Rng(0))
+    table = told_of(examples, condition_of(network, classes=recipe.classes), network)
     batch = TrainingExamples(examples, examples.parts["training"], noise, batch=BATCH, rng=Rng(0),
-                             none=len(examples.classes)).batch(0)
-    objective = NoiseObjective(noise)
+                             table=table, description={}).batch(0)
+    objective = NoiseObjective(noise, keywords=table.keywords)
     return seconds_of_update(
         network, lambda: objective.loss(network, batch, denominator=BATCH, rng=None))
 

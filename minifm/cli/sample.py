@@ -16,6 +16,7 @@ example:
   minifm sample runs/digits --classes 3,7 --guidance 2 --sampler dpm_2m --steps 15 --out a.png
   minifm sample runs/digits --classes 3 --count 1 --strip --out strip.png
   minifm sample runs/digits --gif --out denoising.gif
+  minifm sample runs/glyphs --prompt "bold italic letter A" --guidance 4 --seed 1 --out a.png
   minifm sample runs/digits --init-image three.png --strength 0.5 --classes 8 --out b.png
   minifm sample runs/digits --init-image three.png --mask half.png --out c.png
   minifm sample runs/digits --count 1000 --check --out made.npy
@@ -33,6 +34,9 @@ def arguments(parser, argv):
     parser.add_argument("--classes", metavar="A,B,…",
                         help="what to make, in equal parts; none: without any class (default: all "
                              "classes that the model knows)")
+    parser.add_argument("--prompt", metavar="TEXT", action="append",
+                        help="what to make, of a model that has learnt captions; several: in equal "
+                             "parts; \"\": whatever it likes (default)")
     parser.add_argument("--count", type=int, default=16, metavar="INT",
                         help="how many to make (default: 16)")
     add_fields(parser, SampleConfig, "from noise to data")
@@ -59,23 +63,23 @@ def run(args):
     config = build(SampleConfig, vars(args))
     pipeline = Pipeline.load(directory_of(args.model))
     refuse(args, pipeline, pipeline.scheduler(config).sampler)
-    labels = labels_of(args.classes, args.count, pipeline.recipe)
+    asked = asked_of(args, pipeline)
     known = read_known(args, pipeline.recipe)
-    examples = learnt_from(args.model, labels) if args.check else None
+    examples = learnt_from(args.model, asked) if args.check else None
     started, states = time.perf_counter(), []
     watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
     if args.strip:
-        begun = known.start if known.start is not None else pipeline.sample(labels, config)
-        shape = (len(labels), *pipeline.recipe.shape)
-        made = pipeline.strip(np.broadcast_to(begun, shape), labels, config)
+        begun = known.start if known.start is not None else pipeline.sample(asked, config)
+        shape = (len(asked), *pipeline.recipe.shape)
+        made = pipeline.strip(np.broadcast_to(begun, shape), asked, config)
     else:
-        made = pipeline.sample(labels, config, known=known, watch=watch)
+        made = pipeline.sample(asked, config, known=known, watch=watch)
     seconds = time.perf_counter() - started
     write(args, pipeline.recipe, made, states)
     print(f"{plural(args.count, pipeline.recipe.kind.name)} in {seconds:.1f} s, "
           f"{plural(config.steps, 'step')} of {pipeline.scheduler(config).sampler}: {args.out}")
     if args.check:
-        check(examples, made, pipeline.numbers(labels))
+        check(examples, made, pipeline.condition.told(asked)["labels"])
 
 
 def directory_of(model):
@@ -111,21 +115,40 @@ def refuse(args, pipeline, sampler):
         pipeline.recipe.kind.check_path(args.out)
 
 
-def labels_of(said, count, recipe):
-    """`count` names of classes, or None for none: as many of each, those alike together. Raises
-    ConfigError for more classes than are to be made."""
+def asked_of(args, pipeline):
+    """What is asked for each of --count examples: a class or a prompt, or None for neither; as many
+    of each, those alike together. Raises ConfigError for what the model does not know, and for more
+    than are to be made."""
+    condition, said = pipeline.condition, {"classes": args.classes, "prompt": args.prompt}
+    for flag, value in said.items():
+        if value is not None and flag != condition.flag:
+            instead = f"ask by --{condition.flag}" if condition.flag else "leave it out"
+            raise ConfigError(f"{flag}: {condition.said(pipeline.place)}; {instead}")
+    names = classes_of(args.classes, condition.names) if condition.flag == "classes" else \
+        prompts_of(args.prompt) if condition.flag == "prompt" else (None,)
+    given = said.get(condition.flag) is not None and args.classes not in names
+    if given and len(names) > args.count:
+        raise ConfigError(f"count: expected at least one for each of the {len(names)} "
+                          f"{condition.flag.removesuffix('es')}es, got {args.count}")
+    return [names[i * len(names) // args.count] if args.count >= len(names) else names[i]
+            for i in range(args.count)]
+
+
+def classes_of(said, known):
+    """The names of classes that --classes says, None for "none"; all, where it says nothing."""
     if said is None:
-        names = recipe.classes or (None,)
-    elif said in recipe.classes:
-        names = (said,)
-    else:
-        names = [None if name == "none" and "none" not in recipe.classes else name
-                 for name in said.split(",")]
-        if len(names) > count:
-            raise ConfigError(f"count: expected at least one for each of the {len(names)} classes, "
-                              f"got {count}")
-    return [names[i * len(names) // count] if count >= len(names) else names[i]
-            for i in range(count)]
+        return known
+    if said in known:
+        return (said,)
+    return [None if name == "none" and "none" not in known else name for name in said.split(",")]
+
+
+def prompts_of(said):
+    """The prompts, None for an empty one."""
+    empty = [prompt for prompt in said or [""] if not prompt.strip()]
+    if empty:
+        print("prompt     empty: made without any text", file=sys.stderr)
+    return [prompt if prompt.strip() else None for prompt in said or [""]]
 
 
 # -- what is there already -------------------------------------------------------------------------

@@ -5,8 +5,9 @@
     pipeline.recipe.kind.save("two.png", x)
 
 A model's directory opens in other libraries: config.json and diffusion_pytorch_model.safetensors
-are the network, scheduler_config.json is how it is sampled. What these cannot say is in
-examples.json: what the arrays are, and the names of their classes.
+are the network, scheduler_config.json is how it is sampled; where it works with an encoder of
+captions, each part has a folder (hub/pipelines.py). What these cannot say is in examples.json: what
+the arrays are, and the names of their classes.
 """
 
 import json
@@ -23,10 +24,12 @@ from minifm.diffusion.objectives import Denoiser
 from minifm.diffusion.process import noised, normal_like
 from minifm.diffusion.samplers import SAMPLERS
 from minifm.diffusion.scheduler import FLOW, Scheduler
-from minifm.errors import ConfigError, FormatError, listed
+from minifm.errors import ConfigError, FormatError
+from minifm.generation.condition import condition_of, encoded
 from minifm.hub import load_model, load_scheduler, save_scheduler
+from minifm.hub.pipelines import INDEX
 from minifm.media import KINDS, PICTURE, Kind
-from minifm.models import DiT, UNet
+from minifm.models import Composite, DiT, UNet, network_of
 from minifm.rng import Rng
 from minifm.tensor import Tensor, no_grad
 
@@ -45,7 +48,7 @@ class Recipe:
     kind        a media.Kind; shape (C, *space) of an example
     classes     names of the classes that it can be asked for, or ()
     rate        of sounds, samples a second
-    classless   whether it has learnt to do without the class, too, as guidance needs
+    classless   whether it has learnt to do without class or caption, too, as guidance needs
     """
 
     scheduler: Scheduler
@@ -68,7 +71,7 @@ class Recipe:
         their numbers. Raises FormatError for a damaged file, and one that `network` does not fit.
         """
         scheduler, file = load_scheduler(directory), Path(directory) / FILE
-        C, space, classes = _made_by(network.config)
+        C, space, classes = _made_by(network_of(network).config)
         if not file.exists():
             return cls(scheduler, PICTURE, (C, *space), tuple(map(str, range(classes))))
         try:
@@ -92,14 +95,6 @@ def _made_by(config):
     return config.inputs, config.size, config.classes
 
 
-def no_label(config):
-    """The label by which a network of this configuration is told that there is none; None for one
-    without classes."""
-    if config.model is UNet:
-        return None if config.classes is None else config.classes - 1
-    return config.no_class if config.classes else None
-
-
 # -- making them -----------------------------------------------------------------------------------
 
 
@@ -114,7 +109,7 @@ class SampleConfig:
     eta: float = setting(0.0, "ddim: the part of the noise that each step draws anew; at 1 it is "
                          "ddpm", least=0, most=1)
     guidance: float = setting(
-        1.0, "classifier-free guidance: how many times as far towards the class; 1 is the class "
+        1.0, "classifier-free guidance: how many times as far towards class or prompt; 1 is these "
         "alone, 0 none", least=0)
     rescale: float = setting(0.0, "of guidance: how far its contrast is brought back to that of 1",
                              least=0, most=1)
@@ -143,7 +138,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A network and its Recipe."""
+    """A network, or a Composite of one and what it works with, and its Recipe."""
 
     network: object
     recipe: Recipe
@@ -154,16 +149,21 @@ class Pipeline:
         """The diffusion model in a directory: a checkpoint's, or one that other libraries wrote.
         Raises FormatError, and ConfigError for a model of another sort."""
         directory = Path(directory)
-        folder = next((directory / name for name in NETWORK_FOLDERS
-                       if (directory / name / "config.json").exists()), directory)
+        folder = directory if (directory / INDEX).exists() else next(
+            (directory / name for name in NETWORK_FOLDERS
+             if (directory / name / "config.json").exists()), directory)
         network = load_model(folder)
-        if not isinstance(network, (UNet, DiT)):
+        if not isinstance(network, (UNet, DiT, Composite)):
             raise ConfigError(f"{directory}: expected a network of a diffusion model, got a "
                               f"{type(network).__name__}")
-        if getattr(network.config, "memory_width", None):
-            raise ConfigError(f"{directory}: its network looks at an encoded text, which there is "
-                              "no encoder for here")
-        return cls(network, Recipe.load(directory, network), str(directory))
+        made = cls(network, Recipe.load(directory, network), str(directory))
+        made.condition                          # or raise for one that cannot be told
+        return made
+
+    @property
+    def condition(self):
+        """The Condition that says what can be asked for."""
+        return condition_of(self.network, classes=self.recipe.classes, place=self.place)
 
     def scheduler(self, config):
         """The recipe's Scheduler with the sampler of a SampleConfig. Raises ConfigError for one
@@ -176,9 +176,9 @@ class Pipeline:
                               f"by {own.sampler}, not by {config.sampler}")
         return replace(own, sampler=config.sampler)
 
-    def sample(self, labels, config=SampleConfig(), *, known=Known(), watch=None):
-        """float32 [B, C, *space] in about -1 … 1, one example for each of `labels`: names of
-        classes, or None for no class. The same for any `batch`.
+    def sample(self, asked, config=SampleConfig(), *, known=Known(), watch=None):
+        """float32 [B, C, *space] in about -1 … 1, one example for each of `asked`: names of
+        classes, or captions; None for neither. The same for any `batch`.
 
         watch   called after each step with (number of the step, the level reached, x there, the
                 Estimate that led there)
@@ -187,7 +187,7 @@ class Pipeline:
         """
         scheduler, rng = self.scheduler(config), Rng(config.seed).child("sample")
         levels = scheduler.levels(config.steps)
-        shape = (len(labels), *self.recipe.shape)
+        shape = (len(asked), *self.recipe.shape)
         if known.start is None:
             x = scheduler.start(levels, shape, rng)
         else:
@@ -195,48 +195,34 @@ class Pipeline:
             x, levels = image_to_image(start, levels, config.strength, rng)
         options = {"eta": config.eta} if scheduler.sampler == "ddim" else {}
         with no_grad():
-            made = scheduler.sample(self.model(labels, config), x, levels, rng=rng, watch=watch,
+            made = scheduler.sample(self.model(asked, config), x, levels, rng=rng, watch=watch,
                                     around=lambda denoiser: around(denoiser, config, known, shape),
                                     **options)
         return made.numpy()
 
-    def model(self, labels, config):
-        """The function (x, t) -> prediction of these labels, guided."""
-        whole = in_pieces(self.network, config.batch)
-        none = no_label(self.network.config)
-        if none is None:
-            self._refuse_labels(labels, config)
+    def model(self, asked, config):
+        """The function (x, t) -> prediction of what is asked, guided."""
+        whole, condition = in_pieces(self.network, config.batch), self.condition
+        told = encoded(self.network, condition.told(asked), config.batch)
+        if not told:
+            if config.guidance != 1:
+                raise ConfigError(f"guidance: {condition.said(self.place)}, so that there is "
+                                  "nothing to be guided to; leave it out")
             return whole
-        numbers = self.numbers(labels)
-        nothing = np.full_like(numbers, none)
-        if config.guidance != 1 or np.any(numbers == none):
-            self._require_classless()
-        return classifier_free(whole, config.guidance, condition={"labels": numbers},
-                               without={"labels": nothing}, rescale=config.rescale)
+        if config.guidance != 1 or not all(asked):
+            self._require_classless(condition)
+        nothing = encoded(self.network, condition.told([None] * len(asked)), config.batch)
+        return classifier_free(whole, config.guidance, condition=told, without=nothing,
+                               rescale=config.rescale)
 
-    def numbers(self, labels):
-        """int [B] of names of classes, and None."""
-        places = {name: i for i, name in enumerate(self.recipe.classes)}
-        places[None] = no_label(self.network.config)
-        unknown = [name for name in labels if name not in places]
-        if unknown:
-            raise ConfigError(f"classes: {self.place} knows {listed(self.recipe.classes)}, not "
-                              f"{listed(dict.fromkeys(unknown))}")
-        return np.array([places[name] for name in labels])
-
-    def _refuse_labels(self, labels, config):
-        if any(label is not None for label in labels):
-            raise ConfigError(f"classes: {self.place} has learnt without classes; leave them out")
-        if config.guidance != 1:
-            raise ConfigError(f"guidance: {self.place} has learnt without classes, so that there "
-                              "is nothing to be guided to; leave it out")
-
-    def _require_classless(self):
+    def _require_classless(self, condition):
         if not self.recipe.classless:
-            raise ConfigError(f"guidance: {self.place} has never learnt to do without the class "
-                              "(it was trained with drop 0); only 1 is possible, with classes")
+            what = {"classes": "the class", "prompt": "a caption"}[condition.flag]
+            raise ConfigError(f"guidance: {self.place} has never learnt to do without {what} "
+                              f"(it was trained with drop 0); only 1 is possible, with "
+                              f"{condition.flag}")
 
-    def strip(self, x0, labels, config=SampleConfig(), *, frames=8):
+    def strip(self, x0, asked, config=SampleConfig(), *, frames=8):
         """[B, 2 · frames - 1, C, *space]: x0 [B, C, *space] as more and more noise covers it, and
         then, from all of that noise, what the network makes of it."""
         scheduler, rng = self.scheduler(config), Rng(config.seed).child("strip")
@@ -246,7 +232,7 @@ class Pipeline:
         covered = [noised(x0, noise, level).numpy() for level in up]
         states = [covered[-1]]
         with no_grad():
-            scheduler.sample(self.model(labels, config), Tensor(covered[-1]), levels, rng=rng,
+            scheduler.sample(self.model(asked, config), Tensor(covered[-1]), levels, rng=rng,
                              around=lambda denoiser: around(denoiser, config, Known(), x0.shape),
                              watch=lambda i, level, x, found: states.append(x.numpy()))
         down = [states[round(i)] for i in np.linspace(0, config.steps, frames)[1:]]
@@ -269,12 +255,12 @@ def around(denoiser, config, known, shape):
 
 
 def in_pieces(network, most):
-    """The function (x, t, labels) -> prediction that asks the network for `most` at a time."""
-    def whole(x, t, labels=None):
+    """The function (x, t, what it is told) -> prediction that asks the network for `most` at a
+    time."""
+    def whole(x, t, **told):
         found = []
         for start in range(0, x.shape[0], most):
             part = slice(start, start + most)
-            condition = {} if labels is None else {"labels": labels[part]}
-            found.append(network(x[part], t, **condition))
+            found.append(network(x[part], t, **{key: value[part] for key, value in told.items()}))
         return found[0] if len(found) == 1 else ops.concatenate(found, 0)
     return whole

@@ -23,6 +23,9 @@ the product's outputs (for a look-up table: for each entry). With G groups of 32
            W.scales BF16 [N, G]; weights beyond the last of a row are zeros
 
 In bf16, W is stored under its own name and shape as BF16. Everything else is as ever.
+
+Models that work as one (models/composite.py) have a folder each, and model_index.json above them
+(pipelines.py).
 """
 
 import math
@@ -48,11 +51,14 @@ from minifm.hub.arrays import (
 from minifm.hub.base import learnt_format
 from minifm.hub.locate import ADAPTER, ADAPTER_BASE
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, told
+from minifm.hub.pipelines import INDEX, TOKENIZER, folder_of, parts_in, write_index
 from minifm.models import MODELS, NETWORKS, pack_model, packed_format
 from minifm.models.causal import CausalModel
+from minifm.models.composite import PARTS, Composite
 from minifm.models.heads import Headed, described, with_head
 from minifm.nn import adapter_config
 from minifm.rng import Rng
+from minifm.text.tokenizer import Tokenizer
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 ENDING, INDEX_ENDING = ".safetensors", ".safetensors.index.json"
@@ -82,6 +88,8 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
     if shard_bytes < 1:
         raise ConfigError(f"shard_bytes: expected a positive number, got {shard_bytes}")
     end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    if isinstance(model, Composite):
+        return _save_parts(model, directory, shard_bytes)
     if adapter_config(model) is None:
         _save_whole(model, directory, end_of_text, shard_bytes)
     else:
@@ -91,6 +99,20 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
                        directory / CONFIG)
     if tokenizer is not None:
         tokenizer.save(directory)
+
+
+def _save_parts(model, directory, shard_bytes):
+    """Each model of a Composite in a folder of its own, and its tokenizer in another."""
+    classes = {}
+    for name, part in model.parts().items():
+        folder = folder_of(name, part)
+        (directory / folder).mkdir(exist_ok=True)
+        save_model(part, directory / folder, shard_bytes=shard_bytes)
+        classes[folder] = part.config_to_hub(part.config)
+    if model.tokenizer is not None:
+        (directory / TOKENIZER).mkdir(exist_ok=True)
+        model.tokenizer.save(directory / TOKENIZER)
+    write_index(directory, classes, model.tokenizer)
 
 
 def _save_whole(model, directory, end_of_text, shard_bytes):
@@ -189,6 +211,8 @@ def load_model(directory):
         pack_as_learnt(model, learnt_format(directory))
         load_adapter(model, directory)
         return model
+    if (directory / INDEX).exists():
+        return _load_parts(directory)
     stored = _read_config(directory / CONFIG)
     file, entries = _find_weights(directory, _class_of(stored).weights)
     model_class, config, format = _understand(stored, directory / CONFIG, entries)
@@ -215,6 +239,24 @@ def load_model(directory):
                 parameter.data = backends.active().pack(parameter.data, format, inner)
         parameter.requires_grad = inner is None
     return model
+
+
+def _load_parts(directory):
+    """The Composite of the models that a directory's index names; where that is a network alone,
+    the network."""
+    parts = {}
+    for name, folder in parts_in(directory).items():
+        parts[name] = load_model(folder)
+        if not isinstance(parts[name], PARTS[name]):
+            raise FormatError(directory / INDEX, folder.name, f"a {type(parts[name]).__name__} "
+                              f"cannot be the {name} of a diffusion model")
+    if len(parts) == 1:
+        return parts["network"]
+    folder = directory / TOKENIZER
+    try:
+        return Composite(**parts, tokenizer=Tokenizer.load(folder) if folder.is_dir() else None)
+    except ConfigError as problem:
+        raise FormatError(directory / INDEX, None, str(problem)) from problem
 
 
 def pack_as_learnt(model, format):

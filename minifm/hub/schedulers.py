@@ -14,6 +14,7 @@ from minifm.atomic import write_json
 from minifm.diffusion.scheduler import COSINE, FLOW, Scheduler
 from minifm.errors import ConfigError, FormatError, UserError
 from minifm.hub.arrays import opened, parse_json
+from minifm.hub.pipelines import INDEX, add_scheduler
 
 FILE, FOLDER, CLASS = "scheduler_config.json", "scheduler", "_class_name"
 LONGEST = 10_000_000        # bytes: room for a million variances
@@ -41,11 +42,17 @@ def load_scheduler(directory, class_name=None):
 
 
 def save_scheduler(scheduler, directory):
-    """Write scheduler_config.json into an existing directory; raises UserError where there is none
-    or the disk refuses, ConfigError for settings that no class of the ecosystem has."""
-    if not Path(directory).is_dir():
+    """Write scheduler_config.json into an existing directory, or where it holds parts that work as
+    one (pipelines.py), into its folder scheduler/; raises UserError where there is none or the disk
+    refuses, ConfigError for settings that no class of the ecosystem has."""
+    directory, described = Path(directory), scheduler_to_hub(scheduler)
+    if not directory.is_dir():
         raise UserError(f"{directory}: expected a directory that exists")
-    write_json(scheduler_to_hub(scheduler), Path(directory) / FILE)
+    if (directory / INDEX).exists():
+        add_scheduler(directory, described[CLASS])
+        directory /= FOLDER
+        directory.mkdir(exist_ok=True)
+    write_json(described, directory / FILE)
 
 
 # -- the classes, and what their keys mean ---------------------------------------------------------

@@ -1,7 +1,7 @@
 """Models, one a file: stored (what all share), causal (what decoders share), then gpt, llama;
 encoder (what encoders share), then bert, modernbert; seq2seq (what encoder-decoders share), then
 transformer, t5; heads for other tasks. The networks of diffusion: parts (what they share), then
-unet, dit, autoencoder; clip, which reads their prompts.
+unet, dit, autoencoder; clip, which reads their prompts; composite, which joins them.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class, in `NETWORKS` its `_class_name`
 does, where it is a network of a diffusion model; in `ARCHITECTURES` the name on the command line
@@ -27,6 +27,7 @@ from minifm.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
 from minifm.models.clip import CLIP, CLIPConfig, ImageTower, TextTower
+from minifm.models.composite import Composite, CompositeConfig, network_of
 from minifm.models.dit import DiT, DiTConfig
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.models.heads import (
@@ -44,11 +45,12 @@ from minifm.models.transformer import Transformer, TransformerConfig
 from minifm.models.unet import UNet, UNetConfig
 
 __all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "CLIP",
-           "CLIPConfig", "DiT", "DiTConfig", "GPT", "GPTConfig", "HeadConfig", "ImageTower",
-           "Llama", "LlamaConfig", "MODELS", "ModernBert", "ModernBertConfig", "NETWORKS",
-           "QuestionAnswerer", "SequenceClassifier", "T5", "T5Config", "TextTower",
-           "TokenClassifier", "Transformer", "TransformerConfig", "UNet", "UNetConfig",
-           "architecture_of", "pack_model", "packed_format", "unpack_model", "with_head"]
+           "CLIPConfig", "Composite", "CompositeConfig", "DiT", "DiTConfig", "GPT", "GPTConfig",
+           "HeadConfig", "ImageTower", "Llama", "LlamaConfig", "MODELS", "ModernBert",
+           "ModernBertConfig", "NETWORKS", "QuestionAnswerer", "SequenceClassifier", "T5",
+           "T5Config", "TextTower", "TokenClassifier", "Transformer", "TransformerConfig", "UNet",
+           "UNetConfig", "architecture_of", "network_of", "pack_model", "packed_format",
+           "unpack_model", "with_head"]
 
 MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \
@@ -92,7 +94,9 @@ ARCHITECTURES = {
 
 
 def architecture_of(model):
-    """The name in ARCHITECTURES that `model` is of; raises ConfigError for a model of none."""
+    """The name in ARCHITECTURES that `model`, or the network of a Composite, is of; raises
+    ConfigError for a model of none."""
+    model = network_of(model)
     for name, kind in ARCHITECTURES.items():
         if kind.model is type(model) and all(
                 getattr(model.config, key) == value for key, value in kind.fixed.items()):

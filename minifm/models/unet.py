@@ -86,6 +86,8 @@ class UNetConfig:
             raise ConfigError("widths: expected 4 at least at the top, whose width is that of the "
                               f"sines and cosines of the time, got {self.widths[0]}")
         self._check_heads()
+        if self.memory_width is not None:
+            self._settle_heads()
 
     def _check_heads(self):
         if self.heads and (self.head_width or len(self.heads) != len(self.widths)):
@@ -96,6 +98,16 @@ class UNetConfig:
             if width % (each or 1):
                 raise ConfigError(f"{'heads' if self.heads else 'head_width'}: {each} does not "
                                   f"divide the width {width}")
+
+    def _settle_heads(self):
+        """Files of networks that look at a memory have numbers of heads, whatever was chosen: so
+        that the same network has the same configuration, it is one width where all heads have
+        one, and else numbers."""
+        numbers = tuple(map(self.heads_at, range(len(self.widths))))
+        widths = {width / heads for width, heads in zip(self.widths, numbers)}
+        one = int(widths.pop()) if len(widths) == 1 else None
+        object.__setattr__(self, "head_width", one)
+        object.__setattr__(self, "heads", numbers if one is None else ())
 
     @property
     def model(self):
@@ -115,7 +127,7 @@ class UNetConfig:
         """How many attention heads a level has."""
         if self.heads:
             return self.heads[level]
-        return self.widths[level] // (self.head_width or self.widths[level])
+        return max(1, self.widths[level] // (self.head_width or self.widths[level]))
 
     def parts(self, pixels=0, tokens=0):
         """[Part] of the whole model, for an image and a memory of such sizes."""

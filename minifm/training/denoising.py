@@ -1,8 +1,8 @@
 """From examples to a diffusion run: Examples → network and schedule → Trainer.
 
-What a step learns (which examples, at which times, under which noise, which labels are left out) is
-a function of the seed and the step's number, and so is what it is evaluated on: a resumed run goes
-on bitwise, and two evaluations differ by the network alone.
+What a step learns (which examples, at which times, under which noise, which of them without class
+or caption) is a function of the seed and the step's number, and so is what it is evaluated on: a
+resumed run goes on bitwise, and two evaluations differ by the network alone.
 
     runs/NAME/
       run.json          the settings it was started with, and what they became
@@ -10,7 +10,7 @@ on bitwise, and two evaluations differ by the network alone.
       step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ from minifm.config import check, setting
 from minifm.diffusion import objectives
 from minifm.diffusion.scheduler import COSINE, FLOW, NOISES, Scheduler
 from minifm.errors import ConfigError, plural
-from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig, no_label
+from minifm.generation.condition import NOTHING, Captions, Classes, condition_of, encoded, table_of
+from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig
 from minifm.hub import resolve
 from minifm.media import Examples, MediaConfig
-from minifm.models import ARCHITECTURES, DiT, UNet, architecture_of
+from minifm.models import ARCHITECTURES, Composite, DiT, UNet, architecture_of, network_of
+from minifm.nn import freeze, trainable
 from minifm.rng import Rng
 from minifm.training import memory
+from minifm.training.captioned import CaptionConfig
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import Objective
 from minifm.training.rounds import Rounds
@@ -47,6 +50,7 @@ WEIGHTINGS = {"uniform": objectives.uniform, "min-snr": objectives.min_snr(),
               "sigmoid": objectives.sigmoid()}
 SHOWN, SHOWN_STEPS = 16, 25             # examples of a snapshot, and noise levels to make them
 SAMPLES = "samples"
+READ_AT_ONCE = 64                       # captions, by an encoder that does not learn
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class NoiseConfig:
         "uniform", "which are learnt at: all alike, or lognormal, more in the middle",
         choices=("uniform", "lognormal"))
     labels: bool = setting(True, "learn the classes, where the data have some")
-    drop: float = setting(0.1, "fraction of the labels left out in training, for classifier-free "
-                          "guidance", least=0, below=1)
+    drop: float = setting(0.1, "fraction of the labels or captions left out in training, for "
+                          "classifier-free guidance", least=0, below=1)
     flip: bool = setting(False, "mirror every other picture, left and right")
 
     def __post_init__(self):
@@ -118,23 +122,24 @@ class ExamplesConfig(MediaConfig):
 
 
 class NoiseObjective(Objective):
-    """Undo noise: the batch is (x0 [B, C, *space], noise [B, C, *space], times [B]), and labels
-    [B], where the network knows classes. The loss is the mean over examples of the squared error
-    of what is predicted, as the weighting weighs it (diffusion/objectives.py)."""
+    """Undo noise: the batch is (x0 [B, C, *space], noise [B, C, *space], times [B]), and arrays
+    [B, …] of what the network is told of x0. The loss is the mean over examples of the squared
+    error of what is predicted, as the weighting weighs it (diffusion/objectives.py)."""
 
     name, unit, reads = "denoising", "number", "example"
     scale = "squared error"
 
-    def __init__(self, config, recompute=False):
-        """`config` is a NoiseConfig; `recompute` as of TrainConfig, for a DiT."""
-        self.config, self.recompute = config, recompute
+    def __init__(self, config, recompute=False, keywords=()):
+        """`config` is a NoiseConfig; `recompute` as of TrainConfig, for a DiT; by these `keywords`
+        the network is told what it is told."""
+        self.config, self.recompute, self.keywords = config, recompute, keywords
         self.schedule = config.scheduler.schedule
         self.weighting = WEIGHTINGS[config.weighting]
 
     def loss(self, model, batch, *, denominator, rng):
         """Σ losses of the examples / denominator, a scalar Tensor; `rng` turns dropout on."""
-        x0, noise, times, *labels = batch
-        condition = {"rng": rng} | ({"labels": labels[0]} if labels else {}) \
+        x0, noise, times, *told = batch
+        condition = {"rng": rng} | dict(zip(self.keywords, told, strict=True)) \
             | ({"recompute": True} if self.recompute else {})
         each = objectives.losses(
             model, x0, schedule=self.schedule, objective=self.config.predict, times=times,
@@ -152,25 +157,28 @@ class NoiseObjective(Objective):
 
     def flops(self, model, batch):
         space, config = batch[0].shape[2:], model.config
-        size = (space,) if isinstance(model, DiT) else space
-        return len(batch[0]) * config.flops(*size, training=True)
+        size = (space,) if isinstance(network_of(model), DiT) else space
+        told = dict(zip(self.keywords, batch[3:]))
+        captions = {name: told[name].shape[1] for name in ("ids", "memory") if name in told}
+        return len(batch[0]) * config.flops(*size, training=True, **captions)
 
 
 class NoisyBatches:
-    """`batch(i)` of some of the Examples, at places [N] among them, with noise, times and labels
-    that follow from `rng` and i. A subclass says which places batch i has.
+    """`batch(i)` of some of the Examples, at places [N] among them, with noise and times that
+    follow from `rng` and i, and what the network is told of them. A subclass says which places
+    batch i has.
 
-    none   the label that stands for none; None: batches have no labels
+    table        the Table of what there is to be told of the examples, all of them
+    description  {…} that names what is told
     """
 
-    def __init__(self, examples, places, config, *, batch, rng, none):
+    def __init__(self, examples, places, config, *, batch, rng, table, description):
         self.examples, self.places, self.config = examples, places, config
-        self.rows, self.rng, self.none = batch, rng, none
+        self.rows, self.rng, self.table = batch, rng, table
         self.schedule = config.scheduler.schedule
-        settings = asdict(config)
         self.description = {
             "sha256": examples.description["sha256"], "examples": len(places), "rows": batch,
-            "noise": settings, "none": none}
+            "noise": asdict(config), **description}
 
     def made(self, places, rng, drop, flip):
         """The arrays of one batch; `drop` and `flip` are fractions."""
@@ -182,11 +190,9 @@ class NoisyBatches:
             draw = lognormal
         arrays = (x0, rng.child("noise").host_normal(x0.shape),
                   np.asarray(draw(self.schedule, B, rng.child("times")), np.float64))
-        if self.none is None:
-            return arrays
-        labels = self.examples.labels[places].astype(np.int64)
-        labels[rng.child("drop").host_uniform((B,)) < drop] = self.none
-        return *arrays, labels
+        rows = self.table.rows[places]
+        rows[rng.child("drop").host_uniform((B,)) < drop] = NOTHING
+        return *arrays, *self.table.arrays(rows)
 
 
 def lognormal(schedule, n, rng):
@@ -197,8 +203,9 @@ def lognormal(schedule, n, rng):
 class TrainingExamples(NoisyBatches):
     """Rounds through all examples without end, each in another order."""
 
-    def __init__(self, examples, places, config, *, batch, rng, none):
-        super().__init__(examples, places, config, batch=batch, rng=rng, none=none)
+    def __init__(self, examples, places, config, *, batch, rng, table, description):
+        super().__init__(examples, places, config, batch=batch, rng=rng, table=table,
+                         description=description)
         self.rounds = Rounds(places, batch, rng)
 
     def batch(self, step):
@@ -207,7 +214,7 @@ class TrainingExamples(NoisyBatches):
 
 
 class HeldOutExamples(NoisyBatches):
-    """All examples once, with all their labels, always under the same noise."""
+    """All examples once, with all that is to be told of them, always under the same noise."""
 
     @property
     def count(self):
@@ -230,15 +237,16 @@ class PreparedDenoising:
     recipe: Recipe
 
 
-def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch="unet",
-            initial=None, resume=False, force=False, ceiling=None, shown=True):
+def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionConfig(), shape=None,
+            arch="unet", initial=None, resume=False, force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
-    wanted   an ExamplesConfig
-    config   a TrainConfig;  noise  a NoiseConfig
-    shape    {field: value} of the network's configuration; what the examples say is theirs
-    arch     unet or dit
-    initial  a model's directory or hub name to start from, in place of random weights
+    wanted    an ExamplesConfig
+    config    a TrainConfig;  noise  a NoiseConfig
+    captions  a CaptionConfig
+    shape     {field: value} of the network's configuration; what the examples say is theirs
+    arch      unet or dit
+    initial   a model's directory or hub name to start from, in place of random weights
     ceiling, shown   as of training.pretrain.prepare
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
@@ -248,27 +256,34 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), shape=None, arch=
     newest = newest_checkpoint(directory, resume)
     require_writable(directory)
     examples = open_examples(wanted, say)
-    recipe = recipe_of(examples, noise)
+    captioned = captions.learns(examples, arch, say)
+    recipe = recipe_of(examples, noise, captioned)
     if noise.flip and recipe.kind not in (media.PICTURE, media.VIDEO):
         raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
-    if examples.captions:
-        say("learning without the captions, which these networks do not read; classes they do")
-    network = _network(newest, initial, recipe, shape or {}, arch, config)
-    if config.recompute and not isinstance(network, DiT):
-        raise ConfigError(f"recompute: a {type(network).__name__} does not compute its blocks "
-                          "again; leave it out")
-    parts, none = [], no_label(network.config)
-    for kind, part in ((TrainingExamples, "training"), (HeldOutExamples, "held_out")):
-        parts.append(kind(examples, examples.parts[part], noise, batch=config.batch, none=none,
-                          rng=Rng(config.seed).child("denoising", part)))
+    model = _model(newest, initial, recipe, shape or {}, arch, config,
+                   examples.captions if captioned else None, captions)
+    if config.recompute and not isinstance(model, DiT):
+        raise ConfigError(f"recompute: a {type(network_of(model)).__name__} does not compute its "
+                          "blocks again; leave it out")
+    if captioned and not captions.trains(model.encoder):
+        freeze(model.encoder)
+    condition = condition_of(model, classes=recipe.classes)
+    table, description = told_of(examples, condition, model, say), condition.description
+    if captioned:
+        description |= {"captions": asdict(captions)}
+    training, held_out = (
+        kind(examples, examples.parts[part], noise, batch=config.batch, table=table,
+             description=description, rng=Rng(config.seed).child("denoising", part))
+        for kind, part in ((TrainingExamples, "training"), (HeldOutExamples, "held_out")))
     say("measuring the memory that a step takes")
+    shown_asks = asks_shown(examples, condition)
     trainer = Trainer(
-        network, parts[0], config, directory=directory, held_out=parts[1], companion=recipe,
-        objective=NoiseObjective(noise, config.recompute), shown=shown, ceiling=ceiling,
-        sketch=Sketches(directory / SAMPLES, recipe, config.seed))
+        model, training, config, directory=directory, held_out=held_out, companion=recipe,
+        objective=NoiseObjective(noise, config.recompute, table.keywords), shown=shown,
+        ceiling=ceiling, sketch=Sketches(directory / SAMPLES, recipe, shown_asks, config.seed))
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, noise, wanted, trainer, examples)
+    _write_run(directory, (wanted, noise, captions), trainer, examples, shown_asks)
     return PreparedDenoising(trainer, examples, recipe)
 
 
@@ -278,16 +293,46 @@ def open_examples(wanted, say):
     return media.open(wanted.data, wanted, say=say)
 
 
-def recipe_of(examples, noise):
-    """The Recipe of a network that learns these examples. Raises ConfigError where there is
-    nothing to learn or to evaluate on."""
+def recipe_of(examples, noise, captioned=False):
+    """The Recipe of a network that learns these examples, and by their captions or else by their
+    classes. Raises ConfigError where there is nothing to learn or to evaluate on."""
     for part, indices in examples.parts.items():
         if not len(indices):
             raise ConfigError(f"data: {examples.description['name']} has no {part} examples")
-    labelled = noise.labels and examples.labels is not None
+    labelled = noise.labels and examples.labels is not None and not captioned
     return Recipe(noise.scheduler, examples.kind, tuple(map(int, examples.shape)),
                   tuple(examples.classes) if labelled else (), examples.description.get("rate"),
                   noise.drop > 0)
+
+
+def told_of(examples, condition, model, say=None):
+    """The Table of what a network with this Condition is told of the Examples. Captions that an
+    encoder reads which does not learn are read here, once."""
+    table = table_of(condition, names_of(examples, condition), say)
+    if isinstance(condition, Captions) and not trainable(model.encoder):
+        say("reading the captions, once for all")
+        return replace(table, columns=encoded(model, table.columns, READ_AT_ONCE))
+    return table
+
+
+def names_of(examples, condition):
+    """[what is to be told of each example]: the name of its class, its caption, or None."""
+    if isinstance(condition, Captions):
+        return examples.captions
+    if isinstance(condition, Classes):
+        return [examples.classes[label] for label in examples.labels]
+    return [None] * examples.count
+
+
+def asks_shown(examples, condition):
+    """What snapshots are asked for: as many of each class; or captions of examples that are held
+    out, from everywhere among them."""
+    if isinstance(condition, Captions):
+        places = examples.parts["held_out"]
+        return [examples.captions[places[i * len(places) // SHOWN]] for i in range(SHOWN)]
+    classes = condition.names if isinstance(condition, Classes) else (None,)
+    return [classes[i * len(classes) // SHOWN] if len(classes) <= SHOWN else classes[i]
+            for i in range(SHOWN)]
 
 
 def shape_for(arch, recipe):
@@ -301,63 +346,77 @@ def shape_for(arch, recipe):
     return {"inputs": C, "outputs": C, "size": space[0], "classes": K + 1 if K else None}
 
 
-def _network(newest, initial, recipe, shape, arch, config):
-    """The network of the checkpoint `newest`, or of the model `initial`, if it fits; or a new one.
-    """
+def _model(newest, initial, recipe, shape, arch, config, texts, captions):
+    """The model of the checkpoint `newest`, or the model `initial`, if it fits; or a new one: a
+    network, or a Composite where it is to learn captions, the `texts`."""
     if newest is not None:
         return model_to_resume(newest, arch, shape)
     if initial is not None:
-        return _started(initial, recipe, shape, arch)
-    kind = ARCHITECTURES[arch]
-    whole = kind.config(**shape | shape_for(arch, recipe))
+        return _started(initial, recipe, shape, arch, texts, captions)
+    kind, rng = ARCHITECTURES[arch], Rng(config.seed).child("model")
+    follows, encoder, tokenizer = shape_for(arch, recipe), None, None
+    if texts is not None:
+        encoder, tokenizer = captions.encoder(texts, rng.child("encoder"))
+        follows["memory_width"] = encoder.config.width
+    whole = kind.config(**shape | follows)
     if kind.model is UNet and any(n % whole.stride for n in recipe.shape[1:]):
         raise ConfigError(f"size: examples of {' × '.join(map(str, recipe.shape[1:]))}, and a UNet "
                           f"of {len(whole.widths)} levels takes multiples of {whole.stride}; "
                           "choose --size, or fewer --widths")
     memory.require_parameters(whole.parameters, config)
-    return kind.model(whole, Rng(config.seed).child("model"))
+    network = kind.model(whole, rng)
+    return network if encoder is None else Composite(network, encoder, tokenizer=tokenizer)
 
 
-def _started(initial, recipe, shape, arch):
-    """The network of a model to start from; raises ConfigError where it has learnt otherwise."""
+def _started(initial, recipe, shape, arch, texts, captions):
+    """A model to start from; raises ConfigError where it has learnt otherwise."""
+    own_encoder = [name for name, value in asdict(captions).items()
+                   if name.startswith("text_") and value is not None]
+    if own_encoder:
+        raise ConfigError(f"{', '.join(own_encoder)}: the model to start from has its own encoder; "
+                          "leave it out")
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
     own = Pipeline.load(resolve(initial))
-    network, learnt = own.network, own.recipe
-    if architecture_of(network) != arch:
-        raise ConfigError(f"arch: {initial} is of {architecture_of(network)}, not of {arch}")
+    model, learnt = own.network, own.recipe
+    if architecture_of(model) != arch:
+        raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
     for what, was, now in (
             ("predicts", learnt.scheduler.objective, recipe.scheduler.objective),
             ("makes", f"{learnt.kind.name}s of {plural(learnt.shape[0], 'channel')}",
              f"{recipe.kind.name}s of {plural(recipe.shape[0], 'channel')}"),
-            ("knows", f"{len(learnt.classes)} classes", f"{len(recipe.classes)} classes")):
+            ("knows", _known(learnt, isinstance(own.condition, Captions)),
+             _known(recipe, texts is not None))):
         if was != now:
             raise ConfigError(f"{initial}: the model {what} {was}, and this run is of {now}")
-    return network
+    return model
+
+
+def _known(recipe, captioned):
+    return "captions" if captioned else f"{len(recipe.classes)} classes"
 
 
 class Sketches:
-    """Pictures of what a network makes as it learns, always of the same noise and classes."""
+    """Pictures of what a network makes as it learns, always of the same noise and as always asked:
+    a name of a class or a caption for each, or None."""
 
-    def __init__(self, directory, recipe, seed):
-        self.directory, self.recipe, self.seed = Path(directory), recipe, seed
+    def __init__(self, directory, recipe, asked, seed):
+        self.directory, self.recipe = Path(directory), recipe
+        self.asked, self.seed = asked, seed
 
-    def __call__(self, network, step):
+    def __call__(self, model, step):
         """Write step-N.png."""
-        classes = self.recipe.classes or (None,)
-        labels = [classes[i * len(classes) // SHOWN] if len(classes) <= SHOWN else classes[i]
-                  for i in range(SHOWN)]
-        made = Pipeline(network, self.recipe).sample(
-            labels, SampleConfig(steps=min(SHOWN_STEPS, self.recipe.scheduler.steps),
-                                 seed=self.seed))
+        made = Pipeline(model, self.recipe).sample(
+            self.asked, SampleConfig(steps=min(SHOWN_STEPS, self.recipe.scheduler.steps),
+                                     seed=self.seed))
         self.recipe.kind.save(self.directory / f"step-{step:08d}.png", made)
 
 
-def _write_run(directory, noise, wanted, trainer, examples):
+def _write_run(directory, configs, trainer, examples, asked):
     arch = architecture_of(trainer.model)
-    shape = {key: value for key, value in asdict(trainer.model.config).items()
-             if key not in NOT_CHOSEN}
-    settings = {"arch": arch} | shape | asdict(wanted) | asdict(noise) \
-        | asdict(trainer.config)
+    settings = {key: value for key, value in asdict(network_of(trainer.model).config).items()
+                if key not in NOT_CHOSEN} | {"arch": arch}
+    for config in (*configs, trainer.config):
+        settings |= asdict(config)
     write_run(directory, "pretrain", settings, trainer, examples=examples.description,
-              companion=FILE)
+              companion=FILE, shown=asked)

@@ -16,7 +16,7 @@ from minifm import backends
 from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, why
 from minifm.hub import load_model
-from minifm.models import architecture_of
+from minifm.models import architecture_of, network_of
 from minifm.training import checkpoint
 
 
@@ -70,7 +70,7 @@ def model_to_resume(path, arch, shape):
     is asked for.
     """
     model = load_model(path)
-    stored = {"arch": architecture_of(model)} | asdict(model.config)
+    stored = {"arch": architecture_of(model)} | asdict(network_of(model).config)
     asked = {"arch": arch or stored["arch"]} | shape
     own = {key: stored.get(key) for key in asked}
     checkpoint.refuse_differences(path, checkpoint.differences(
