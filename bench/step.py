@@ -10,15 +10,15 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 
 import minifm as mf
 from minifm.errors import UserError
-from minifm.testing.benchmark import spread, take_turns
-from minifm.testing.cases import STEPS, shown_sizes
+from minifm.testing.benchmark import agreeing, attempt, spread, take_turns
+from minifm.testing.cases import STEPS, shown_sizes, steps
 from minifm.testing.peers import PYTORCH, Peer
 from minifm.testing.peers.clock import Timed
-from minifm.testing.subjects import StepSubject
 
 
 def main():
@@ -27,8 +27,8 @@ def main():
     parser.add_argument("--backend", default="c")
     parser.add_argument("--seconds", type=float, default=30, help="for all turns (default: 30)")
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
-    parser.add_argument("--mode", default="eager", help="of PyTorch: eager, compile, bf16 or "
-                        "bf16+compile (default: eager)")
+    parser.add_argument("--mode", default="eager", help="of PyTorch, as of minifm bench "
+                        "(default: eager)")
     args = parser.parse_args()
     try:
         run(args)
@@ -38,13 +38,13 @@ def main():
 
 def run(args):
     (family, sizes), backend = STEPS[args.shape], mf.use(args.backend).backend
-    ours = StepSubject(backend, family, sizes)
+    case = next(iter(steps({args.shape: (family, sizes)})))
+    ours = case.subject(backend, 0)
     sides = {"minifm": Timed(ours.calls("step"))}
     names = {"minifm": f"minifm {backend.describe()}"}
     if args.torch:
         peer = Peer(PYTORCH, args.torch, getattr(backend, "threads", 0) or os.cpu_count())
-        sides["peer"] = peer.prepare({"kind": "step", "family": family, "sizes": sizes,
-                                      "mode": args.mode})
+        sides["peer"] = prepared(peer, case, args.mode, ours)
         names["peer"] = f"{peer.name}, {args.mode}"
     turns = take_turns(sides, args.seconds)
     print(f"shape    {family}, {shown_sizes(sizes)}")
@@ -59,6 +59,15 @@ def run(args):
               f"({min(ratios):.2f} … {max(ratios):.2f} over {len(ratios)} turns)")
         peer.close()
     account(ours)
+
+
+def prepared(peer, case, mode, ours):
+    """The peer's step, or a line that says why there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        expected = ours.share(folder)
+        return attempt(lambda: agreeing(
+            peer, case.request | {"mode": mode} | ({"folder": folder} if expected else {}),
+            expected))
 
 
 def report(name, times, flops):

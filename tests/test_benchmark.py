@@ -5,6 +5,7 @@ Nothing here asserts how fast anything is.
 
 import ast
 import ctypes
+import gc
 import itertools
 import json
 import math
@@ -25,13 +26,14 @@ from minifm.backends.reference import Reference
 from minifm.backends.reference.fallback import count_fallbacks
 from minifm.cli import bench as verb
 from minifm.cli import main, parse
+from minifm.hub import load_arrays, load_model
 from minifm.op import OPS
-from minifm.testing import benchmark, cases, figure, machine, recording, table
+from minifm.testing import benchmark, cases, denoisers, figure, machine, recording, table
 from minifm.testing.benchmark import Bench
 from minifm.testing.draw import Benchmark
 from minifm.testing.example import Example, example
 from minifm.testing.peers import LLAMA, PYTORCH, Library, Peer, Unable, clock
-from minifm.testing.subjects import OpSubject
+from minifm.testing.subjects import OpSubject, Subject
 
 AVAILABLE = [name for name in backends.NAMES if backends.why_not(name) is None]
 EVERY_OP = [pytest.param(name, id=name) for name in list(OPS)]
@@ -256,6 +258,9 @@ def test_the_cache_is_that_of_the_system_or_a_usual_one(monkeypatch, tmp_path):
 
 # -- named sets ------------------------------------------------------------------------------------
 
+UNET = dict(B=2, inputs=2, outputs=2, size=8, widths=(8, 16), layers=1, attention=(1,),
+            head_width=8, groups=4)
+DIT = dict(B=2, inputs=2, size=(8, 8), layers=2, heads=2, width=16, classes=5)
 LITTLE = [
     *(cases.product(layout, "tiny", 3, 4, 5) for layout in ("NN", "NT", "TN")),
     cases.product("NN", "larger", 9, 4, 5), cases.attention(2, 8, H=2, D=4),
@@ -266,7 +271,9 @@ LITTLE = [
     *cases.steps({
         "tiny": ("gpt", dict(L=1, C=8, H=2, T=4, B=2, V=11)),
         "llama": ("llama", dict(L=1, C=8, H=2, K=1, F=12, T=4, B=2, V=11)),
-        "bert": ("bert", dict(L=1, C=8, H=2, T=16, B=2, V=11))}),
+        "bert": ("bert", dict(L=1, C=8, H=2, T=16, B=2, V=11)),
+        "unet": ("unet", UNET), "dit": ("dit", DIT)}),
+    *cases.calls({"unet B2": ("unet", UNET), "dit B2": ("dit", DIT)}),
     *cases.decoding((1, 8, 2, 1024, 11)),
 ]
 
@@ -330,7 +337,9 @@ def test_the_named_sets_are_those_that_are_promised():
                         "attention T 4096", "softmax 256×50257", "layernorm 4096×768",
                         "gelu 4096×3072", "linear+cross-entropy 4096·768→50257",
                         "adamw GPT-2 124M", "conv2d 7×7 stem 224²"),
-            "step": ("step L4", "step L6", "step gpt2", "step llama", "step bert"),
+            "step": ("step L4", "step L6", "step gpt2", "step llama", "step bert", "step unet",
+                     "step dit", "step dit bf16", "step unet by Trainer", "step dit by Trainer"),
+            "sample": ("call unet B1", "call unet B8", "call dit B1", "call dit B8 bf16"),
             "decode": ("decode fp32 after 1", "decode bf16 after 512", "decode int8 after 1023",
                        "decode int4 after 1", "decode bf16 after 1023, cache bf16",
                        "prefill fp32 512 tokens")}.items():
@@ -375,6 +384,8 @@ def test_a_verb_that_must_not_be_left_to_numpy_is_a_problem(monkeypatch, tiny, w
 # -- peers -----------------------------------------------------------------------------------------
 
 FAKE = """
+import itertools
+import json
 import sys
 sys.path.insert(0, {folder!r})
 from service import serve
@@ -386,6 +397,11 @@ def start(threads):
 def prepare(request):
     if request["mode"] == "broken":
         raise ValueError("it cannot\\nor will not")
+    if request["mode"] in ("right", "wrong"):
+        expected = json.load(open(request["folder"] + "/expected.json"))
+        return itertools.repeat(None), {{
+            name: [y * (1 + 0.01 * (request["mode"] == "wrong")) for y in numbers]
+            for name, numbers in expected.items()}}
     def calls():
         while True:
             if request["mode"] == "dying":
@@ -427,13 +443,105 @@ def test_a_peer_that_dies_does_not_end_the_run(fake):
         assert numpy.median > 0 and dead.problem == "it has died"
 
 
-@pytest.mark.parametrize("library", [PYTORCH, LLAMA])
-def test_a_peers_script_compiles_and_needs_no_minifm(library):
-    source = (Path(clock.__file__).parent / library.script).read_text()
+class Shared(Subject):
+    """Something that a peer must compute, too."""
+
+    costs = {"step": recording.Cost(1, 0, (), ())}
+
+    def __init__(self, precision):
+        self.precision = precision
+
+    def calls(self, phase):
+        return itertools.repeat(None)
+
+    def share(self, folder):
+        expected = {"loss": [2.0], "prediction": [-3.0, 0.0, 1e-9]}
+        (Path(folder) / "expected.json").write_text(json.dumps(expected))
+        return expected
+
+
+@pytest.mark.parametrize("precision, agrees", [("fp32", False), ("bf16", True)])
+def test_a_peer_that_computes_something_else_is_named_and_not_timed(fake, precision, agrees):
+    """1 % is much in float32 and little in bf16."""
+    bench = Bench(["numpy"], 1e-3, TINY, 0, 1e-3, peers=[fake])
+    case = cases.Case("step", "step", "shared", ("step",), lambda *given: Shared(precision),
+                      request={"precision": precision}, modes={"PyTorch": ("right", "wrong")})
+    numpy, right, wrong = bench.rows(case)
+    assert right.samples and numpy.versus["PyTorch"]["median"] > 0
+    assert wrong.problem == (None if agrees else "computes something else: loss differs by 1.0%")
+    assert bool(wrong.samples) == agrees
+
+
+@pytest.mark.parametrize("found", [[2.0, math.nan], [2.0, math.inf]])
+def test_what_is_not_finite_agrees_with_nothing(found):
+    peer = SimpleNamespace(prepare=lambda request: SimpleNamespace(found={"y": found}))
+    with pytest.raises(Unable, match="y differs"):
+        benchmark.agreeing(peer, {"mode": "bf16"}, {"y": [2.0, 1.0]})
+
+
+SUBJECTS = [pytest.param(kind, *model, id=f"{kind.__name__} {model[0]}") for kind in (
+    denoisers.DenoisingStep, denoisers.TrainerStep, denoisers.NetworkCall)
+    for model in (("unet", UNET), ("dit", DIT))]
+
+
+@pytest.mark.parametrize("kind, family, sizes", SUBJECTS)
+def test_a_peer_is_given_all_that_it_must_compute(backend, kind, family, sizes, tmp_path):
+    """From the folder alone, in float64 and by the formulas of v = α ε - σ x₀."""
+    subject = kind(backend, family, sizes)
+    expected = subject.share(tmp_path)
+    given, network = load_arrays(tmp_path / denoisers.SHARED), load_model(tmp_path)
+    for p in network.parameters().values():
+        assert p.data.any()
+        p.data = p.data.astype(np.float64)
+    x0, noise = (given[name].astype(np.float64) for name in ("x0", "noise"))
+    condition = {"labels": given["labels"]} if family == "dit" else {}
+    if kind is denoisers.NetworkCall:
+        found = network(mf.Tensor(noise), given["times"], **condition)
+        assert np.abs(expected["prediction"] - found.numpy().ravel()).max() < 1e-4
+        return
+    alpha, sigma = (given[name][given["times"]][:, None, None, None].astype(np.float64)
+                    for name in ("alpha", "sigma"))
+    found = network(mf.Tensor(alpha * x0 + sigma * noise), given["times"], **condition)
+    error = found - mf.Tensor(alpha * noise - sigma * x0)
+    loss = mf.mean(error * error)
+    loss.backward()
+    norm = math.sqrt(sum((p.grad**2).sum() for p in network.parameters().values()))
+    assert expected == {"loss": pytest.approx(loss.item(), rel=1e-5),
+                        "gradient_norm": pytest.approx(norm, rel=1e-4)}
+
+
+def test_a_step_by_the_trainer_is_one_of_its_own_and_leaves_no_files(backend):
+    subject = denoisers.TrainerStep(backend, "dit", DIT)
+    calls, trainer = subject.calls("step"), subject.trainer
+    for _ in range(3):
+        next(calls)
+    assert trainer.step == 4 and trainer.optimizer.steps == 4 and trainer.optimizer.average == 0.995
+    assert len(trainer.metrics.read()) == 4
+    assert subject.costs["step"].flops == DIT["B"] * trainer.model.config.flops(training=True)
+    folder = trainer.directory
+    calls.close()
+    del calls, subject
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("kind, family, sizes", SUBJECTS)
+def test_bf16_is_what_is_computed_where_it_is_asked_for(kind, family, sizes, tmp_path):
+    exact, rounded = (next(iter(kind(backends.get("numpy"), family, sizes, precision).share(
+        tmp_path).values())) for precision in ("fp32", "bf16"))
+    difference = np.abs(np.subtract(exact, rounded)).max() / np.abs(exact).max()
+    assert 1e-6 < difference < benchmark.CLOSE_BF16
+
+
+@pytest.mark.parametrize("script, modules", [
+    (PYTORCH.script, {PYTORCH.module}), (LLAMA.script, {LLAMA.module}),
+    ("denoising.py", {PYTORCH.module, "diffusers", "safetensors.torch"})])
+def test_a_peers_script_compiles_and_needs_no_minifm(script, modules):
+    source = (Path(clock.__file__).parent / script).read_text()
     names = [name for node in ast.walk(ast.parse(source)) if isinstance(node, (
         ast.Import, ast.ImportFrom)) for name in (getattr(node, "module", None),
                                                   *(alias.name for alias in node.names))]
-    assert library.module in names and not any("minifm" in (name or "") for name in names)
+    assert modules <= set(names) and not any("minifm" in (name or "") for name in names)
 
 
 def test_each_format_of_a_llama_model_has_a_file_of_its_own(monkeypatch, tmp_path):

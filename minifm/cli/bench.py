@@ -40,9 +40,10 @@ reading a row:
 """
 
 SETS = {"ops": "every op as it is declared", "kernels": "the shapes of transformers and images",
-        "step": "whole training steps", "decode": "GPT-2's next token, and prefill",
-        "all": "kernels, step and decode"}
-MODES = ("eager", "compile", "bf16", "bf16+compile")
+        "step": "whole training steps", "sample": "calls of networks that undo noise",
+        "decode": "GPT-2's next token, and prefill", "all": "kernels, step, sample and decode"}
+MODES = ("eager", "compile", "channels_last", "channels_last+compile", "diffusers", "bf16",
+         "bf16+compile", "pure-bf16")
 QUICK_SECONDS = 0.1
 QUICK_SIZES = {"*B": (2, 256), "*X": (1024, 768), "B": 2, "M": 256, "V": 2048, "images": 2}
 
@@ -57,13 +58,14 @@ def arguments(parser, argv):
                              "'gemm NN 1', 'T 64'; may be repeated")
     parser.add_argument("--backend", action="append", metavar="NAME",
                         help="this backend; may be repeated (default: every one there is)")
-    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch, to "
-                        "compare a named set with (default: this one, if it has it)")
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch "
+                        "(and diffusers), to compare a named set with (default: this one, if it "
+                        "has it)")
     parser.add_argument("--llama", metavar="PYTHON", help="an interpreter that has "
                         "llama-cpp-python and gguf, to compare decoding with (default: likewise)")
     parser.add_argument("--mode", action="append", metavar="MODE",
-                        help="use PyTorch in this mode alone, where a case has it: eager, "
-                             "compile, bf16 or bf16+compile; may be repeated")
+                        help="use PyTorch in this mode alone, where a case has it: "
+                             f"{', '.join(MODES)}; may be repeated")
     parser.add_argument("--seconds", type=float, metavar="S",
                         help="how long to time each case, all sides together (default: 1)")
     parser.add_argument("--size", action="append", default=[], metavar="DIMENSION=N",
@@ -216,7 +218,7 @@ def check_files(args):
                  "--quick": args.quick, "--set": args.set != "ops"}
     for flags, wrong, reason in (
             (measuring, args.saved, "--from measures nothing"),
-            (named, args.set == "ops", "it needs --set kernels, step, decode or all"),
+            (named, args.set == "ops", "it needs --set kernels, step, sample, decode or all"),
             (plain, args.set != "ops", "it belongs to --set ops")):
         for flag, given in flags.items():
             if given and wrong:

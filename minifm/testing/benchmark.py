@@ -15,6 +15,8 @@ What is done so that the figures can be believed:
 - operands are random numbers, in so many copies, used one after the other, that a call finds
   none of its own in a cache; results are kept as long, so that new ones go to memory that no
   cache holds. A row whose arrays are too small for that says `cached`;
+- networks that undo noise have the same weights on all sides, and who computes something else
+  with them is not timed, but named;
 - verbs that a backend leaves to NumPy, and operands that it had to copy first, are named.
 
 What declares FLOPs is held against multiply-adds in registers, but for products of few rows and
@@ -24,8 +26,11 @@ move (testing/recording.py) against the bandwidth of a copy.
 
 import gc
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from minifm import backends
 from minifm.backends.ceilings import (
@@ -44,6 +49,10 @@ from minifm.testing.peers.clock import Timed, wait_until_idle
 BASELINE = "numpy"
 LEAST, MOST = 3, 10     # turns
 AGAIN = 0.02            # seconds for which each ceiling is measured again before each case
+# How far a peer's numbers may be from ours, of the largest of them. Networks of some 50 layers, one
+# after the other: rounding to float32 comes to some 1e-6, to bf16 to some 1e-2, and whatever is
+# computed otherwise shows as a whole.
+CLOSE, CLOSE_BF16 = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Row:
     set: str                # "ops", or a named set of cases.py
     group: str              # the op's class, "gemm", "step", …
     name: str               # which of the group
-    phase: str              # "forward", "backward", "both", "update", "step", "logits"
+    phase: str              # "forward", "backward", "both", "update", "step", "logits", "call"
     inputs: str             # names, shapes and options
     backend: str            # or the peer's library
     mode: str | None = None         # of a peer: eager, compile, bf16, …
@@ -122,9 +131,7 @@ class Bench:
         """The rows of one phase: whoever can takes turns, and whoever cannot says why."""
         sides = {(name, None): made if isinstance(made, str) else Timed(made.calls(phase))
                  for name, made in subjects.items()}
-        for peer in self.peers:
-            sides |= {(peer.library.name, mode): attempt(lambda: peer.prepare(
-                self._request(case, phase, mode))) for mode in peer.modes(case)}
+        sides |= self._remotes(case, phase, subjects.values())
         turns = take_turns(sides, self.seconds / len(case.phases))
         for peer in self.peers:
             peer.forget()
@@ -138,6 +145,16 @@ class Bench:
             else:
                 found.append(self._judged(row, case, subjects[name], own, turns))
         return found
+
+    def _remotes(self, case, phase, subjects):
+        """{(library, mode): what a peer has prepared, or a line that says why there is nothing}."""
+        with tempfile.TemporaryDirectory() as folder:
+            ours = [made for made in subjects if not isinstance(made, str)]
+            expected = ours[0].share(folder) if ours and self.peers else None
+            given = {} if expected is None else {"folder": folder}
+            return {(peer.library.name, mode): attempt(lambda: agreeing(
+                        peer, self._request(case, phase, mode) | given, expected))
+                    for peer in self.peers for mode in peer.modes(case)}
 
     def _request(self, case, phase, mode):
         """What a peer is asked for; models have one phase and choose their own memory."""
@@ -176,6 +193,18 @@ class Bench:
             return None
         return row.rate / {"FMA": self.fma.get(row.backend), "read": self.read,
                            "copy": self.copy}[row.limit].rate
+
+
+def agreeing(peer, request, expected):
+    """What the peer prepares, once it has been seen to compute what we do: `expected`, {name:
+    numbers}, or None where there is nothing to compare. Raises Unable."""
+    remote = peer.prepare(request)
+    rounded = "bf16" in (request["mode"] + request.get("precision", ""))
+    for name, ours in (expected or {}).items():
+        difference = np.max(np.abs(np.subtract(remote.found[name], ours))) / np.max(np.abs(ours))
+        if not difference <= (CLOSE_BF16 if rounded else CLOSE):
+            raise Unable(f"computes something else: {name} differs by {difference:.1%}")
+    return remote
 
 
 def attempt(make):

@@ -1,7 +1,8 @@
-"""What `minifm bench` times: every op as it is declared, and three sets with names.
+"""What `minifm bench` times: every op as it is declared, and four sets with names.
 
     kernels    the shapes of transformers and convolutions, op by op
     step       whole training steps
+    sample     calls of networks that undo noise
     decode     the next token of GPT-2 after 1, 512 and 1023 tokens, and 512 tokens at once
 
 A Case says how to make it on a backend of ours (`subject`), what to ask a peer for (`request`, in
@@ -16,6 +17,7 @@ import numpy as np
 
 from minifm import ops  # noqa: F401  (fills the table)
 from minifm.op import OPS
+from minifm.testing.denoisers import DenoisingStep, NetworkCall, TrainerStep
 from minifm.testing.draw import Benchmark
 from minifm.testing.example import Example, example
 from minifm.testing.subjects import (
@@ -28,18 +30,27 @@ from minifm.testing.subjects import (
 
 FEW_ROWS = 8        # so few rows of a product: reading the weights takes longer than multiplying
 GPT2 = (12, 768, 12, 1024, 50257)                       # layers, width, heads, context, vocabulary
-# (what is trained, its sizes: layers, width, heads, …, tokens of a sequence, sequences, vocabulary)
+# (what is trained, its sizes: layers, width, heads, …, tokens of a sequence, sequences, vocabulary;
+# or a preset, and how many examples)
 STEPS = {
     "L4": ("gpt", dict(L=4, C=128, H=4, T=64, B=12, V=65)),
     "L6": ("gpt", dict(L=6, C=384, H=6, T=256, B=8, V=65)),
     "gpt2": ("gpt", dict(L=12, C=768, H=12, T=256, B=2, V=50257)),
     "llama": ("llama", dict(L=12, C=768, H=12, K=4, F=2048, T=256, B=2, V=32000)),
     "bert": ("bert", dict(L=12, C=768, H=12, T=128, B=8, V=30522)),
+    "unet": ("unet", dict(preset="unet-small", B=8)),
+    "dit": ("dit", dict(preset="dit-mini", B=8)),
 }
 LAYERS = ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50257))      # K → N
 EAGER = {"PyTorch": ("eager",)}
 COMPILED = {"PyTorch": ("eager", "compile")}
 TRAINED = {"PyTorch": ("eager", "compile", "bf16", "bf16+compile")}
+DENOISED = {"unet": {"PyTorch": ("eager", "compile", "channels_last", "channels_last+compile",
+                                 "bf16", "bf16+compile", "pure-bf16")},
+            "dit": {"PyTorch": ("eager", "compile", "diffusers", "bf16", "bf16+compile",
+                                "pure-bf16")}}
+CALLS = {f"{name} B{B}": (family, sizes | {"B": B}) for name, (family, sizes) in STEPS.items()
+         if family in DENOISED for B in (1, 8)}
 FORMATS = {"fp32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}     # and llama.cpp's
 
 
@@ -214,6 +225,9 @@ def convolution(name, image, weight, stride, padding):
 def steps(shapes=STEPS):
     """Training steps, from the smallest."""
     for name, (family, sizes) in shapes.items():
+        if family in DENOISED:
+            yield from denoising_steps(name, family, sizes)
+            continue
         yield Case("step", "step", name, ("step",),
                    lambda backend, footprint, family=family, sizes=sizes:
                    StepSubject(backend, family, sizes),
@@ -221,8 +235,37 @@ def steps(shapes=STEPS):
                    quick=name == "L4", tokens=sizes["T"] * sizes["B"], inputs=shown_sizes(sizes))
 
 
+def denoising_steps(name, family, sizes):
+    """The step alone, in either precision, and as the Trainer makes it."""
+    for precision in ("fp32", "bf16"):
+        said = "" if precision == "fp32" else f" {precision}"
+        yield denoising("step", f"{name}{said}", DenoisingStep, family, sizes, precision,
+                        kind="denoising_step")
+    yield denoising("step", f"{name} by Trainer", TrainerStep, family, sizes, "fp32",
+                    kind="denoising_step", trained=True)
+
+
+def calls(shapes=CALLS):
+    """Calls of networks that undo noise: what samplers spend their time on."""
+    for name, (family, sizes) in shapes.items():
+        for precision in ("fp32", "bf16"):
+            said = "" if precision == "fp32" else f" {precision}"
+            yield denoising("sample", f"{name}{said}", NetworkCall, family, sizes, precision,
+                            kind="denoising_call")
+
+
+def denoising(set_, name, subject, family, sizes, precision, **request):
+    """A Case of a UNet or DiT. Its peers read its weights from a folder."""
+    phase = "step" if set_ == "step" else "call"
+    return Case(set_, phase, name, (phase,),
+                lambda backend, footprint: subject(backend, family, sizes, precision),
+                request=request | {"precision": precision},
+                modes=DENOISED[family],
+                quick=name.endswith("B1"), inputs=shown_sizes(sizes))
+
+
 def shown_sizes(sizes):
-    return " ".join(f"{name}{size}" for name, size in sizes.items())
+    return " ".join(size if name == "preset" else f"{name}{size}" for name, size in sizes.items())
 
 
 def decoding(shape=GPT2):
@@ -244,4 +287,4 @@ def decoding(shape=GPT2):
                 inputs=" ".join(f"{k}{v}" for k, v in zip("LCHTV", shape)))
 
 
-SETS = {"kernels": kernels, "step": steps, "decode": decoding}
+SETS = {"kernels": kernels, "step": steps, "sample": calls, "decode": decoding}

@@ -1,8 +1,6 @@
 """What is timed on a backend of ours: an op, the optimizer, a training step, the next token.
 
-Each has `calls(phase)`, an endless iterator of which each step is one call; `costs`, a Cost for
-each phase; and `filled`, the bytes that its calls go through before they come back to the same
-memory.
+Each is a Subject. Networks that undo noise are in denoisers.py.
 """
 
 import itertools
@@ -15,6 +13,7 @@ from minifm import backends, tensor
 from minifm.generation.decoder import Decoder
 from minifm.models import GPT, Bert, BertConfig, GPTConfig, Llama, LlamaConfig
 from minifm.models.packing import pack_model
+from minifm.ops.precision import precision
 from minifm.rng import Rng
 from minifm.testing.recording import Cost, besides, costs, cotangents, since
 from minifm.text.masking import mask_tokens
@@ -25,7 +24,21 @@ MOST_COPIES = 1000
 ADAMW_BYTES = 28        # a parameter: reads w, g, m and v, writes w, m and v
 
 
-class OpSubject:
+class Subject:
+    """calls(phase)  an endless iterator of which each step is one call
+    costs         {phase: Cost}
+    filled        bytes that its calls go through before they come back to the same memory
+    """
+
+    filled = math.inf
+
+    def share(self, folder):
+        """Write into the folder what a peer needs to compute the same, and return what we make of
+        it, {name: number or list of them}; None: peers work on numbers of their own."""
+        return None
+
+
+class OpSubject(Subject):
     """One op's example on one backend, in as many copies as fill `footprint` bytes. Its phases
     are "forward" and "backward", "forward" alone, or "both" in one call."""
 
@@ -65,10 +78,8 @@ def together(forward, backward):
                 forward.on_numpy + backward.on_numpy, forward.copied + backward.copied)
 
 
-class OptimizerSubject:
+class OptimizerSubject(Subject):
     """AdamW's update of parameters of the given shapes."""
-
-    filled = math.inf
 
     def __init__(self, backend, shapes):
         self.backend = backend
@@ -122,19 +133,21 @@ FAMILIES = {"gpt": (new_gpt, next_tokens, CausalLanguageModel),
             "bert": (new_bert, masked_tokens, MaskedLanguageModel)}
 
 
-class StepSubject:
+class StepSubject(Subject):
     """A training step: forward, backward, clipping, AdamW, and the loss as a number."""
 
-    filled = math.inf
-
-    def __init__(self, backend, family, sizes):
-        make, batch, objective = FAMILIES[family]
-        self.backend, self.batch, self.objective = backend, batch(**sizes), objective()
+    def __init__(self, backend, family, sizes, precision="fp32"):
+        self.backend, self.precision = backend, precision
         with backends.use(backend):
-            self.model = make(**sizes)
+            self.model, self.batch, self.objective = self.parts(family, sizes)
             self.optimizer = AdamW(self.model.parameters())
         self.flops = self.objective.flops(self.model, self.batch)
         self.costs = observed(backend, "step", self.calls, self.flops, 0)
+
+    def parts(self, family, sizes):
+        """(model, batch, objective)."""
+        make, batch, objective = FAMILIES[family]
+        return make(**sizes), batch(**sizes), objective()
 
     def calls(self, phase):
         while True:
@@ -145,9 +158,10 @@ class StepSubject:
             yield
 
     def forward_backward(self):
-        loss = self.objective.loss(self.model, self.batch,
-                                   denominator=self.objective.count(self.batch), rng=None)
-        loss.backward()
+        with precision(self.precision):
+            loss = self.objective.loss(self.model, self.batch,
+                                       denominator=self.objective.count(self.batch), rng=None)
+            loss.backward()
         return loss
 
     def update(self):
@@ -155,11 +169,9 @@ class StepSubject:
         self.optimizer.zero_grad()
 
 
-class TokenSubject:
+class TokenSubject(Subject):
     """The logits after `tokens` more tokens of one sequence, with `position` in the cache, which
     holds `cache`, and the weights of all products packed as `format`."""
-
-    filled = math.inf
 
     def __init__(self, backend, shape, position, tokens, format, cache):
         L, C, H, T, V = shape

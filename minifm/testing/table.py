@@ -115,6 +115,8 @@ def _rate(row):
         return "view", ""
     if row.set == "decode":
         rate = f"{_three_digits(row.tokens / row.median)} tokens/s"
+    elif row.set == "sample":
+        rate = f"{_three_digits(1 / row.median)} calls/s"
     else:
         rate = rate_text(row.rate, "FLOP/s" if row.limit == "FMA" else "B/s")
     return rate, f"{'!' if beyond_limit(row) else ''}{row.fraction:.0%} {row.limit}"

@@ -104,7 +104,7 @@ class Trainer:
         last = self.config.steps if until is None else min(until, self.config.steps)
         with StopSignals() as stop, Progress(self.step, self.config.steps, self.shown) as bar:
             while self.step < last and not (stop.requested or self.exhausted):
-                self._advance(bar)
+                self.advance(bar)
             if self.exhausted and self.step < last:
                 bar.say(f"step {self.step}: no evaluation was better than that of step "
                         f"{self.best['step']}; the run ends here")
@@ -124,8 +124,9 @@ class Trainer:
         return bool(c.patience and self.best and c.evaluate_every) and \
             self.step - self.best["step"] >= c.patience * c.evaluate_every
 
-    def _advance(self, bar):
-        """One step and what is due after it: the log, an evaluation, a checkpoint."""
+    def advance(self, bar):
+        """One step and what is due after it: the log, an evaluation, a checkpoint. `bar`, a
+        Progress, is told; raises Diverged as `train` does."""
         config = self.config
         with self.speed:
             line, problem = self._update()

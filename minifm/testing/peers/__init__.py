@@ -87,7 +87,8 @@ class Peer:
 
     def prepare(self, request):
         """A Remote that does what `request` says. Raises Unable."""
-        return Remote(self, self.ask({"prepare": request})["subject"])
+        answer = self.ask({"prepare": request})
+        return Remote(self, answer["subject"], answer["found"])
 
     def forget(self):
         """Free everything that was prepared."""
@@ -122,10 +123,11 @@ class Peer:
 
 
 class Remote:
-    """Something that a peer has prepared: `warm` and `turn` as in clock.Timed."""
+    """Something that a peer has prepared: `warm` and `turn` as in clock.Timed; `found`, what it
+    makes of the numbers that it was given, {name: numbers} or None."""
 
-    def __init__(self, peer, number):
-        self.peer, self.number = peer, number
+    def __init__(self, peer, number, found=None):
+        self.peer, self.number, self.found = peer, number, found
 
     def warm(self, seconds):
         self.peer.ask({"warm": self.number, "seconds": seconds})

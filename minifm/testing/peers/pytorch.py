@@ -24,7 +24,11 @@ def start(threads):
 
 def prepare(request):
     request = dict(request)
-    return KINDS[request.pop("kind")](**request)
+    kind = request.pop("kind")
+    if kind in DENOISING:
+        import denoising  # which needs safetensors, and diffusers
+        return getattr(denoising, kind)(**request)
+    return KINDS[kind](**request)
 
 
 # -- ops -------------------------------------------------------------------------------------------
@@ -327,6 +331,7 @@ class Bert(nn.Module):
         return F.cross_entropy(F.linear(x, self.tokens.weight, self.bias), targets)
 
 
+DENOISING = ("denoising_call", "denoising_step")
 KINDS = {f.__name__: f for f in (product, attention, softmax, gelu, layernorm,
                                  linear_cross_entropy, conv2d, adamw, step, token)}
 

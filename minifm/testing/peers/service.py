@@ -1,6 +1,6 @@
 """The peer's end of the line: JSON in, JSON out, one line each.
 
-    {"prepare": {…}}                -> {"subject": 0, "name": "…"}
+    {"prepare": {…}}                -> {"subject": 0, "found": {"loss": 1.23}}
     {"warm": 0, "seconds": 0.1}     -> {}
     {"turn": 0, "seconds": 0.1}     -> {"samples": [0.0123, …]}
     {"forget": null}                -> {}
@@ -19,7 +19,8 @@ from clock import Timed, wait_until_idle
 
 def serve(start):
     """Answer until the input ends. start(threads) -> (this peer's name, prepare), where
-    prepare(request) -> an endless iterator, each step one call of what is to be timed."""
+    prepare(request) -> an endless iterator, each step one call of what is to be timed; or such a
+    one and what it makes of the numbers that it was given, to be compared."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)               # whatever libraries print shall not stand between the answers
 
@@ -41,8 +42,10 @@ def serve(start):
 
     def respond(request):
         if "prepare" in request:
-            subjects.append(Timed(prepare(request["prepare"])))
-            return {"subject": len(subjects) - 1}
+            made = prepare(request["prepare"])
+            calls, found = made if isinstance(made, tuple) else (made, None)
+            subjects.append(Timed(calls))
+            return {"subject": len(subjects) - 1, "found": found}
         if "warm" in request:
             subjects[request["warm"]].warm(request["seconds"])
         if "turn" in request:
