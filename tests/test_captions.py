@@ -81,7 +81,7 @@ def test_a_vocabulary_without_padding_is_filled_up_with_ends():
 # -- what a network is told ------------------------------------------------------------------------
 
 NETWORK = UNetConfig(inputs=1, outputs=1, size=4, widths=(8, 16), attention=(1,), layers=1,
-                     head_width=8, groups=4, memory_width=8)
+                     head_width=8, groups=4, memory_width=8, vector_width=8)
 LENGTH = 8
 
 

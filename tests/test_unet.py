@@ -32,7 +32,7 @@ from minifm.models.unet import PRESETS, list_parts, paths
 from minifm.nn.time import sinusoids
 from minifm.training.optim import AdamW
 
-NAMES = ["unet", "unet-ddpm", "unet-text", "unet-text-linear"]
+NAMES = ["unet", "unet-ddpm", "unet-text", "unet-text-linear", "unet-text-vector"]
 PLAIN = UNetConfig(inputs=2, outputs=3, size=8, widths=(4, 8), attention=(1,), layers=1,
                    head_width=2, groups=2)
 # Between them they have every part that a UNet may have.
@@ -41,6 +41,7 @@ CONFIGS = {
     "deep": replace(PLAIN, widths=(4, 8, 6), attention=(0, 2), layers=2, classes=4,
                     symmetric=False, cosine_first=False, frequency_shift=1, dropout=0.2),
     "text": replace(PLAIN, head_width=None, heads=(1, 4), memory_width=5, depth=2, classes=3),
+    "vector": replace(PLAIN, memory_width=3, vector_width=5),
 }
 EACH = pytest.mark.parametrize("kind", CONFIGS)
 GOLDEN_EACH = pytest.mark.parametrize("name", NAMES)
@@ -57,6 +58,8 @@ def inputs_for(config, B=3, side=8):
         conditions["labels"] = np.arange(B) % config.classes
     if config.memory_width:
         conditions["memory"] = randomised_input(B, 6, config.memory_width, name="memory").numpy()
+    if config.vector_width:
+        conditions["vector"] = randomised_input(B, config.vector_width, name="vector").numpy()
     x = randomised_input(B, config.inputs, side, side).numpy()
     return x, np.array([0.0, 17.5, 999.0, 3.0])[:B], conditions
 
@@ -70,7 +73,7 @@ def oracle(kind, x, t, conditions):
 
 def run(model, golden):
     return {"y": model(golden["x"], golden["t"], **{
-        name: golden[name] for name in ("labels", "memory", "memory_mask") if name in golden})}
+        name: golden[name] for name in ("labels", "memory", "memory_mask", "vector") if name in golden})}
 
 
 # -- the real library's outputs -----------------------------------------------------------------
@@ -239,9 +242,9 @@ def test_flops_are_those_that_are_counted(kind, H, W):
         size = {"memory_length": 6} if config.memory_width else {}
         assert counter.total == 3 * config.flops(H, W, **size)
         y.sum().backward()
-    # Nobody needs the gradients of the time's sinusoids and of the memory.
+    # Nobody needs the gradients of the time's sinusoids, the vector and the memory.
     top, E, pixels = config.widths[0], config.time_width, 0
-    unneeded = 2 * top * E
+    unneeded = 2 * top * E + 2 * (config.vector_width or 0) * E
     if config.memory_width:
         cross = sum(len(blocks) * (level in config.attention) * config.depth * config.widths[level]
                     for path in paths(config) for level, blocks in path)
@@ -269,6 +272,8 @@ def test_the_shapes_that_are_known_by_name():
     ({"widths": (4, 7)}, "groups: 2 groups do not divide the width 7"),
     ({"attention": (2,)}, "attention: expected levels below 2, got [2]"),
     ({"head_width": 3}, "head_width: 3 does not divide the width 8"),
+    ({"vector_width": 3}, "vector_width: a vector goes beside a memory"),
+    ({"vector_width": 3, "memory_width": 3, "classes": 2}, "vector_width: .* not beside classes"),
     ({"head_width": None, "heads": (2, 3)}, "heads: 3 does not divide the width 8"),
     ({"heads": (2, 2)}, "heads: expected one number for each of 2 levels and no head_width"),
     ({"head_width": None, "heads": (2,)}, "heads: expected one number for each of 2 levels"),

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minifm import ops
 from minifm.errors import ConfigError, listed
 from minifm.models import UNet
 from minifm.models.composite import Composite, network_of, sees_padding
-from minifm.tensor import no_grad
+from minifm.tensor import Tensor, no_grad
 from minifm.text.captions import caption_rows
 
 
@@ -180,11 +179,7 @@ def encoded(model, told, at_once):
     them, `at_once` of them together, without gradients. What is told otherwise stays."""
     if "ids" not in told:
         return told
-    parts = []
     with no_grad():
-        for start in range(0, len(told["ids"]), at_once):
-            parts.append(model.read(*(told[key][start : start + at_once] for key in
-                                      ("ids", "real"))))
-    memory = ops.concatenate([memory for memory, _ in parts], 0).numpy()
-    masks = [mask for _, mask in parts if mask is not None]
-    return {"memory": memory} | ({"memory_mask": np.concatenate(masks)} if masks else {})
+        parts = [model.read(*(told[key][start : start + at_once] for key in ("ids", "real")))
+                 for start in range(0, len(told["ids"]), at_once)]
+    return {key: np.concatenate([Tensor(part[key]).numpy() for part in parts]) for key in parts[0]}

@@ -222,8 +222,11 @@ class TextTower(Tower):
     def pooled(self, ids, *, recompute=False):
         """ids [B, T] -> [B, C], the vector at the end of each text. Raises ShapeError for a text
         without an end."""
+        return self.at_end(self(ids, recompute=recompute), ids)
+
+    def at_end(self, x, ids):
+        """Of x [B, T, C], which the tower has made of ids, the vector at the end of each text."""
         ids = np.asarray(ids)
-        x = self(ids, recompute=recompute)
         ends = ids == self.config.end if self.config.end is not None \
             else ids == ids.max(1, keepdims=True)
         if not ends.any(1).all():

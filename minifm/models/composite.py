@@ -38,6 +38,10 @@ class CompositeConfig:
         if (self.encoder and self.encoder.width) != looks:
             raise ConfigError(f"memory_width: the network looks at {_wide(looks)}, the encoder "
                               f"makes {_wide(self.encoder and self.encoder.width)}")
+        told = getattr(self.network, "vector_width", None)
+        if told is not None and told != self.encoder.width:
+            raise ConfigError(f"vector_width: the network takes {_wide(told)}, the encoder makes "
+                              f"{_wide(self.encoder.width)}")
         if self.autoencoder and self.autoencoder.latents != self.network.inputs:
             raise ConfigError(f"inputs: the network takes {self.network.inputs} channels, the "
                               f"autoencoder's latents have {self.autoencoder.latents}")
@@ -81,24 +85,27 @@ class Composite(Model):
         self.network, self.encoder, self.autoencoder = network, encoder, autoencoder
         self.tokenizer = tokenizer
 
-    def __call__(self, x, t, *, ids=None, real=None, memory=None, memory_mask=None, rng=None,
-                 **told):
+    def __call__(self, x, t, *, ids=None, real=None, rng=None, **told):
         """x [B, C, *S] -> [B, C, *S], as the network has it.
 
-        ids, real            [B, T], a caption and where it is no padding: read by the encoder; or
-        memory, memory_mask  what the encoder has made of it
-        told, rng            as of the network
+        ids, real   [B, T], a caption and where it is no padding: read by the encoder
+        told, rng   as of the network: what the encoder has made of a caption may stand there
         """
         if ids is not None:
-            memory, memory_mask = self.read(ids, real)
-        if memory is not None:
-            memory = memory if isinstance(memory, Tensor) else Tensor(memory)
-            told |= {"memory": memory, "memory_mask": memory_mask}
+            told |= self.read(ids, real)
+        for name in ("memory", "vector"):
+            if name in told and not isinstance(told[name], Tensor):
+                told[name] = Tensor(told[name])
         return self.network(x, t, rng=rng, **told)
 
     def read(self, ids, real):
-        """(memory [B, T, M], its mask bool [B, T] or None) of captions."""
-        return memory_of(self.encoder, ids, real)
+        """{keyword of the network: value} of captions: a memory [B, T, M], its mask bool [B, T]
+        where padding is masked, and, where the network takes one, a vector [B, M]."""
+        memory, mask = memory_of(self.encoder, ids, real)
+        found = {"memory": memory} | ({} if mask is None else {"memory_mask": mask})
+        if getattr(self.config.network, "vector_width", None) is not None:
+            found["vector"] = whole_of(self.encoder, memory, ids, real)
+        return found
 
     def parts(self):
         """{name: model} of the parts that are there."""
@@ -117,6 +124,15 @@ def memory_of(encoder, ids, real):
         return encoder(ids), None
     read = encoder.encode if isinstance(encoder, Seq2SeqModel) else encoder.features
     return read(ids, key_mask=real), real
+
+
+def whole_of(encoder, memory, ids, real):
+    """[B, M] of memory [B, T, M], a vector for each caption as a whole: of a tower of CLIP that at
+    its end, of other encoders the mean over what is no padding."""
+    if isinstance(encoder, TextTower):
+        return encoder.at_end(memory, ids)
+    weights = real / real.sum(1, keepdims=True)                                     # [B, T]
+    return (memory * Tensor(weights[..., None].astype(memory.dtype))).sum(1)
 
 
 def text_encoder(model, name):

@@ -61,9 +61,12 @@ def products(queries, keys, width):
 # -- groups of them: what nn/ has ----------------------------------------------------------------
 
 
-def time_embedding(ours, theirs, frequencies, width):
-    yield linear(f"{ours}.expand", f"{theirs}.linear_1", frequencies, width, 1)
+def vector_embedding(ours, theirs, inputs, width):
+    yield linear(f"{ours}.expand", f"{theirs}.linear_1", inputs, width, 1)
     yield linear(f"{ours}.output", f"{theirs}.linear_2", width, width, 1)
+
+
+time_embedding = vector_embedding       # of a time's frequencies
 
 
 def residual_block(ours, theirs, inputs, outputs, positions, time_width=None):

@@ -26,7 +26,7 @@ from minifm.nn.image import (
     tokens_of,
 )
 from minifm.nn.layers import GroupNorm
-from minifm.nn.time import TimeEmbedding, one_for_each
+from minifm.nn.time import TimeEmbedding, VectorEmbedding, one_for_each
 
 # What the original has as numbers in its code, not in its configuration.
 TRANSFORMER_GROUP_EPSILON, TRANSFORMER_EPSILON = 1e-6, 1e-5
@@ -53,6 +53,9 @@ class UNetConfig:
         (), "attention heads at each level, in place of their width", least=1)
     memory_width: int | None = setting(
         None, "numbers that stand for a token of the sequence that pixels look at", least=1)
+    vector_width: int | None = setting(
+        None, "numbers of a vector that stands for a whole text or picture, and is added to the "
+        "time's", least=1)
     depth: int = setting(1, "transformer blocks in a place where pixels look at a sequence",
                          least=1, most=64)
     classes: int | None = setting(
@@ -85,6 +88,8 @@ class UNetConfig:
         if self.widths[0] < 4:
             raise ConfigError("widths: expected 4 at least at the top, whose width is that of the "
                               f"sines and cosines of the time, got {self.widths[0]}")
+        if self.vector_width and (self.memory_width is None or self.classes is not None):
+            raise ConfigError("vector_width: a vector goes beside a memory, and not beside classes")
         self._check_heads()
         if self.memory_width is not None:
             self._settle_heads()
@@ -324,6 +329,8 @@ class UNet(parts.ListedModel):
                                   shift=config.frequency_shift, rng=rng and rng.child("time"))
         self.labels = None if config.classes is None else Embedding(
             config.classes, config.time_width, std=1.0, rng=rng and rng.child("labels"))
+        self.vector = None if config.vector_width is None else VectorEmbedding(
+            config.vector_width, config.time_width, rng=rng and rng.child("vector"))
         self.first = convolution(config.inputs, top, rng=rng and rng.child("first"))
         self.down = [DownLevel(config, level, blocks, rng and rng.child("down", level))
                      for level, blocks in down]
@@ -333,21 +340,24 @@ class UNet(parts.ListedModel):
         self.norm = GroupNorm(top, config.groups, config.norm_epsilon)
         self.last = convolution(top, config.outputs, zero=True, rng=rng and rng.child("last"))
 
-    def __call__(self, x, t, *, labels=None, memory=None, memory_mask=None, rng=None):
+    def __call__(self, x, t, *, labels=None, memory=None, memory_mask=None, vector=None, rng=None):
         """x [B, inputs, H, W] -> [B, outputs, H, W].
 
         t            the time, one number or one for each image [B]
         labels       int, likewise: of a model with classes
         memory       [B, S, M] to look at: of a model with a memory_width
         memory_mask  bool [B, S]: False marks padding in it (default: nothing is)
+        vector       [B, P]: of a model with a vector_width
         rng          turns dropout on
         """
-        self._check(x, labels, memory)
+        self._check(x, labels, memory, vector)
         B, look = x.shape[0], {} if memory is None else {"memory": memory,
                                                         "memory_mask": memory_mask}
         time = self.time(one_for_each("t", t, B, float), x.dtype)               # [B, E]
         if labels is not None:
             time = time + self.labels(one_for_each("labels", labels, B, int))
+        if vector is not None:
+            time = time + self.vector(vector)
         time = ops.silu(time)
         x = self.first(x)
         kept = [x]
@@ -358,19 +368,23 @@ class UNet(parts.ListedModel):
             x = level(x, kept, time, look, rng and rng.child("up", i))
         return self.last(self.norm(x, ops.silu))
 
-    def _check(self, x, labels, memory):
+    def _check(self, x, labels, memory, vector):
         c = self.config
         if len(x.shape) != 4 or x.shape[1] != c.inputs or any(n % c.stride for n in x.shape[2:]):
             raise ShapeError(f"UNet: expected images [B, {c.inputs}, H, W] with H and W multiples "
                              f"of {c.stride}, got {list(x.shape)}")
         for name, given, needed in (("labels", labels, c.classes),
-                                    ("memory", memory, c.memory_width)):
+                                    ("memory", memory, c.memory_width),
+                                    ("vector", vector, c.vector_width)):
             if (given is None) != (needed is None):
                 raise ConfigError(f"{name}: this UNet {'has no' if needed is None else 'needs'} "
                                   f"{name}")
         if memory is not None and (len(memory.shape), memory.shape[-1]) != (3, c.memory_width):
             raise ShapeError(f"UNet: memory: expected [{x.shape[0]}, S, {c.memory_width}], got "
                              f"{list(memory.shape)}")
+        if vector is not None and tuple(vector.shape) != (x.shape[0], c.vector_width):
+            raise ShapeError(f"UNet: vector: expected [{x.shape[0]}, {c.vector_width}], got "
+                             f"{list(vector.shape)}")
 
     # -- files: the layout of the ecosystem -------------------------------------------------------
 
@@ -378,7 +392,8 @@ class UNet(parts.ListedModel):
     def config_from_hub(stored):
         """The configuration in a `config.json`; raises ConfigError naming the key."""
         looks = stored.get("_class_name") == CONDITIONED
-        c = said(stored, (CONDITION_DEFAULTS if looks else DEFAULTS), FIXED, SILENT)
+        c = said(stored, (CONDITION_DEFAULTS if looks else DEFAULTS),
+                 FIXED | CONDITION_FIXED if looks else FIXED, SILENT)
         heads = c["attention_head_dim"]
         if isinstance(heads, list) and not looks:
             raise ConfigError("config.json: attention_head_dim: expected a number, got a list")
@@ -392,6 +407,8 @@ class UNet(parts.ListedModel):
             symmetric=bool(c["downsample_padding"]), cosine_first=c["flip_sin_to_cos"],
             frequency_shift=c["freq_shift"], **({
                 "heads": heads, "memory_width": c["cross_attention_dim"],
+                "vector_width": c["projection_class_embeddings_input_dim"]
+                if c["class_embed_type"] else None,
                 "depth": c["transformer_layers_per_block"],
                 "linear_projection": c["use_linear_projection"]}
                 if looks else {"head_width": heads}))
@@ -417,6 +434,8 @@ class UNet(parts.ListedModel):
             written |= {"cross_attention_dim": config.memory_width,
                         "transformer_layers_per_block": config.depth,
                         "use_linear_projection": config.linear_projection,
+                        "class_embed_type": "projection" if config.vector_width else None,
+                        "projection_class_embeddings_input_dim": config.vector_width,
                         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads}
         elif config.heads:
             written["attention_head_dim"] = _one_width(config)
@@ -439,7 +458,8 @@ CONDITION_DEFAULTS = DEFAULTS | {
     "in_channels": 4, "out_channels": 4, "block_out_channels": [320, 640, 1280, 1280],
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "mid_block_type": MIDDLE[True],
-    "cross_attention_dim": 1280, "transformer_layers_per_block": 1, "use_linear_projection": False}
+    "cross_attention_dim": 1280, "transformer_layers_per_block": 1, "use_linear_projection": False,
+    "class_embed_type": None, "projection_class_embeddings_input_dim": None}
 FIXED = {
     "act_fn": ("silu", "swish"), "time_embedding_type": ("positional",),
     "resnet_time_scale_shift": ("default",), "downsample_type": ("conv",),
@@ -447,6 +467,7 @@ FIXED = {
     "resnet_out_scale_factor": (1,), "conv_in_kernel": (3,), "conv_out_kernel": (3,),
     "attention_type": ("default",), "center_input_sample": (False,),
     "downsample_padding": (0, 1)}
+CONDITION_FIXED = {"class_embed_type": (None, "projection")}
 SILENT = ("addition_embed_type_num_heads", "upcast_attention", "num_train_timesteps")
 
 
@@ -486,6 +507,8 @@ def list_parts(config, pixels=0, tokens=0):
     found = [*parts.time_embedding("time", "time_embedding", top, E)]
     if config.classes is not None:
         found.append(parts.table("labels", "class_embedding", config.classes, E))
+    if config.vector_width is not None:
+        found += parts.vector_embedding("vector", "class_embedding", config.vector_width, E)
     found.append(parts.convolution("first", "conv_in", config.inputs, top, 3, pixels))
     for name, path, theirs, change in (("down", down, "down_blocks", "downsamplers.0.conv"),
                                        ("up", up, "up_blocks", "upsamplers.0.conv")):

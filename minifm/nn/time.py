@@ -22,18 +22,27 @@ def sinusoids(t, width, *, cosine_first=True, shift=0):
     return np.pad(found, [(0, 0)] * t.ndim + [(0, width % 2)])
 
 
-class TimeEmbedding(Module):
+class VectorEmbedding(Module):
+    """Two layers with a SiLU between: what a vector adds to the time's."""
+
+    def __init__(self, inputs, width, *, rng):
+        self.expand = Linear(inputs, width, std=inputs**-0.5, rng=rng and rng.child("expand"))
+        self.output = Linear(width, width, std=width**-0.5, rng=rng and rng.child("output"))
+
+    def __call__(self, vector):                                 # [B, inputs] -> [B, E]
+        return self.output(self.expand(vector, ops.silu))
+
+
+class TimeEmbedding(VectorEmbedding):
     """Sinusoids of a time, then two layers with a SiLU between."""
 
     def __init__(self, frequencies, width, *, cosine_first=True, shift=0, rng):
         self.frequencies, self.cosine_first, self.shift = frequencies, cosine_first, shift
-        self.expand = Linear(frequencies, width, std=frequencies**-0.5,
-                             rng=rng and rng.child("expand"))
-        self.output = Linear(width, width, std=width**-0.5, rng=rng and rng.child("output"))
+        super().__init__(frequencies, width, rng=rng)
 
     def __call__(self, t, dtype):                               # t [B] -> [B, E]
         waves = sinusoids(t, self.frequencies, cosine_first=self.cosine_first, shift=self.shift)
-        return self.output(self.expand(Tensor(waves.astype(dtype)), ops.silu))
+        return super().__call__(Tensor(waves.astype(dtype)))
 
 
 def one_for_each(name, values, batch, kind):

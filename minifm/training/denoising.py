@@ -43,7 +43,7 @@ from minifm.training.run import (
 from minifm.training.trainer import Trainer
 
 # Settings of a network that follow from the examples.
-NOT_CHOSEN = {"inputs", "outputs", "size", "classes", "memory_width", "depth",
+NOT_CHOSEN = {"inputs", "outputs", "size", "classes", "memory_width", "vector_width", "depth",
               "linear_projection"}
 WEIGHTINGS = {"uniform": objectives.uniform, "min-snr": objectives.min_snr(),
               "truncated-snr": objectives.truncated_snr, "edm": objectives.edm(),
@@ -357,7 +357,7 @@ def _model(newest, initial, recipe, shape, arch, config, texts, captions):
     follows, encoder, tokenizer = shape_for(arch, recipe), None, None
     if texts is not None:
         encoder, tokenizer = captions.encoder(texts, rng.child("encoder"))
-        follows["memory_width"] = encoder.config.width
+        follows |= {"memory_width": encoder.config.width, "vector_width": encoder.config.width}
     whole = kind.config(**shape | follows)
     if kind.model is UNet and any(n % whole.stride for n in recipe.shape[1:]):
         raise ConfigError(f"size: examples of {' × '.join(map(str, recipe.shape[1:]))}, and a UNet "

@@ -6,7 +6,7 @@ Needs torch and diffusers; the tests need neither, they read what this writes in
 tests/golden/NAME/: a tiny model with EVERY parameter drawn from N(0, 0.2²), biases and norm gains
 included, saved by that library, and `outputs.safetensors`:
 
-    x, t, labels, memory, memory_mask, …    what the model reads
+    x, t, labels, memory, vector, …     what the model reads
     <output>               what it makes of them in float64
     error.<output>         the largest difference between that library's float32 and float64
     gradient.<name>        the gradient of Σ w_i y_i over all outputs, by the names in files, as two
@@ -46,6 +46,10 @@ MODELS = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": (1, 4),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 5,
         "use_linear_projection": True, "transformer_layers_per_block": 2, "num_class_embeds": 5}),
+    "unet-text-vector": ("UNet2DConditionModel", UNET | {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 2,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 3,
+        "class_embed_type": "projection", "projection_class_embeddings_input_dim": 5}),
     "dit": ("DiTTransformer2DModel", DIT),
     "dit-transformer": ("Transformer2DModel", DIT | {
         "patch_size": 1, "sample_size": 3, "norm_type": "ada_norm_zero", "norm_eps": 1e-3,
@@ -95,6 +99,8 @@ def inputs_of(model):
     if c.get("cross_attention_dim"):
         inputs["memory"] = torch.randn(B, 7, c.cross_attention_dim)
         inputs["memory_mask"] = torch.arange(7) < torch.tensor([[7], [4]])
+    if c.get("class_embed_type") == "projection":
+        inputs["vector"] = torch.randn(B, c.projection_class_embeddings_input_dim)
     return inputs
 
 
@@ -103,7 +109,7 @@ def outputs_of(model, inputs):
         told = model.encode(inputs["x"]).latent_dist
         return {"mean": told.mean, "log_variance": told.logvar,
                 "y": model.decode(inputs["z"]).sample}
-    options = {"class_labels": inputs.get("labels")}
+    options = {"class_labels": inputs.get("labels", inputs.get("vector"))}
     if "memory" in inputs:
         options |= {"encoder_hidden_states": inputs["memory"],
                     "encoder_attention_mask": inputs["memory_mask"]}
