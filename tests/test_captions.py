@@ -15,9 +15,11 @@ import minifm as mf
 from minifm import cli, hub
 from minifm.diffusion.scheduler import Scheduler
 from minifm.errors import ConfigError, FormatError, UserError
+from minifm.evaluation.lettering import held_out_captions, read_back, require_letters
 from minifm.generation.condition import NOTHING, condition_of, encoded, table_of
 from minifm.generation.diffusion import Pipeline, Recipe, SampleConfig
-from minifm.media import PICTURE, Examples
+from minifm.media import PICTURE, Examples, glyphs
+from minifm.media.wanted import MediaConfig
 from minifm.models import T5, Bert, BertConfig, Composite, T5Config, UNet, UNetConfig
 from minifm.models.clip import TextTower, TextTowerConfig
 from minifm.text.captions import caption_rows, caption_tokenizer, padding_of
@@ -444,6 +446,25 @@ def test_what_goes_wrong_is_one_line(model, tmp_path, capsys, words, part):
     assert part in err and err.count("\n") == 1 and not (tmp_path / "x.png").exists()
 
 
+def test_real_pictures_are_read_as_their_captions_say_and_others_are_not():
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
+    data = glyphs.glyphs(MediaConfig(size=12, variations=2))
+    captions = held_out_captions(data, 30)
+    places = data.parts["held_out"]
+    assert set(captions) <= {data.captions[place] for place in places}
+    pictures, own = data.take(places), [data.captions[place] for place in places]
+    found = read_back(pictures, own)
+    assert found.both >= 0.97 and found.both <= min(found.letter, found.style)
+    shifted = read_back(pictures, own[7:] + own[:7])        # each the caption of another
+    assert shifted.both < 0.1
+    styles = [glyphs.caption("A", glyphs.asked(text)[1], "sans", 0) for text in own]
+    only = read_back(pictures, styles)                      # the style alone is right
+    assert only.style == found.style and only.letter < 0.1
+    with pytest.raises(ConfigError, match="glyphs, not of noise"):
+        require_letters(examples(), ())
+
+
 def test_glyphs_become_a_model_that_reads_prompts(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("PIL")
@@ -456,5 +477,10 @@ def test_glyphs_become_a_model_that_reads_prompts(tmp_path, capsys):
     assert "--prompt" in out
     assert sampled(tmp_path / "run", tmp_path / "a.png", "--prompt", "bold italic letter A",
                    "--guidance", "4", "--seed", "1", "--count", "1") == 0
+    assert sampled(tmp_path / "run", tmp_path / "a.npy", "--check", "--count", "5") == 0
+    out = capsys.readouterr().out
+    assert all(f"{name} " in out for name in ("letter", "style", "both", "nearest"))
+    assert sampled(tmp_path / "run", tmp_path / "b.npy", "--check", "--prompt", "a cat") == 2
+    assert "caption: 'a cat' is none of a letter" in capsys.readouterr().err
     assert cli.main([*map(str, words), "--resume", "--no-captions"]) == 2
     assert "text_width: it is of --captions" in capsys.readouterr().err

@@ -54,7 +54,8 @@ def arguments(parser, argv):
     shown.add_argument("--check", action="store_true",
                        help="also say how many are recognised, by a reader of what minifm makes "
                             "itself or a classifier that has learnt from the run's data, and "
-                            "whether they are copies")
+                            "whether they are copies; of captions, those of letters in styles "
+                            "that training has not seen")
 
 
 def run(args):
@@ -63,9 +64,9 @@ def run(args):
     config = build(SampleConfig, vars(args))
     pipeline = Pipeline.load(directory_of(args.model))
     refuse(args, pipeline, pipeline.scheduler(config).sampler)
-    asked = asked_of(args, pipeline)
+    examples = learnt_from(args.model) if args.check else None
+    asked = asked_of(args, pipeline, examples)
     known = read_known(args, pipeline.recipe)
-    examples = learnt_from(args.model, asked) if args.check else None
     started, states = time.perf_counter(), []
     watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
     if args.strip:
@@ -78,7 +79,9 @@ def run(args):
     write(args, pipeline.recipe, made, states)
     print(f"{plural(args.count, pipeline.recipe.kind.name)} in {seconds:.1f} s, "
           f"{plural(config.steps, 'step')} of {pipeline.scheduler(config).sampler}: {args.out}")
-    if args.check:
+    if args.check and pipeline.condition.flag == "prompt":
+        check_captions(examples, made, asked)
+    elif args.check:
         check(examples, made, pipeline.condition.told(asked)["labels"])
 
 
@@ -115,17 +118,25 @@ def refuse(args, pipeline, sampler):
         pipeline.recipe.kind.check_path(args.out)
 
 
-def asked_of(args, pipeline):
+def asked_of(args, pipeline, examples):
     """What is asked for each of --count examples: a class or a prompt, or None for neither; as many
-    of each, those alike together. Raises ConfigError for what the model does not know, and for more
-    than are to be made."""
+    of each, those alike together. With --check of a model of captions, and no prompt, those of the
+    held-out `examples`. Raises ConfigError for what the model does not know or what cannot be
+    checked, and for more than are to be made."""
     condition, said = pipeline.condition, {"classes": args.classes, "prompt": args.prompt}
     for flag, value in said.items():
         if value is not None and flag != condition.flag:
             instead = f"ask by --{condition.flag}" if condition.flag else "leave it out"
             raise ConfigError(f"{flag}: {condition.said(pipeline.place)}; {instead}")
+    if condition.flag == "prompt" and args.check:
+        from minifm.evaluation.lettering import held_out_captions, require_letters
+        require_letters(examples, args.prompt or ())
+        if args.prompt is None:
+            return held_out_captions(examples, args.count)
     names = classes_of(args.classes, condition.names) if condition.flag == "classes" else \
         prompts_of(args.prompt) if condition.flag == "prompt" else (None,)
+    if args.check and None in names:
+        raise ConfigError("check: what is made without a class cannot be recognised as one")
     given = said.get(condition.flag) is not None and args.classes not in names
     if given and len(names) > args.count:
         raise ConfigError(f"count: expected at least one for each of the {len(names)} "
@@ -218,9 +229,8 @@ def write_animation(path, kind, states):
     drawing.write_gif(path, frames, [drawing.FRAME] * (len(frames) - 1) + [STILL])
 
 
-def learnt_from(model, labels):
-    """The Examples of the run that the model is of. Raises ConfigError where it is of none, or
-    where there is nothing to be recognised by."""
+def learnt_from(model):
+    """The Examples of the run that the model is of. Raises ConfigError where it is of none."""
     from minifm.cli.arguments import part_of
     from minifm.training.denoising import ExamplesConfig, open_examples
     from minifm.training.run import read_settings
@@ -228,8 +238,6 @@ def learnt_from(model, labels):
     place = next((place for place in places if (place / "run.json").exists()), None)
     if place is None:
         raise ConfigError(f"check: {model} lies in no run of pretrain, whose data are needed")
-    if None in labels:
-        raise ConfigError("check: what is made without a class cannot be recognised as one")
     settings = read_settings(place, "pretrain")
     return open_examples(ExamplesConfig(**part_of(ExamplesConfig, settings)),
                          lambda line: print(line, file=sys.stderr))
@@ -237,7 +245,7 @@ def learnt_from(model, labels):
 
 def check(examples, made, labels):
     """Print what evaluation/made.py finds."""
-    from minifm.evaluation.made import NEAR, distances, recognised
+    from minifm.evaluation.made import distances, recognised
     found, far = recognised(examples, made, labels), distances(examples, made)
     print(f"recognised  {found.made:.1%} of those made as the class asked for ({found.real:.1%} of "
           f"real held-out examples) by {found.judge}")
@@ -245,6 +253,28 @@ def check(examples, made, labels):
                                      for name, part in found.by_class.items()))
     if found.manner is not None:
         print(f"            {found.manner:.1%} in one of the manners that there are")
+    tell_distances(far)
+
+
+def check_captions(examples, made, captions):
+    """Print what evaluation/lettering.py finds, and how far what was made is from what was learnt.
+    """
+    from minifm.evaluation.lettering import read_back
+    from minifm.evaluation.made import distances
+    places = examples.parts["held_out"]
+    found = read_back(made, captions)
+    real = read_back(examples.take(places), [examples.captions[place] for place in places])
+    for name, of_made, of_real in (("letter", found.letter, real.letter),
+                                   ("style", found.style, real.style),
+                                   ("both", found.both, real.both)):
+        print(f"{name:<12}{of_made:.1%} of those made are as the caption says ({of_real:.1%} of "
+              "real held-out pictures), read by comparison with all letters")
+    tell_distances(distances(examples, made))
+
+
+def tell_distances(far):
+    """Print Distances."""
+    from minifm.evaluation.made import NEAR
     print(f"nearest     training example at {np.median(far.made):.3f} (median; of real held-out "
           f"examples {np.median(far.real):.3f})")
     print(f"near        {far.near:.1%} are nearer than {far.threshold:.3f}, as {NEAR:.0%} of real "
