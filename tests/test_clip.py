@@ -16,7 +16,7 @@ import minifm as mf
 from minifm.errors import ConfigError, FormatError, ShapeError
 from minifm.hub import load_model, save_model
 from minifm.models import CLIP, CLIPConfig, clip, pack_model
-from minifm.models.clip import ImageTowerConfig, TextTowerConfig, unit
+from minifm.models.clip import CLIPShape, ImageTowerConfig, TextTowerConfig, unit
 from minifm.training.optim import AdamW
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,9 +177,9 @@ def test_recomputation_gives_the_same_bits(backend):
     ("clip-vit-base-patch32", 151277313), ("clip-vit-base-patch16", 149620737),
     ("clip-vit-large-patch14", 427616513)])
 def test_published_models_have_their_published_size(name, count):
-    shape = clip.PRESETS[name]
-    assert CLIPConfig(TextTowerConfig(**shape["text"]),
-                      ImageTowerConfig(**shape["image"])).parameters == count
+    shape = CLIPShape(**clip.PRESETS[name])
+    config = shape.config(vocabulary=49408, context=9, end=49407, size=224, channels=3)
+    assert config.parameters == count and CLIPShape.of(config) == shape
 
 
 def test_counts_follow_from_the_configuration(backend):

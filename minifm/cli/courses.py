@@ -122,7 +122,29 @@ class PicturesCourse(Course):
         return f"; held-out pictures and what came back of them: {trainer.directory}/samples"
 
 
-COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse}
+class CaptionsCourse(Course):
+    """Pictures with captions in, a CLIP out."""
+
+    source = "the pictures and captions"
+
+    def __init__(self):
+        from minifm.training.contrastive import CaptionsConfig, ContrastiveTrainConfig
+        super().__init__({CaptionsConfig: "pictures and captions"}, ContrastiveTrainConfig, set())
+
+    def prepare(self, directory, said, shape, **options):
+        from minifm.training.contrastive import prepare
+        wanted, config = self.built(said)
+        return prepare(directory, wanted, config, shape=shape, **options)
+
+    def summary(self, prepared):
+        return pairs_summary(prepared)
+
+    def next(self, trainer):
+        return ""
+
+
+COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse,
+           "captions": CaptionsCourse}
 
 
 def course_of(arch):
@@ -210,6 +232,30 @@ def pictures_summary(prepared):
         "learning": f"{objective.name}: its loss is the {objective.scale} of a {objective.unit}",
         "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'picture')}, "
                     f"{rounds:.1f} times through them",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    })
+
+
+def pairs_summary(prepared):
+    from minifm import backends
+    trainer, examples = prepared.trainer, prepared.examples
+    config, shape = trainer.config, trainer.model.config
+    C, H, W = examples.shape
+    training = len(examples.parts["training"])
+    flops = trainer.objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    text = shape.text
+    return in_lines({
+        "pairs": f"{examples.description['name']}: {examples.count:,} pictures of {H} × {W}, "
+                 f"{plural(C, 'channel')}, with {len(set(examples.captions)):,} different "
+                 f"captions; {len(examples.parts['held_out']):,} of them held out",
+        "tokens": f"{text.vocabulary:,} in the vocabulary, {text.context} of a text at most",
+        "model": f"CLIP, {shape.parameters:,} parameters, {text.parameters:,} of them to read "
+                 f"texts; {flops / 1e6:,.0f} MFLOP to train on a pair",
+        "learning": "contrastive: its loss is in nats a pair",
+        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'pair')}, "
+                    f"{config.steps * config.batch / training:.1f} times through them",
         "backend": backends.active().describe(),
         "run": f"{trainer.directory}{after}",
     })

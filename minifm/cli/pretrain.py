@@ -1,5 +1,5 @@
 """`minifm pretrain`: text in, a language model out; or examples in, a diffusion model out; or
-pictures in, an autoencoder out."""
+pictures in, an autoencoder out; or pictures with captions in, a CLIP out."""
 
 import argparse
 import sys
@@ -24,6 +24,7 @@ example:
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --arch unet --data digits --out runs/digits
   minifm pretrain --arch autoencoder --data glyphs --out runs/latents
+  minifm pretrain --arch clip --data glyphs --out runs/clip
   minifm pretrain --resume --out runs/book
 
 while it trains:
@@ -186,6 +187,8 @@ def tell(trainer, course):
         bits = f", {found['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in found else ""
         print(f"held out   {found['held_out_loss']:.4f} {objective.scale} a {objective.unit}{bits} "
               f"(step {found['step']})")
+        for name, score in found.get("scores", {}).items():
+            print(f"           {score:.4f} {name.replace('_', ' ')}")
     best = trainer.best
     if best and best["step"] < trainer.step:
         print(f"best       {best['loss']:.4f} after step {best['step']}: {trainer.directory}/best")

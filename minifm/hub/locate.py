@@ -12,8 +12,9 @@ BEST, SCORES = "best", "scores.json"    # the one that a run of fine-tuning has 
 ADAPTER = "adapter_config.json"     # what tells an adapter's directory from a model's
 ADAPTER_BASE = "adapter_base.json"  # and which weights it has learnt over
 # All that is ever read of a model on the hub; above all, no pickle.
-DOWNLOADED = ["config.json", "generation_config.json", ADAPTER, ADAPTER_BASE, "*.safetensors",
-              "*.safetensors.index.json", *VOCABULARIES, "merges.txt", "tokenizer_config.json",
+DOWNLOADED = ["config.json", "generation_config.json", "preprocessor_config.json", ADAPTER,
+              ADAPTER_BASE, "*.safetensors", "*.safetensors.index.json", *VOCABULARIES,
+              "merges.txt", "tokenizer_config.json",
               "chat_template.jinja", "additional_chat_templates/*.jinja"]
 PATIENCE = 10               # seconds for the hub to answer at all
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)

@@ -26,7 +26,7 @@ from minifm.models import (
 from minifm.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
-from minifm.models.clip import CLIP, CLIPConfig, ImageTower, TextTower
+from minifm.models.clip import CLIP, CLIPConfig, CLIPShape, ImageTower, TextTower
 from minifm.models.composite import Composite, CompositeConfig, network_of
 from minifm.models.dit import DiT, DiTConfig
 from minifm.models.gpt import GPT, GPTConfig
@@ -45,8 +45,8 @@ from minifm.models.transformer import Transformer, TransformerConfig
 from minifm.models.unet import UNet, UNetConfig
 
 __all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "CLIP",
-           "CLIPConfig", "Composite", "CompositeConfig", "DiT", "DiTConfig", "GPT", "GPTConfig",
-           "HeadConfig", "ImageTower", "Llama", "LlamaConfig", "MODELS", "ModernBert",
+           "CLIPConfig", "CLIPShape", "Composite", "CompositeConfig", "DiT", "DiTConfig", "GPT",
+           "GPTConfig", "HeadConfig", "ImageTower", "Llama", "LlamaConfig", "MODELS", "ModernBert",
            "ModernBertConfig", "NETWORKS", "QuestionAnswerer", "SequenceClassifier", "T5",
            "T5Config", "TextTower", "TokenClassifier", "Transformer", "TransformerConfig", "UNet",
            "UNetConfig", "architecture_of", "network_of", "pack_model", "packed_format",
@@ -65,7 +65,8 @@ class Architecture(NamedTuple):
     """What `--arch` stands for: a model's class, that of its configuration, the shapes that are
     known by name, {name: {setting: value}}, the one that is taken unless another is named, the
     settings that tell it from other architectures of the class, and what it learns from: text,
-    examples such as pictures out of noise, or pictures by themselves."""
+    examples such as pictures out of noise, pictures by themselves, or captions and their
+    pictures."""
 
     model: type
     config: type
@@ -90,6 +91,7 @@ ARCHITECTURES = {
     "dit": Architecture(DiT, DiTConfig, dit.PRESETS, "dit-tiny", learns="examples"),
     "autoencoder": Architecture(AutoencoderKL, AutoencoderConfig, autoencoder.PRESETS,
                                 "autoencoder-tiny", learns="pictures"),
+    "clip": Architecture(CLIP, CLIPShape, clip.PRESETS, "clip-tiny", learns="captions"),
 }
 
 

@@ -3,7 +3,7 @@ text says what the picture shows.
 
 Two transformers, one for each, and a layer behind either that leads into the space they share.
 Diffusion models read prompts by the first of them alone. Read top to bottom: the configurations,
-the towers, the model, its life in files.
+the towers, the model and what it learns by, its life in files.
 """
 
 import math
@@ -20,8 +20,10 @@ from minifm.models.dit import patches_of
 from minifm.models.stored import Model, Stored, check_heads
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Perceptron
 from minifm.nn.module import Parameter, normal
+from minifm.tensor import no_grad
 
 SCALE = math.log(1 / 0.07)      # of similarities at first, as a logarithm
+MOST_SCALE = math.log(100)      # and at most (the paper's section 2.5)
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,57 @@ class CLIPConfig:
         return self.text.parameters + self.image.parameters + 1
 
 
+@dataclass(frozen=True)
+class CLIPShape:
+    """A CLIPConfig as one says it: what is not for the pictures or the texts to tell."""
+
+    joint: int = setting(512, "width of the space that texts and pictures share", least=1)     # E
+    width: int = setting(768, "numbers that stand for a patch of a picture between blocks",
+                         least=1)                                                              # C
+    layers: int = setting(12, "blocks of the transformer that looks at pictures", least=1,
+                          most=1000)
+    heads: int = setting(12, "its attention heads, each width / heads wide", least=1)
+    patch: int = setting(32, "height and width of a patch, which is a token", least=1)
+    text_width: int = setting(512, "numbers that stand for a token of a text between blocks",
+                              least=1)
+    text_layers: int = setting(12, "blocks of the transformer that reads texts", least=1,
+                               most=1000)
+    text_heads: int = setting(8, "its attention heads", least=1)
+    context: int | None = setting(
+        None, "the most tokens of a text, its two ends included; of longer ones the rest is left "
+        "out (default: those of the longest caption)", least=3)
+    activation: str = setting("quick_gelu", f"one of {', '.join(ACTIVATIONS)}",
+                              choices=ACTIVATIONS)
+
+    __post_init__ = check
+
+    def config(self, *, vocabulary, context, end, size, channels):
+        """The CLIPConfig of texts of such tokens, which `end` ends, and of such pictures. Raises
+        ConfigError for what does not go together."""
+        shared = {"joint": self.joint, "activation": self.activation}
+        return CLIPConfig(
+            TextTowerConfig(layers=self.text_layers, heads=self.text_heads, width=self.text_width,
+                            vocabulary=vocabulary, context=self.context or context, end=end,
+                            **shared),
+            ImageTowerConfig(layers=self.layers, heads=self.heads, width=self.width, size=size,
+                             patch=self.patch, channels=channels, **shared))
+
+    @classmethod
+    def of(cls, config):
+        """What a CLIPConfig says of it."""
+        text, image = config.text, config.image
+        return cls(joint=text.joint, width=image.width, layers=image.layers, heads=image.heads,
+                   patch=image.patch, text_width=text.width, text_layers=text.layers,
+                   text_heads=text.heads, context=text.context, activation=text.activation)
+
+
 PRESETS = {
-    "clip-vit-base-patch32": dict(text=dict(joint=512),
-                                  image=dict(heads=12, width=768, joint=512)),
-    "clip-vit-base-patch16": dict(text=dict(joint=512),
-                                  image=dict(heads=12, width=768, joint=512, patch=16)),
-    "clip-vit-large-patch14": dict(text=dict(width=768, heads=12, joint=768),
-                                   image=dict(layers=24, heads=16, width=1024, joint=768,
-                                              patch=14)),
+    "clip-tiny": dict(joint=64, width=128, layers=4, heads=4, patch=8, text_width=128,
+                      text_layers=3, text_heads=4),         # letters, on any laptop
+    "clip-vit-base-patch32": dict(context=77),
+    "clip-vit-base-patch16": dict(context=77, patch=16),
+    "clip-vit-large-patch14": dict(joint=768, width=1024, layers=24, heads=16, patch=14,
+                                   text_width=768, text_heads=12, context=77),
 }
 
 
@@ -339,12 +384,23 @@ class CLIP(Model):
 
     def loss(self, ids, images, *, denominator=None, **choice):
         """Contrastive: which of the B texts belongs to which of the B images, and the other way,
-        mean cross-entropy in nats (figure 3 of the paper). Texts that are the same belong to any
-        of their pictures alike: rather draw batches in which none comes twice. Nothing here keeps
-        exp(scale) at most 100, as the paper does from step to step."""
+        mean cross-entropy in nats (figure 3 of the paper); `denominator` divides the sum in place
+        of B.
+
+        Where two texts are the same, neither's image is a wrong answer to the other: such pairs are
+        left out, and what is asked is which of the others, beside its own, belongs to each. Whoever
+        trains by this calls `limit` after each step.
+        """
         logits, own = self(ids, images, **choice), np.arange(len(ids))
+        logits = logits + without_repeats(np.asarray(ids), logits.dtype)
         return (ops.cross_entropy(logits, own, denominator=denominator)
                 + ops.cross_entropy(logits.transpose(1, 0), own, denominator=denominator)) * 0.5
+
+    def limit(self):
+        """Bring exp(scale) back to 100, if it is more."""
+        with no_grad():
+            self.scale.data = ops.minimum(self.scale, MOST_SCALE).data
+        self.scale.version += 1
 
     @staticmethod
     def products(config):
@@ -388,6 +444,18 @@ class CLIP(Model):
 def unit(x):
     """x [B, E], each row divided by its length."""
     return x / ops.sqrt((x * x).sum(-1, keepdims=True))
+
+
+def same_texts(ids):
+    """bool [B, B], whether two rows of ids [B, T] are the same."""
+    return (ids[:, None] == ids[None]).all(2)
+
+
+def without_repeats(ids, dtype):
+    """[B, B]: -inf where another text is the same, else 0; what leaves out of a softmax."""
+    same = same_texts(ids)
+    np.fill_diagonal(same, False)
+    return np.where(same, -np.inf, 0).astype(dtype)
 
 
 # -- files: the layouts of the ecosystem ----------------------------------------------------------

@@ -23,7 +23,8 @@ GIGABYTE = 1e9
 @dataclass(frozen=True)
 class Need:
     """Bytes that training needs. `activations` of a piece of `rows` sequences: what the graph
-    keeps for the backward pass and the largest temporaries, `row` more for each sequence."""
+    keeps for the backward pass and the largest temporaries, `row` more for each sequence;
+    `divisible`: a batch may be cut into smaller pieces."""
 
     weights: int
     gradients: int
@@ -32,6 +33,7 @@ class Need:
     activations: int
     rows: int
     row: int
+    divisible: bool = True
 
     @property
     def new(self):
@@ -54,7 +56,7 @@ def estimate(model, objective, batch, config):
     row = max(0, _activations(model, objective, batch, 2) - first) if rows > 1 else 0
     return Need(weights=sum(_bytes(p) for p in weights), gradients=trained, moments=2 * trained,
                 average=trained if config.average else 0, activations=first + (rows - 1) * row,
-                rows=rows, row=row)
+                rows=rows, row=row, divisible=objective.divisible)
 
 
 def require(need, config, available=None):
@@ -66,7 +68,8 @@ def require(need, config, available=None):
     excess = need.new - available
     if 0 < need.row and excess <= (need.rows - 1) * need.row:
         rows = need.rows - -(-excess // need.row)
-        advice = (f"accumulate: at least {-(-config.batch // rows)} (now {config.accumulate}) "
+        advice = f"batch: at most {rows}, or recompute" if not need.divisible else (
+            f"accumulate: at least {-(-config.batch // rows)} (now {config.accumulate}) "
                   "gives the same result in less memory")
     else:
         advice = "a smaller model or shorter sequences are needed"

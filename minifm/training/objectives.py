@@ -56,7 +56,12 @@ class LearningConfig:
 
 
 class Objective:
-    """What all objectives do alike, whatever a batch is of."""
+    """What all objectives do alike, whatever a batch is of.
+
+    divisible   the losses of a batch's pieces add up to the batch's, as `accumulate` needs
+    """
+
+    divisible = True
 
     def loss(self, model, batch, *, denominator, rng):
         """Σ losses / denominator, a scalar Tensor; `rng` turns dropout on."""
@@ -70,6 +75,14 @@ class Objective:
     def fullest(self, batch):
         """The batch of this shape that takes the most memory."""
         return batch
+
+    def target_bytes(self, batch, lengths):
+        """Bytes of text that the counted targets stand for, where the loss is the logarithm of
+        their probability as a text; else 0. `lengths` [V] in bytes by id."""
+        return 0
+
+    def settle(self, model):
+        """Called after each update of the weights: bring back what must not leave its bounds."""
 
 
 class TokenObjective(Objective):
@@ -125,11 +138,6 @@ class TokenObjective(Objective):
         """Floating-point operations of one training step on the batch (forward and backward)."""
         ids = batch[0]
         return ids.size * model.config.flops_per_token(ids.shape[-1], training=True)
-
-    def target_bytes(self, batch, lengths):
-        """Bytes of text that the counted targets stand for, where the loss is the logarithm of
-        their probability as a text; else 0. `lengths` [V] in bytes by id."""
-        return 0
 
     def learnt(self, batch):
         """(ids [N], bool [N]) of the first sequence of a batch: its tokens as they were before
