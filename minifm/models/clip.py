@@ -186,7 +186,7 @@ class CLIPShape:
 
 
 PRESETS = {
-    "clip-tiny": dict(joint=64, width=128, layers=4, heads=4, patch=8, text_width=128,
+    "clip-tiny": dict(joint=128, width=128, layers=4, heads=4, patch=8, text_width=128,
                       text_layers=3, text_heads=4),         # letters, on any laptop
     "clip-vit-base-patch32": dict(context=77),
     "clip-vit-base-patch16": dict(context=77, patch=16),
