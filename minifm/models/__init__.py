@@ -1,7 +1,8 @@
 """Models, one a file: stored (what all share), causal (what decoders share), then gpt, llama;
 encoder (what encoders share), then bert, modernbert; seq2seq (what encoder-decoders share), then
 transformer, t5; heads for other tasks. The networks of diffusion: parts (what they share), then
-unet, dit, autoencoder; clip, which reads their prompts; composite, which joins them.
+unet, dit, autoencoder; clip, which reads their prompts; composite, which joins them; prior, which
+works with a clip.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class, in `NETWORKS` its `_class_name`
 does, where it is a network of a diffusion model; in `ARCHITECTURES` the name on the command line
@@ -19,6 +20,7 @@ from minifm.models import (
     gpt,
     llama,
     modernbert,
+    prior,
     t5,
     transformer,
     unet,
@@ -40,6 +42,7 @@ from minifm.models.heads import (
 from minifm.models.llama import LAYOUTS, Llama, LlamaConfig
 from minifm.models.modernbert import ModernBert, ModernBertConfig
 from minifm.models.packing import pack_model, packed_format, unpack_model
+from minifm.models.prior import Prior, PriorConfig
 from minifm.models.t5 import T5, T5Config
 from minifm.models.transformer import Transformer, TransformerConfig
 from minifm.models.unet import UNet, UNetConfig
@@ -47,10 +50,10 @@ from minifm.models.unet import UNet, UNetConfig
 __all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "CLIP",
            "CLIPConfig", "CLIPShape", "Composite", "CompositeConfig", "DiT", "DiTConfig", "GPT",
            "GPTConfig", "HeadConfig", "ImageTower", "Llama", "LlamaConfig", "MODELS", "ModernBert",
-           "ModernBertConfig", "NETWORKS", "QuestionAnswerer", "SequenceClassifier", "T5",
-           "T5Config", "TextTower", "TokenClassifier", "Transformer", "TransformerConfig", "UNet",
-           "UNetConfig", "architecture_of", "network_of", "pack_model", "packed_format",
-           "unpack_model", "with_head"]
+           "ModernBertConfig", "NETWORKS", "Prior", "PriorConfig", "QuestionAnswerer",
+           "SequenceClassifier", "T5", "T5Config", "TextTower", "TokenClassifier", "Transformer",
+           "TransformerConfig", "UNet", "UNetConfig", "architecture_of", "network_of", "pack_model",
+           "packed_format", "unpack_model", "with_head"]
 
 MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \
@@ -58,7 +61,7 @@ MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | {modernbert.MODEL_TYPE: ModernBert, "clip": CLIP, clip.TEXT: TextTower,
        clip.IMAGE: ImageTower}
 NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT) \
-    | {autoencoder.CLASS: AutoencoderKL}
+    | {autoencoder.CLASS: AutoencoderKL, prior.CLASS: Prior}
 
 
 class Architecture(NamedTuple):

@@ -60,6 +60,9 @@ MODELS = {
         "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 6), "layers_per_block": 2,
         "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5305,
         "shift_factor": 0.0609}),
+    "prior": ("PriorTransformer", {
+        "num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "embedding_dim": 6,
+        "num_embeddings": 5}),
 }
 
 
@@ -89,6 +92,10 @@ def make(model_class, settings, directory):
 
 def inputs_of(model):
     c, B = model.config, 2
+    if "added_emb_type" in c:
+        return {"x": torch.randn(B, 6), "t": torch.tensor([3, 871]), "summary": torch.randn(B, 6),
+                "memory": torch.randn(B, 5, 6),
+                "memory_mask": torch.arange(5) < torch.tensor([[5], [3]])}
     side = c.sample_size
     inputs = {"x": torch.randn(B, c.in_channels, side, side)}
     if "latent_channels" in c:
@@ -109,6 +116,9 @@ def outputs_of(model, inputs):
         told = model.encode(inputs["x"]).latent_dist
         return {"mean": told.mean, "log_variance": told.logvar,
                 "y": model.decode(inputs["z"]).sample}
+    if "summary" in inputs:
+        return {"y": model(inputs["x"], inputs["t"], inputs["summary"], inputs["memory"],
+                           inputs["memory_mask"]).predicted_image_embedding}
     options = {"class_labels": inputs.get("labels", inputs.get("vector"))}
     if "memory" in inputs:
         options |= {"encoder_hidden_states": inputs["memory"],
