@@ -117,19 +117,19 @@ def test_the_scale_never_exceeds_a_hundred(backend):
     for start in (5.0, 2.0):
         model.scale.data = mf.backend().from_numpy(np.full((), start, np.float32))
         version = model.scale.version
-        Contrastive().settle(model)
+        Contrastive().constrain(model)
         assert model.scale.version == version + 1
         assert model.scale.item() == pytest.approx(min(start, math.log(100)), rel=1e-6)
 
 
 def test_training_keeps_the_scale_within_its_limit(tmp_path):
     trainer = run_in(tmp_path / "run", replace(CONFIG, learning_rate=1.0, steps=4)).trainer
-    seen, settle = [], trainer.objective.settle
+    seen, constrain = [], trainer.objective.constrain
 
     def watched(model):
-        settle(model)
+        constrain(model)
         seen.append(model.scale.item())
-    trainer.objective.settle = watched
+    trainer.objective.constrain = watched
     trainer.train()
     assert len(seen) == 4 and max(seen) <= math.log(100) * (1 + 1e-6)
 

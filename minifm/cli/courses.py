@@ -75,19 +75,21 @@ class ExamplesCourse(Course):
         from minifm.training.denoising import (
             NOT_CHOSEN,
             CaptionConfig,
+            DecoderConfig,
             DenoisingTrainConfig,
             ExamplesConfig,
             NoiseConfig,
         )
         super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it",
-                          CaptionConfig: "captions: what reads them"},
+                          CaptionConfig: "captions: what reads them",
+                          DecoderConfig: "embeddings of pictures, in place of captions"},
                          DenoisingTrainConfig, NOT_CHOSEN)
 
     def prepare(self, directory, said, shape, **options):
         from minifm.training.denoising import prepare
-        wanted, noise, captions, config = self.built(said)
-        return prepare(directory, wanted, config, noise=noise, captions=captions, shape=shape,
-                       **options)
+        wanted, noise, captions, decoding, config = self.built(said)
+        return prepare(directory, wanted, config, noise=noise, captions=captions,
+                       decoding=decoding, shape=shape, **options)
 
     def summary(self, prepared):
         return examples_summary(prepared)
@@ -96,6 +98,8 @@ class ExamplesCourse(Course):
         kind, directory = trainer.companion.kind, trainer.directory
         captioned = getattr(trainer.model, "tokenizer", None) is not None
         prompt = f' --prompt "{trainer.sketch.asked[0]}"' if captioned else ""
+        if trainer.companion.embedder is not None:
+            prompt = " --prior RUN --prompt TEXT"
         return f"; try: {program()} sample {directory}/last{prompt} --out a{kind.extension}"
 
 
@@ -143,8 +147,32 @@ class CaptionsCourse(Course):
         return ""
 
 
+class EmbeddingsCourse(Course):
+    """Pictures with captions and a CLIP in, a prior out."""
+
+    source = "the CLIP"
+
+    def __init__(self):
+        from minifm.training.contrastive import CaptionedConfig
+        from minifm.training.priors import NOT_CHOSEN, ClipConfig, PriorTrainConfig
+        super().__init__({CaptionedConfig: "pictures and captions",
+                          ClipConfig: "the CLIP, whose embeddings are learnt"}, PriorTrainConfig,
+                         NOT_CHOSEN)
+
+    def prepare(self, directory, said, shape, **options):
+        from minifm.training.priors import prepare
+        wanted, learning, config = self.built(said)
+        return prepare(directory, wanted, config, learning=learning, shape=shape, **options)
+
+    def summary(self, prepared):
+        return embeddings_summary(prepared)
+
+    def next(self, trainer):
+        return ""
+
+
 COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse,
-           "captions": CaptionsCourse}
+           "captions": CaptionsCourse, "embeddings": EmbeddingsCourse}
 
 
 def course_of(arch):
@@ -197,6 +225,8 @@ def examples_summary(prepared):
     flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
     classes = f" in {len(recipe.classes)} classes" if recipe.classes else ""
     classes += captions_summary(trainer.model, examples)
+    if recipe.embedder is not None:
+        classes += f", as {recipe.embedder.place} sees them"
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
     noise = objective.config
     return in_lines({
@@ -274,6 +304,27 @@ def model_summary(model):
     parts = getattr(model, "parts", lambda: {"": model})()
     return " with ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
                          + ("" if trainable(part) else " that stay") for part in parts.values())
+
+
+def embeddings_summary(prepared):
+    from minifm import backends
+    trainer, examples = prepared.trainer, prepared.examples
+    config, shape, clip = trainer.config, trainer.model.config, trainer.companion.embedder
+    training = len(examples.parts["training"])
+    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    return in_lines({
+        "pairs": f"{examples.description['name']}: {examples.count:,} pictures with captions, as "
+                 f"{clip.place} sees them, {shape.embedding} numbers each; "
+                 f"{len(examples.parts['held_out']):,} of them held out",
+        "model": f"Prior, {shape.parameters:,} parameters; "
+                 f"{shape.flops(training=True) / 1e6:,.0f} MFLOP to train on an embedding",
+        "learning": "denoising: predicts x0 under cosine noise; its loss is the squared error of a "
+                    "number",
+        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'embedding')}, "
+                    f"{config.steps * config.batch / training:.1f} times through them",
+        "backend": backends.active().describe(),
+        "run": f"{trainer.directory}{after}",
+    })
 
 
 def in_lines(parts):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from minifm.cli.arguments import add_fields, build
+from minifm.cli.imagined import add_flags, alike, check_flags, imagined
 from minifm.errors import ConfigError, listed, plural
 from minifm.generation.diffusion import Known, Pipeline, SampleConfig
+from minifm.generation.prior import PriorSampleConfig
 
 EXAMPLE = """\
 example:
@@ -17,6 +19,8 @@ example:
   minifm sample runs/digits --classes 3 --count 1 --strip --out strip.png
   minifm sample runs/digits --gif --out denoising.gif
   minifm sample runs/glyphs --prompt "bold italic letter A" --guidance 4 --seed 1 --out a.png
+  minifm sample runs/decoder --prior runs/prior --prompt "bold letter A" --out a.png
+  minifm sample runs/decoder --like a.png --like b.png --count 9 --out between.png
   minifm sample runs/digits --init-image three.png --strength 0.5 --classes 8 --out b.png
   minifm sample runs/digits --init-image three.png --mask half.png --out c.png
   minifm sample runs/digits --count 1000 --check --out made.npy
@@ -40,6 +44,7 @@ def arguments(parser, argv):
     parser.add_argument("--count", type=int, default=16, metavar="INT",
                         help="how many to make (default: 16)")
     add_fields(parser, SampleConfig, "from noise to data")
+    add_flags(parser)
     known = parser.add_argument_group("from what is there")
     known.add_argument("--init-image", metavar="FILE",
                        help="start from this picture (or .npy), as far as --strength leaves it")
@@ -66,15 +71,17 @@ def run(args):
     refuse(args, pipeline, pipeline.scheduler(config).sampler)
     examples = learnt_from(args.model) if args.check else None
     asked = asked_of(args, pipeline, examples)
+    told = asked if pipeline.recipe.embedder is None else \
+        embeddings_of(args, pipeline, config, asked)
     known = read_known(args, pipeline.recipe)
     started, states = time.perf_counter(), []
     watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
     if args.strip:
-        begun = known.start if known.start is not None else pipeline.sample(asked, config)
-        shape = (len(asked), *pipeline.recipe.shape)
-        made = pipeline.strip(np.broadcast_to(begun, shape), asked, config)
+        begun = known.start if known.start is not None else pipeline.sample(told, config)
+        shape = (len(told), *pipeline.recipe.shape)
+        made = pipeline.strip(np.broadcast_to(begun, shape), told, config)
     else:
-        made = pipeline.sample(asked, config, known=known, watch=watch)
+        made = pipeline.sample(told, config, known=known, watch=watch)
     seconds = time.perf_counter() - started
     write(args, pipeline.recipe, made, states)
     print(f"{plural(args.count, pipeline.recipe.kind.name)} in {seconds:.1f} s, "
@@ -98,6 +105,7 @@ def refuse(args, pipeline, sampler):
         raise ConfigError(f"eta: only ddim has it, and {sampler} is to be used")
     if hasattr(args, "rescale") and getattr(args, "guidance", 1) == 1:
         raise ConfigError("rescale: it is of --guidance, which is 1")
+    check_flags(args, pipeline.recipe.embedder)
     modes = [f"--{name}" for name in MODES if getattr(args, name)]
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)}: choose one of them")
@@ -133,6 +141,8 @@ def asked_of(args, pipeline, examples):
         require_letters(examples, args.prompt or ())
         if args.prompt is None:
             return held_out_captions(examples, args.count)
+    if args.like:
+        return [None] * args.count
     names = classes_of(args.classes, condition.names) if condition.flag == "classes" else \
         prompts_of(args.prompt) if condition.flag == "prompt" else (None,)
     if args.check and None in names:
@@ -143,6 +153,19 @@ def asked_of(args, pipeline, examples):
                           f"{condition.flag.removesuffix('es')}es, got {args.count}")
     return [names[i * len(names) // args.count] if args.count >= len(names) else names[i]
             for i in range(args.count)]
+
+
+def embeddings_of(args, pipeline, config, prompts):
+    """What is asked of a model that has learnt embeddings of pictures: one, or None, for each of
+    --count examples. `prompts` are as many, of None where there are none."""
+    embedder, shape = pipeline.recipe.embedder, pipeline.recipe.shape
+    if args.like:
+        pictures = np.concatenate([read_example(path, shape) for path in args.like])
+        return alike(pictures, embedder, args.count)
+    if not args.prior:
+        return prompts
+    return imagined(directory_of(args.prior), embedder, prompts,
+                    build(PriorSampleConfig, vars(args)), config.seed, config.batch)
 
 
 def classes_of(said, known):

@@ -25,6 +25,7 @@ from minifm.diffusion.process import noised, normal_like
 from minifm.diffusion.samplers import SAMPLERS
 from minifm.diffusion.scheduler import FLOW, Scheduler
 from minifm.errors import ConfigError, FormatError
+from minifm.generation.clip import Embedder, Shown
 from minifm.generation.condition import condition_of, encoded
 from minifm.hub import load_model, load_scheduler, save_scheduler
 from minifm.hub.pipelines import INDEX
@@ -49,6 +50,7 @@ class Recipe:
     classes     names of the classes that it can be asked for, or ()
     rate        of sounds, samples a second
     classless   whether it has learnt to do without class or caption, too, as guidance needs
+    embedder    an Embedder, whose embeddings of pictures it makes pictures of (clip.py), or None
     """
 
     scheduler: Scheduler
@@ -57,13 +59,23 @@ class Recipe:
     classes: tuple = ()
     rate: int | None = None
     classless: bool = True
+    embedder: Embedder | None = None
 
     def save(self, directory):
-        """Write scheduler_config.json and examples.json beside the network."""
+        """Write scheduler_config.json and examples.json beside the network, and the CLIP that it
+        has learnt by, if it has, into a folder."""
         save_scheduler(self.scheduler, directory)
         write_json({"kind": self.kind.name, "shape": list(self.shape),
                     "classes": list(self.classes), "rate": self.rate,
                     "classless": self.classless}, Path(directory) / FILE)
+        if self.embedder is not None:
+            self.embedder.save(directory)
+
+    def condition(self, network, place="the model"):
+        """The Condition that says what `network`, called `place`, can be asked for."""
+        if self.embedder is not None:
+            return Shown(self.embedder)
+        return condition_of(network, classes=self.classes, place=place)
 
     @classmethod
     def load(cls, directory, network):
@@ -77,7 +89,8 @@ class Recipe:
         try:
             said = json.loads(file.read_text("utf-8"))
             found = cls(scheduler, KINDS[said["kind"]], tuple(map(int, said["shape"])),
-                        tuple(map(str, said["classes"])), said["rate"], bool(said["classless"]))
+                        tuple(map(str, said["classes"])), said["rate"], bool(said["classless"]),
+                        Embedder.beside(directory))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise FormatError(file, None, f"cannot be read: {problem!r:.80}") from None
         if (found.shape[0], len(found.shape), len(found.classes)) != (C, 1 + len(space), classes):
@@ -163,7 +176,7 @@ class Pipeline:
     @property
     def condition(self):
         """The Condition that says what can be asked for."""
-        return condition_of(self.network, classes=self.recipe.classes, place=self.place)
+        return self.recipe.condition(self.network, self.place)
 
     def scheduler(self, config):
         """The recipe's Scheduler with the sampler of a SampleConfig. Raises ConfigError for one

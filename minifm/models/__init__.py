@@ -68,8 +68,8 @@ class Architecture(NamedTuple):
     """What `--arch` stands for: a model's class, that of its configuration, the shapes that are
     known by name, {name: {setting: value}}, the one that is taken unless another is named, the
     settings that tell it from other architectures of the class, and what it learns from: text,
-    examples such as pictures out of noise, pictures by themselves, or captions and their
-    pictures."""
+    examples such as pictures out of noise, pictures by themselves, captions and their pictures, or
+    what a CLIP makes of these."""
 
     model: type
     config: type
@@ -94,6 +94,7 @@ ARCHITECTURES = {
     "dit": Architecture(DiT, DiTConfig, dit.PRESETS, "dit-tiny", learns="examples"),
     "autoencoder": Architecture(AutoencoderKL, AutoencoderConfig, autoencoder.PRESETS,
                                 "autoencoder-tiny", learns="pictures"),
+    "prior": Architecture(Prior, PriorConfig, prior.PRESETS, "prior-tiny", learns="embeddings"),
     "clip": Architecture(CLIP, CLIPShape, clip.PRESETS, "clip-tiny", learns="captions"),
 }
 

@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from minifm import ops
+from minifm import backends, ops
 from minifm.config import check, setting
 from minifm.errors import ConfigError, ShapeError
 from minifm.models import parts
@@ -26,8 +26,10 @@ from minifm.models.stored import Stored, check_heads, said
 from minifm.nn import Attention, Block, Embedding, LayerNorm, Linear, Perceptron
 from minifm.nn.module import constant
 from minifm.nn.time import TimeEmbedding, one_for_each
+from minifm.tensor import Tensor
 
 EPSILON = 1e-5          # of all norms
+LEAST = 1e-6            # deviation of a number that is always the same
 BESIDE_TEXT = 4         # tokens: the text's embedding, the time, the noised embedding, the query
 
 
@@ -113,6 +115,7 @@ class Prior(parts.ListedModel):
                                    ("summary", summary, (B, E))):
             if tuple(given.shape) != shape:
                 raise ShapeError(f"Prior: {name}: expected {list(shape)}, got {list(given.shape)}")
+        memory, summary = Tensor(memory), Tensor(summary)
         time = self.time(one_for_each("t", t, B, float), x.dtype)                   # [B, C]
         query = self.query(np.zeros((B, 1), np.int64))                              # [B, 1, C]
         single = [part.reshape((B, 1, -1)) for part in
@@ -129,6 +132,13 @@ class Prior(parts.ListedModel):
             block = partial(block, causal=True, key_mask=mask, rng=rng and rng.child("block", i))
             row = ops.checkpoint(block, row) if recompute else block(row)
         return row
+
+    def measure(self, embeddings):
+        """Take mean and deviation from embeddings [N, E] to learn from."""
+        for parameter, found in ((self.mean, embeddings.mean(0)),
+                                 (self.deviation, np.maximum(embeddings.std(0), LEAST))):
+            parameter.data = backends.active().from_numpy(found.astype(np.float32))
+            parameter.version += 1
 
     def standardise(self, embeddings):
         """float32 [N, E] as CLIP makes them -> as the prior has them."""

@@ -42,11 +42,17 @@ from minifm.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class CaptionsConfig(MediaConfig):
-    """What a run learns from: pictures, and what is said of them."""
+class CaptionedConfig(MediaConfig):
+    """Pictures, and what is said of them."""
 
     data: str = setting("glyphs", "pictures with captions: glyphs, or a folder with a "
                         "metadata.jsonl")
+
+
+@dataclass(frozen=True)
+class CaptionsConfig(CaptionedConfig):
+    """What a run learns from, and what it is judged by."""
+
     vocabulary: int = setting(512, "the most tokens of the vocabulary, which is learnt from the "
                               "captions", least=259)
     prompts: tuple[str, ...] = setting(
@@ -102,7 +108,7 @@ class Contrastive(Objective):
         each = c.text.flops_of(T, True) + c.image.flops_of(c.image.tokens, True) + 2 * patches
         return B * each + 3 * 2 * B * B * c.text.joint
 
-    def settle(self, model):
+    def constrain(self, model):
         model.limit()
 
 
@@ -211,6 +217,9 @@ def prepare(directory, wanted, config, *, shape=None, arch="clip", initial=None,
     model = None if place is None else _started(newest, place, shape or {})
     require_writable(directory)
     examples = open_captioned(wanted, model, say)
+    if wanted.prompts and examples.labels is None:
+        raise ConfigError(f"prompts: {examples.description['name']} has no classes that prompts "
+                          "could name")
     if model is None:
         tokenizer, model = _new(examples, wanted, shape or {}, config)
         scale = PictureScale.own(model.config.image.channels)
@@ -237,7 +246,7 @@ def prepare(directory, wanted, config, *, shape=None, arch="clip", initial=None,
 
 
 def open_captioned(wanted, model, say):
-    """The Examples of a CaptionsConfig, as large as a `model` that is there already takes them.
+    """The Examples of a CaptionedConfig, as large as a `model` that is there already takes them.
     Raises ConfigError for what are no pictures with captions."""
     if model is not None:
         wanted = replace(wanted, size=wanted.size or model.config.image.size)
@@ -248,8 +257,6 @@ def open_captioned(wanted, model, say):
     if examples.captions is None:
         raise ConfigError(f"data: {name} has no captions; give a folder with a metadata.jsonl, or "
                           "glyphs")
-    if wanted.prompts and examples.labels is None:
-        raise ConfigError(f"prompts: {name} has no classes that prompts could name")
     if len(examples.parts["training"]) < 2:
         raise ConfigError(f"data: {name} has fewer than two examples to learn from")
     C, S = examples.shape[0], examples.shape[-1]

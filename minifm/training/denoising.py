@@ -20,7 +20,8 @@ from minifm.config import check, setting
 from minifm.diffusion import objectives
 from minifm.diffusion.scheduler import COSINE, FLOW, NOISES, Scheduler
 from minifm.errors import ConfigError, plural
-from minifm.generation.condition import NOTHING, Captions, Classes, condition_of, encoded, table_of
+from minifm.generation.clip import Shown
+from minifm.generation.condition import NOTHING, Captions, Classes, encoded, table_of
 from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig
 from minifm.hub import resolve
 from minifm.media import Examples, MediaConfig
@@ -30,6 +31,7 @@ from minifm.rng import Rng
 from minifm.training import memory
 from minifm.training.captioned import CaptionConfig
 from minifm.training.config import TrainConfig
+from minifm.training.decoder import DecoderConfig, embeddings_of, there_already
 from minifm.training.objectives import Objective
 from minifm.training.rounds import Rounds
 from minifm.training.run import (
@@ -159,8 +161,10 @@ class NoiseObjective(Objective):
         space, config = batch[0].shape[2:], model.config
         size = (space,) if isinstance(network_of(model), DiT) else space
         told = dict(zip(self.keywords, batch[3:]))
-        captions = {name: told[name].shape[1] for name in ("ids", "memory") if name in told}
-        return len(batch[0]) * config.flops(*size, training=True, **captions)
+        lengths = {name: told[name].shape[1] for name in ("ids", "memory") if name in told}
+        if isinstance(model, UNet) and lengths:         # which reads no captions, but looks
+            lengths = {"memory_length": lengths["memory"]}
+        return len(batch[0]) * config.flops(*size, training=True, **lengths)
 
 
 class NoisyBatches:
@@ -237,13 +241,14 @@ class PreparedDenoising:
     recipe: Recipe
 
 
-def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionConfig(), shape=None,
-            arch="unet", initial=None, resume=False, force=False, ceiling=None, shown=True):
+def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionConfig(),
+            decoding=DecoderConfig(), shape=None, arch="unet", initial=None, resume=False,
+            force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     wanted    an ExamplesConfig
     config    a TrainConfig;  noise  a NoiseConfig
-    captions  a CaptionConfig
+    captions  a CaptionConfig;  decoding  a DecoderConfig
     shape     {field: value} of the network's configuration; what the examples say is theirs
     arch      unet or dit
     initial   a model's directory or hub name to start from, in place of random weights
@@ -256,8 +261,9 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
     newest = newest_checkpoint(directory, resume)
     require_writable(directory)
     examples = open_examples(wanted, say)
-    captioned = captions.learns(examples, arch, say)
-    recipe = recipe_of(examples, noise, captioned)
+    embedder = decoding.embedder(there_already(newest, initial), arch, captions)
+    captioned = embedder is None and captions.learns(examples, arch, say)
+    recipe = recipe_of(examples, noise, captioned, embedder)
     if noise.flip and recipe.kind not in (media.PICTURE, media.VIDEO):
         raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
     model = _model(newest, initial, recipe, shape or {}, arch, config,
@@ -267,7 +273,7 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
                           "blocks again; leave it out")
     if captioned and not captions.trains(model.encoder):
         freeze(model.encoder)
-    condition = condition_of(model, classes=recipe.classes)
+    condition = recipe.condition(model)
     table, description = told_of(examples, condition, model, say), condition.description
     if captioned:
         description |= {"captions": asdict(captions)}
@@ -283,7 +289,8 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
         ceiling=ceiling, sketch=Sketches(directory / SAMPLES, recipe, shown_asks, config.seed))
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, (wanted, noise, captions), trainer, examples, shown_asks)
+    _write_run(directory, (wanted, noise, captions, decoding), trainer, examples,
+               shown_asks if embedder is None else None)        # embeddings are long
     return PreparedDenoising(trainer, examples, recipe)
 
 
@@ -293,21 +300,26 @@ def open_examples(wanted, say):
     return media.open(wanted.data, wanted, say=say)
 
 
-def recipe_of(examples, noise, captioned=False):
-    """The Recipe of a network that learns these examples, and by their captions or else by their
-    classes. Raises ConfigError where there is nothing to learn or to evaluate on."""
+def recipe_of(examples, noise, captioned=False, embedder=None):
+    """The Recipe of a network that learns these examples, by an Embedder's embeddings of them, by
+    their captions, or else by their classes. Raises ConfigError where there is nothing to learn or
+    to evaluate on."""
     for part, indices in examples.parts.items():
         if not len(indices):
             raise ConfigError(f"data: {examples.description['name']} has no {part} examples")
-    labelled = noise.labels and examples.labels is not None and not captioned
+    labelled = noise.labels and examples.labels is not None and not captioned \
+        and embedder is None
     return Recipe(noise.scheduler, examples.kind, tuple(map(int, examples.shape)),
                   tuple(examples.classes) if labelled else (), examples.description.get("rate"),
-                  noise.drop > 0)
+                  noise.drop > 0, embedder)
 
 
 def told_of(examples, condition, model, say=None):
     """The Table of what a network with this Condition is told of the Examples. Captions that an
-    encoder reads which does not learn are read here, once."""
+    encoder reads which does not learn are read here, once; so are pictures, by a CLIP."""
+    if isinstance(condition, Shown):
+        say("showing the pictures to the CLIP, once for all")
+        return embeddings_of(examples, condition)
     table = table_of(condition, names_of(examples, condition), say)
     if isinstance(condition, Captions) and not trainable(model.encoder):
         say("reading the captions, once for all")
@@ -325,11 +337,14 @@ def names_of(examples, condition):
 
 
 def asks_shown(examples, condition):
-    """What snapshots are asked for: as many of each class; or captions of examples that are held
-    out, from everywhere among them."""
+    """What snapshots are asked for: as many of each class; or captions or embeddings of examples
+    that are held out, from everywhere among them."""
+    held_out = examples.parts["held_out"]
+    places = [held_out[i * len(held_out) // SHOWN] for i in range(SHOWN)]
     if isinstance(condition, Captions):
-        places = examples.parts["held_out"]
-        return [examples.captions[places[i * len(places) // SHOWN]] for i in range(SHOWN)]
+        return [examples.captions[place] for place in places]
+    if isinstance(condition, Shown):
+        return condition.asked(examples.take(places))
     classes = condition.names if isinstance(condition, Classes) else (None,)
     return [classes[i * len(classes) // SHOWN] if len(classes) <= SHOWN else classes[i]
             for i in range(SHOWN)]
@@ -355,6 +370,8 @@ def _model(newest, initial, recipe, shape, arch, config, texts, captions):
         return _started(initial, recipe, shape, arch, texts, captions)
     kind, rng = ARCHITECTURES[arch], Rng(config.seed).child("model")
     follows, encoder, tokenizer = shape_for(arch, recipe), None, None
+    if recipe.embedder is not None:
+        follows["memory_width"] = recipe.embedder.width
     if texts is not None:
         encoder, tokenizer = captions.encoder(texts, rng.child("encoder"))
         follows |= {"memory_width": encoder.config.width, "vector_width": encoder.config.width}
@@ -393,6 +410,8 @@ def _started(initial, recipe, shape, arch, texts, captions):
 
 
 def _known(recipe, captioned):
+    if recipe.embedder is not None:
+        return "embeddings of pictures"
     return "captions" if captioned else f"{len(recipe.classes)} classes"
 
 

@@ -81,7 +81,7 @@ class Objective:
         their probability as a text; else 0. `lengths` [V] in bytes by id."""
         return 0
 
-    def settle(self, model):
+    def constrain(self, model):
         """Called after each update of the weights: bring back what must not leave its bounds."""
 
 

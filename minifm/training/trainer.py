@@ -188,7 +188,7 @@ class Trainer:
         rate, clip = self.schedule(self.step), self.config.clip
         self.optimizer.update(rate, clip / norm if clip and norm > clip else 1.0)
         self.optimizer.zero_grad()
-        self.objective.settle(self.model)
+        self.objective.constrain(self.model)
         # What a model adds to its loss, the held-out loss is without; they stand in one picture.
         return {**logged, "gradient_norm": norm, "learning_rate": rate,
                 f"{self.objective.reads}s": self.tokens}, None
