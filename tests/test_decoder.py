@@ -139,9 +139,11 @@ def test_a_decoder_is_told_directions_and_nothing_as_zeros():
     one, x = embedder_of(), examples().take(np.arange(3))
     condition = Shown(one)
     asked = condition.asked(x)
-    told = condition.told([asked[2], None, asked[0]])["memory"]
-    assert told.shape == (3, 1, 8) and not told[1].any()
-    np.testing.assert_allclose(told[[2, 0], 0], directions(one.pictures(x))[[0, 2]], atol=1e-6)
+    told = condition.told([asked[2], None, asked[0]])
+    memory, vector = (told[key] for key in condition.keywords)
+    assert memory.shape == (3, 1, 8) and not vector[1].any()
+    np.testing.assert_array_equal(memory[:, 0], vector)
+    np.testing.assert_allclose(vector[[2, 0]], directions(one.pictures(x))[[0, 2]], atol=1e-6)
     assert condition.description["clip"] == one.sha256
 
 
@@ -313,8 +315,9 @@ def test_a_resumed_decoder_is_the_one_that_never_stopped(tmp_path, clip):
 def test_a_decoder_learns_each_picture_with_its_own_embedding(tmp_path, clip):
     trainer = decoder_in(tmp_path / "run", clip, config=replace(TRAINING, batch=200),
                          noise=NoiseConfig(drop=0.25)).trainer
-    x0, _, _, memory = trainer.batches.batch(0)
+    x0, _, _, memory, vector = trainer.batches.batch(0)
     dropped = ~memory.any((1, 2))
+    np.testing.assert_array_equal(memory[:, 0], vector)
     assert abs(dropped.mean() - 0.25) <= 4 * np.sqrt(0.25 * 0.75 / 200)
     expected = directions(Embedder.load(clip).pictures(x0))
     np.testing.assert_allclose(memory[~dropped, 0], expected[~dropped], atol=1e-5)
@@ -333,7 +336,9 @@ def test_a_decoders_directory_is_a_pipeline_and_opens_as_other_libraries_have_it
         own = Pipeline(prepared.trainer.model, prepared.recipe).sample(asked)
     assert own.tobytes() == found.sample(asked).tobytes()
     said = json.loads((last / "config.json").read_text())
-    assert (said["_class_name"], said["cross_attention_dim"]) == ("UNet2DConditionModel", 8)
+    assert (said["_class_name"], said["cross_attention_dim"], said["class_embed_type"],
+            said["projection_class_embeddings_input_dim"]) == (
+        "UNet2DConditionModel", 8, "projection", 8)
     more = decoder_in(tmp_path / "more", clip, initial=last, shape={})
     for name, array in weights_of(more.trainer).items():
         np.testing.assert_array_equal(array, found.network.parameters()[name].numpy())
@@ -382,7 +387,8 @@ def stages(tmp_path_factory, clip):
     from minifm.generation.prior import PriorRecipe
     from minifm.models import UNet, UNetConfig
     recipe = denoising.recipe_of(examples(), noise, embedder=one)
-    config = UNetConfig(**UNET_SHAPE | denoising.shape_for("unet", recipe), memory_width=8)
+    config = UNetConfig(**UNET_SHAPE | denoising.shape_for("unet", recipe), memory_width=8,
+                        vector_width=8)
     save_model(randomised(UNet(config)), place / "decoder")
     recipe.save(place / "decoder")
     for name, embedder in (("prior", one), ("stranger", embedder_of(1))):

@@ -132,10 +132,10 @@ class Texts(Condition):
 @dataclass(frozen=True)
 class Shown(Condition):
     """A picture's embedding, a tuple of E numbers, to a decoder; None, the embedding 0, stands for
-    none. The network looks at it as at a text of one token."""
+    none. The network adds it to the time's, and looks at it as at a text of one token."""
 
     embedder: Embedder
-    flag, keywords = "prompt", ("memory",)
+    flag, keywords = "prompt", ("memory", "vector")
 
     def asked(self, pictures):
         """What one asks for to have pictures like these [N, C, S, S]."""
@@ -146,7 +146,7 @@ class Shown(Condition):
         found = np.array([[0.0] * E if one is None else one for one in asked], np.float32)
         there = np.array([one is not None for one in asked])
         found[there] = directions(found[there])
-        return {"memory": found[:, None]}
+        return {"memory": found[:, None], "vector": found}
 
     def said(self, model):
         return f"{model} has learnt embeddings of pictures"

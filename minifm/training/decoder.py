@@ -1,9 +1,9 @@
 """Of a diffusion model that learns to make pictures of CLIP's embeddings of them, the decoder of
 DALL·E 2 (Ramesh et al. 2022, section 2.1): which CLIP, and what it makes of each example.
 
-The network looks at an embedding as at a text of one token. The paper projects it into four such
-tokens, and adds it to the embedding of the time, too; here there is no parameter that a UNet for
-texts has not, and so files are those of other libraries.
+As in the paper, the network adds a projection of the embedding to that of the time, and looks at
+the embedding as at a text. The paper makes four tokens of it for that; here it is one, as it is, so
+that files are those of other libraries.
 """
 
 from dataclasses import dataclass

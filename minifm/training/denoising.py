@@ -371,7 +371,7 @@ def _model(newest, initial, recipe, shape, arch, config, texts, captions):
     kind, rng = ARCHITECTURES[arch], Rng(config.seed).child("model")
     follows, encoder, tokenizer = shape_for(arch, recipe), None, None
     if recipe.embedder is not None:
-        follows["memory_width"] = recipe.embedder.width
+        follows |= dict.fromkeys(("memory_width", "vector_width"), recipe.embedder.width)
     if texts is not None:
         encoder, tokenizer = captions.encoder(texts, rng.child("encoder"))
         follows |= {"memory_width": encoder.config.width, "vector_width": encoder.config.width}
