@@ -293,9 +293,11 @@ def test_a_damaged_scale_is_refused(tmp_path, change, message):
 
 def run_in(directory, config=CONFIG, wanted=None, **more):
     options = {"shape": SHAPE, "shown": False} | more
-    return contrastive.prepare(
+    prepared = contrastive.prepare(
         directory, wanted or CaptionsConfig(data="noise", vocabulary=270, prompts=PROMPTS), config,
         **options)
+    prepared.trainer.draw = False           # which takes longer than all else
+    return prepared
 
 
 def everything(trainer):

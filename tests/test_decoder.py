@@ -82,13 +82,21 @@ def clip(tmp_path_factory):
 
 def prior_in(directory, clip, config=PRIOR_TRAINING, **more):
     options = {"learning": ClipConfig(clip_model=str(clip)), "shape": PRIOR_SHAPE, "shown": False}
-    return priors.prepare(directory, CaptionedConfig(data="noise"), config, **options | more)
+    return undrawn(priors.prepare(directory, CaptionedConfig(data="noise"), config,
+                                  **options | more))
 
 
 def decoder_in(directory, clip, config=TRAINING, **more):
     options = {"decoding": DecoderConfig(clip_model=str(clip)), "shape": UNET_SHAPE,
                "shown": False}
-    return denoising.prepare(directory, ExamplesConfig(data="noise"), config, **options | more)
+    return undrawn(denoising.prepare(directory, ExamplesConfig(data="noise"), config,
+                                     **options | more))
+
+
+def undrawn(prepared):
+    """Its losses are not drawn, which takes longer than all else."""
+    prepared.trainer.draw = False
+    return prepared
 
 
 def everything(trainer):
@@ -457,7 +465,8 @@ def test_between_two_embeddings_is_on_the_great_circle():
     (["--like", "x", "--like", "y", "--like", "z"], "like: expected one picture, or two"),
     (["--like", "x", "--like", "y", "--count", "1"], "like: expected one picture, or two"),
     (["--like", "nowhere.png"], "nowhere.png: there is no such file"),
-    (["--check"], "check: it counts classes"), (["--classes", "a"], "classes: "),
+    (["--check"], "check: it asks for what captions say, by a prior"),
+    (["--classes", "a"], "classes: "),
     (["--candidates", "3"], "candidates: it is of --prior, which is missing"),
     (["--prior", "PRIOR", "--prompt", "a", "--candidates", "0"], "candidates: expected at least")])
 def test_what_does_not_go_together_is_one_line(stages, tmp_path, capsys, words, part):
