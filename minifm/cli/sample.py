@@ -62,13 +62,14 @@ def run(args):
     if args.count < 1:
         raise ConfigError(f"count: expected at least 1, got {args.count}")
     config = build(SampleConfig, vars(args))
-    pipeline = Pipeline.load(directory_of(args.model))
+    pipeline = Pipeline.load(directory_of(args.model), config.sampler)
     refuse(args, pipeline, pipeline.scheduler(config).sampler)
     examples = learnt_from(args.model) if args.check else None
     asked = asked_of(args, pipeline, examples)
     known = read_known(args, pipeline.recipe)
     started, states = time.perf_counter(), []
-    watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
+    watch = (lambda i, level, x, found: states.append(
+        pipeline.space.outward(x.numpy(), config.batch))) if args.gif else None
     if args.strip:
         begun = known.start if known.start is not None else pipeline.sample(asked, config)
         shape = (len(asked), *pipeline.recipe.shape)
