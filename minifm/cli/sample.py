@@ -67,7 +67,7 @@ def run(args):
     if args.count < 1:
         raise ConfigError(f"count: expected at least 1, got {args.count}")
     config = build(SampleConfig, vars(args))
-    pipeline = Pipeline.load(directory_of(args.model))
+    pipeline = Pipeline.load(directory_of(args.model), config.sampler)
     refuse(args, pipeline, pipeline.scheduler(config).sampler)
     examples = learnt_from(args.model) if args.check else None
     asked = asked_of(args, pipeline, examples)
@@ -75,7 +75,8 @@ def run(args):
         embeddings_of(args, pipeline, config, asked)
     known = read_known(args, pipeline.recipe)
     started, states = time.perf_counter(), []
-    watch = (lambda i, level, x, found: states.append(x.numpy())) if args.gif else None
+    watch = (lambda i, level, x, found: states.append(
+        pipeline.space.outward(x.numpy(), config.batch))) if args.gif else None
     if args.strip:
         begun = known.start if known.start is not None else pipeline.sample(told, config)
         shape = (len(told), *pipeline.recipe.shape)

@@ -78,12 +78,13 @@ class Recipe:
         return condition_of(network, classes=self.classes, place=place)
 
     @classmethod
-    def load(cls, directory, network):
+    def load(cls, directory, network, sampler=None):
         """The recipe in a directory; where it has no examples.json, pictures, and classes called by
-        their numbers. Raises FormatError for a damaged file, and one that `network` does not fit.
+        their numbers. A scheduler whose own sampler is not here has `sampler`. Raises FormatError
+        for a damaged file, and one that `network` does not fit.
         """
-        scheduler, file = load_scheduler(directory), Path(directory) / FILE
-        C, space, classes = _made_by(network_of(network).config)
+        scheduler, file = load_scheduler(directory, instead=sampler), Path(directory) / FILE
+        C, space, classes = _made_by(network)
         if not file.exists():
             return cls(scheduler, PICTURE, (C, *space), tuple(map(str, range(classes))))
         try:
@@ -100,12 +101,17 @@ class Recipe:
         return found
 
 
-def _made_by(config):
-    """(channels, sizes of space, classes) of what a network of this configuration makes."""
+def _made_by(model):
+    """(channels, sizes of space, classes) of what a network, or a Composite, makes."""
+    config, pictures = network_of(model).config, getattr(model.config, "autoencoder", None)
     if config.model is UNet:
         side = config.size or 32
-        return config.inputs, (side, side), max((config.classes or 1) - 1, 0)
-    return config.inputs, config.size, config.classes
+        C, space, classes = config.inputs, (side, side), max((config.classes or 1) - 1, 0)
+    else:
+        C, space, classes = config.inputs, config.size, config.classes
+    if pictures is not None:
+        C, space = pictures.outputs, tuple(n * pictures.stride for n in space)
+    return C, space, classes
 
 
 # -- making them -----------------------------------------------------------------------------------
@@ -158,9 +164,10 @@ class Pipeline:
     place: str = field(default="the model")     # as messages call it
 
     @classmethod
-    def load(cls, directory):
-        """The diffusion model in a directory: a checkpoint's, or one that other libraries wrote.
-        Raises FormatError, and ConfigError for a model of another sort."""
+    def load(cls, directory, sampler=None):
+        """The diffusion model in a directory: a checkpoint's, or one that other libraries wrote; a
+        `sampler` is for those that name one which is not here. Raises FormatError, and ConfigError
+        for a model of another sort."""
         directory = Path(directory)
         folder = directory if (directory / INDEX).exists() else next(
             (directory / name for name in NETWORK_FOLDERS
@@ -169,7 +176,7 @@ class Pipeline:
         if not isinstance(network, (UNet, DiT, Composite)):
             raise ConfigError(f"{directory}: expected a network of a diffusion model, got a "
                               f"{type(network).__name__}")
-        made = cls(network, Recipe.load(directory, network), str(directory))
+        made = cls(network, Recipe.load(directory, network, sampler), str(directory))
         made.condition                          # or raise for one that cannot be told
         return made
 
@@ -199,19 +206,30 @@ class Pipeline:
         Raises ConfigError for a class, sampler or guidance that the model does not have.
         """
         scheduler, rng = self.scheduler(config), Rng(config.seed).child("sample")
-        levels = scheduler.levels(config.steps)
-        shape = (len(asked), *self.recipe.shape)
+        levels, space = scheduler.levels(config.steps), self.space
+        inside = space.known(known, config.batch)
+        shape = (len(asked), *space.shape)
         if known.start is None:
             x = scheduler.start(levels, shape, rng)
         else:
-            start = np.broadcast_to(np.asarray(known.start, np.float32), shape)
+            start = np.broadcast_to(np.asarray(inside.start, np.float32), shape)
             x, levels = image_to_image(start, levels, config.strength, rng)
         options = {"eta": config.eta} if scheduler.sampler == "ddim" else {}
         with no_grad():
             made = scheduler.sample(self.model(asked, config), x, levels, rng=rng, watch=watch,
-                                    around=lambda denoiser: around(denoiser, config, known, shape),
+                                    around=lambda denoiser: around(denoiser, config, inside, shape),
                                     **options)
-        return made.numpy()
+        return space.with_known(space.outward(made.numpy(), config.batch), known)
+
+    @property
+    def space(self):
+        """Where the network works: on examples themselves, or on latents of an autoencoder."""
+        autoencoder = getattr(self.network, "autoencoder", None)
+        if autoencoder is None:
+            return Space(self.recipe.shape)
+        C, *sizes = self.recipe.shape
+        config = autoencoder.config
+        return Latents((config.latents, *(n // config.stride for n in sizes)), autoencoder)
 
     def model(self, asked, config):
         """The function (x, t) -> prediction of what is asked, guided."""
@@ -239,7 +257,8 @@ class Pipeline:
         """[B, 2 · frames - 1, C, *space]: x0 [B, C, *space] as more and more noise covers it, and
         then, from all of that noise, what the network makes of it."""
         scheduler, rng = self.scheduler(config), Rng(config.seed).child("strip")
-        levels = scheduler.levels(config.steps)
+        levels, space = scheduler.levels(config.steps), self.space
+        x0 = space.inward(x0, config.batch)
         noise = normal_like(Tensor(x0), rng.child("noise"))
         up = [levels[::-1][round(i)] for i in np.linspace(0, config.steps, frames)]
         covered = [noised(x0, noise, level).numpy() for level in up]
@@ -249,7 +268,68 @@ class Pipeline:
                              around=lambda denoiser: around(denoiser, config, Known(), x0.shape),
                              watch=lambda i, level, x, found: states.append(x.numpy()))
         down = [states[round(i)] for i in np.linspace(0, config.steps, frames)[1:]]
-        return np.stack(covered + down, 1)
+        return np.stack([space.outward(x, config.batch) for x in covered + down], 1)
+
+
+class Space:
+    """Where a network works: here, where the examples are.
+
+    shape   (C, *space) of what it is given
+    """
+
+    def __init__(self, shape):
+        self.shape = tuple(shape)
+
+    def inward(self, x, at_once):
+        """Examples float32 [B, C, *space] as the network has them, `at_once` of them together."""
+        return x
+
+    def outward(self, x, at_once):
+        """The way back."""
+        return x
+
+    def known(self, known, at_once):
+        """What is Known of the examples, as the network has it."""
+        return known
+
+    def with_known(self, made, known):
+        """Examples that were made, with what was known of them as it was."""
+        return made
+
+
+class Latents(Space):
+    """The latents of an autoencoder's pictures, the likeliest of each (Rombach et al. 2022)."""
+
+    def __init__(self, shape, autoencoder):
+        super().__init__(shape)
+        self.autoencoder = autoencoder
+
+    def inward(self, x, at_once):
+        return in_turn(self.autoencoder.to_latents, x, at_once)
+
+    def outward(self, x, at_once):
+        return in_turn(self.autoencoder.to_pictures, x, at_once)
+
+    def known(self, known, at_once):
+        """Latents of what is known; those stay that no unknown pixel lies on."""
+        start, part = (None if x is None else self.inward(np.asarray(x, np.float32), at_once)
+                       for x in (known.start, known.part))
+        if known.mask is None:
+            return Known(start, part)
+        mask, s = np.asarray(known.mask), self.autoencoder.config.stride        # [1, 1, H, W]
+        blocks = mask.reshape(*mask.shape[:2], mask.shape[2] // s, s, mask.shape[3] // s, s)
+        return Known(start, part, blocks.min((3, 5)))
+
+    def with_known(self, made, known):
+        """An autoencoder changes a little of all: what is known is put back."""
+        return made if known.part is None else np.where(known.mask == 1, known.part, made)
+
+
+def in_turn(function, x, most):
+    """function(x) of a NumPy array [B, …], for `most` of it at a time, without gradients."""
+    with no_grad():
+        return np.concatenate([function(Tensor(x[start : start + most])).numpy()
+                               for start in range(0, len(x), most)])
 
 
 def around(denoiser, config, known, shape):

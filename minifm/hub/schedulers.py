@@ -20,11 +20,12 @@ FILE, FOLDER, CLASS = "scheduler_config.json", "scheduler", "_class_name"
 LONGEST = 10_000_000        # bytes: room for a million variances
 
 
-def load_scheduler(directory, class_name=None):
+def load_scheduler(directory, class_name=None, *, instead=None):
     """The Scheduler of a model's directory (which has it in scheduler/), or of that folder itself.
 
     class_name   read the file as if it were of this class: the classes share their keys, and so any
                  sampler can be had for a model
+    instead      the sampler of a file whose class has none here
 
     Raises FormatError, naming file and key, for what cannot be read or is not known here.
     """
@@ -36,6 +37,9 @@ def load_scheduler(directory, class_name=None):
             raise FormatError(file, None, f"{length} bytes are no configuration")
         stored = parse_json(stream.read(), file)
     try:
+        if instead not in (None, "flow_euler") and stored.get(CLASS) not in LAYOUTS \
+                and "beta_schedule" in stored:          # else it is of another process
+            class_name = _class_of(instead)
         return scheduler_from_hub(stored | ({} if class_name is None else {CLASS: class_name}))
     except ConfigError as problem:
         raise FormatError(file, None, str(problem)) from problem
@@ -125,7 +129,8 @@ def scheduler_from_hub(stored):
     naming the key."""
     name = stored.get(CLASS)
     if name not in LAYOUTS:
-        raise ConfigError(f"{CLASS}: expected one of {', '.join(LAYOUTS)}, got {name!r:.80}")
+        raise ConfigError(f"{CLASS}: expected one of {', '.join(LAYOUTS)}, got {name!r:.80}, whose "
+                          "sampler is not here; say which to use (minifm sample --sampler)")
     keys = LAYOUTS[name].keys
     values = keys | {key: stored[key] for key in keys if key in stored}
     settings = {"sampler": LAYOUTS[name].samplers[0]}
@@ -141,6 +146,10 @@ def scheduler_from_hub(stored):
     if name == "FlowMatchEulerDiscreteScheduler":
         return Scheduler(**settings, noise=FLOW, objective="flow", spacing="trailing")
     return Scheduler(**settings, betas=_variances(values["trained_betas"]), **_corrections(values))
+
+
+def _class_of(sampler):
+    return next(name for name, layout in LAYOUTS.items() if sampler in layout.samplers)
 
 
 def _meaning(key, value, meanings):
@@ -170,7 +179,7 @@ def _corrections(values):
 def scheduler_to_hub(scheduler):
     """The object of a `scheduler_config.json` that describes a Scheduler to other libraries; raises
     ConfigError for settings that their class does not have."""
-    name = next(n for n, layout in LAYOUTS.items() if scheduler.sampler in layout.samplers)
+    name = _class_of(scheduler.sampler)
     described = {CLASS: name} | LAYOUTS[name].keys
     for key in described.keys() & MEANINGS.keys():
         ours, meaning = MEANINGS[key]
