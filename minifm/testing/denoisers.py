@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minifm import backends
+from minifm.generation.condition import condition_of
 from minifm.hub import save_arrays, save_model
 from minifm.media import PICTURE, Examples
 from minifm.models import ARCHITECTURES, DiT
@@ -28,6 +29,7 @@ from minifm.training.denoising import (
     NoiseConfig,
     NoiseObjective,
     TrainingExamples,
+    told_of,
 )
 from minifm.training.report import Progress
 from minifm.training.trainer import Trainer
@@ -65,6 +67,11 @@ def noisy_batch(config, B):
     return (x0, noise, times) + ((np.arange(B) % config.classes,) if config.classes else ())
 
 
+def objective_of(network):
+    """The NoiseObjective of such batches."""
+    return NoiseObjective(NoiseConfig(), keywords=condition_of(network).keywords)
+
+
 def share_batch(network, objective, batch, folder):
     """Write the network, the batch and what the objective knows of noise into the folder."""
     save_model(network, folder)
@@ -96,7 +103,7 @@ class DenoisingStep(StepSubject):
 
     def parts(self, family, sizes):
         model = new_network(family, **sizes)
-        return model, noisy_batch(model.config, sizes["B"]), NoiseObjective(NoiseConfig())
+        return model, noisy_batch(model.config, sizes["B"]), objective_of(model)
 
     def share(self, folder):
         with backends.use(self.backend):
@@ -114,7 +121,7 @@ class TrainerStep(Subject):
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         with backends.use(backend):
             self.model, B = new_network(family, **sizes), sizes["B"]
-            self.objective = NoiseObjective(NoiseConfig())
+            self.objective = objective_of(self.model)
             self.trainer = Trainer(
                 self.model, self._batches(B), DenoisingTrainConfig(
                     steps=ENDLESS, batch=B, precision=precision, evaluate_every=0, save_every=0),
@@ -125,14 +132,15 @@ class TrainerStep(Subject):
         self.costs = observed(backend, "step", self.calls, self.flops, 0)
 
     def _batches(self, B):
-        config, shape = self.model.config, shape_of(self.model.config)
+        count, shape = self.model.config.classes or 1, shape_of(self.model.config)
         values = Rng(3).integers(0, 256, (PICTURES, *shape)).astype(np.uint8)
         examples = Examples(
-            PICTURE, values, np.arange(PICTURES) % (config.classes or 1),
-            tuple(map(str, range(config.classes or 1))), None,
+            PICTURE, values, np.arange(PICTURES) % count, tuple(map(str, range(count))), None,
             {"training": np.arange(PICTURES), "held_out": np.arange(0)}, {"sha256": ""})
-        return TrainingExamples(examples, examples.parts["training"], NoiseConfig(), batch=B,
-                                rng=Rng(4), none=config.classes or None)
+        condition = condition_of(self.model, classes=examples.classes)
+        return TrainingExamples(
+            examples, examples.parts["training"], NoiseConfig(), batch=B, rng=Rng(4),
+            table=told_of(examples, condition, self.model), description=condition.description)
 
     def calls(self, phase):
         with Progress(0, ENDLESS, shown=False) as bar:
@@ -174,5 +182,5 @@ class NetworkCall(Subject):
 
     def share(self, folder):
         with backends.use(self.backend):
-            share_batch(self.model, NoiseObjective(NoiseConfig()), self.batch, folder)
+            share_batch(self.model, objective_of(self.model), self.batch, folder)
         return {"prediction": self.predict().numpy().ravel().tolist()}
