@@ -7,6 +7,13 @@
                                 trained whole, their tensors: base_model.model.NAME
     adapter_base.json           which weights it has learnt over (base.py); ours alone
 
+A layer that is a convolution in files, and a matrix here, has convolutions for adapters, too:
+A has its window, B a window of 1. Pipelines of diffusion read a file of another name, which is
+written beside these for their networks, and read where it comes alone:
+
+    pytorch_lora_weights.safetensors    unet.L.lora_A.weight, or transformer.L…; for want of a place
+                                that all readers know, the scale is in B, so that alpha is the rank
+
 `fan_in_fan_out` says how the adapted weight lies in the model's files; the adapter's own matrices
 lie as above whatever it says, and so it is written and not read. Kinds of adapters that compute
 something else (DoRA, ranks that differ between layers, adapters of embeddings, …) are refused.
@@ -18,10 +25,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from minifm import backends
 from minifm.atomic import write_json
 from minifm.errors import ConfigError, FormatError, UserError
-from minifm.hub.arrays import opened, parse_json, read_header, save_arrays
+from minifm.hub.arrays import opened, parse_json, read_header, read_metadata, save_arrays
 from minifm.hub.base import check_base, write_base
 from minifm.hub.locate import ADAPTER, resolve
 from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_out, spellings, told
@@ -33,9 +42,12 @@ from minifm.text.older_files import VOCABULARIES
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"
+ALL_WEIGHTS = WEIGHTS, PIPELINE_WEIGHTS
+PIPELINE_SETTINGS = "lora_adapter_metadata"         # where its header has settings, if it does
 _PRODUCT = re.compile(r"(.+)\.(lora_[AB])\.weight")
-MATRICES = {"lora_A": "down", "lora_B": "up"}       # of a LoRA; each lies in files as a
-MATRIX = Stored("", transposed=True)
+_OLDER_PRODUCT = re.compile(r"(.+?)(?:\.processor\.(to_\w+)_lora|\.lora)\.(down|up)\.weight")
+MATRICES = {"lora_A": "down", "lora_B": "up"}       # of a LoRA
 # What the library calls a model's task, by the end of its architecture.
 TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
          "ForConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM",
@@ -71,8 +83,8 @@ def save_adapter(model, directory, *, base=None):
     if not directory.is_dir():
         raise UserError(f"{directory}: expected a directory that exists")
     layers, names = _layer_names(model), model.stored_names(model.config)
-    adapted = {layers[name] for name in adapted_layers(model)}
-    modules = {stored.name.rpartition(".")[0] for stored in names.values()}
+    adapted = {place for name in adapted_layers(model) for place in layers[name]}
+    modules = {place.rpartition(".")[0] for stored in names.values() for place in _places(stored)}
     whole = _whole_modules(model, names)
     said = {
         "base_model_name_or_path": base or config.base, "bias": "none",
@@ -81,33 +93,57 @@ def save_adapter(model, directory, *, base=None):
         "lora_dropout": config.dropout, "modules_to_save": whole or None, "peft_type": "LORA",
         "r": config.rank, "target_modules": _endings(adapted, modules),
         "task_type": _task(model), "use_rslora": config.rank_stabilised}
-    save_arrays(_arrays_of(model, layers, names, whole), directory / WEIGHTS)
+    products = _products_of(model, layers, names)
+    save_arrays({PREFIX + name: array for name, array in products.items()}
+                | _arrays_of(model, names, whole), directory / WEIGHTS)
     write_json(said, directory / ADAPTER)
     write_base(model, directory, {ours for ours in names if _within(names[ours].name, whole)})
+    if model.folder is not None and not whole:      # these files know adapters alone
+        scale = np.float32(config.scale)
+        save_arrays({f"{model.folder}.{name}": array * scale if ".lora_B." in name else array
+                     for name, array in products.items()}, directory / PIPELINE_WEIGHTS)
 
 
-def _arrays_of(model, layers, names, whole):
-    """{name in the file: NumPy array}."""
+def _products_of(model, layers, names):
+    """{name in a file, but for what it begins with: NumPy array} of all adapters."""
     arrays, to_numpy = {}, backends.active().to_numpy
     for ours, layer in adapted_layers(model).items():
         for part, name in MATRICES.items():
-            matrix = getattr(layer.adapter, name)
-            arrays[_product_name(layers[ours], part)] = to_numpy(matrix.data).T
-    for ours, parameter in model.parameters().items():
-        if ours in names and _within(names[ours].name, whole):
-            array = to_numpy(parameter.data)
-            arrays[PREFIX + names[ours].name] = names[ours].array_there(array)
+            there = _matrix(names[f"{ours}.weight"], part, layer.adapter.config.rank)
+            array = there.array_there(to_numpy(getattr(layer.adapter, name).data))
+            arrays |= {f"{place}.{part}.weight": array for place in layers[ours]}
     return arrays
 
 
-def _product_name(layer, part):
-    return f"{PREFIX}{layer}.{part}.weight"
+def _arrays_of(model, names, whole):
+    """{name in the file: NumPy array} of what is trained whole."""
+    arrays, to_numpy = {}, backends.active().to_numpy
+    for ours, parameter in model.parameters().items():
+        if ours in names and _within(names[ours].name, whole):
+            array = names[ours].array_there(to_numpy(parameter.data))
+            arrays |= {PREFIX + place: array for place in _places(names[ours])}
+    return arrays
+
+
+def _matrix(weight, part, rank):
+    """How a matrix of the adapter of a weight, that lies in files as `weight` says, lies there."""
+    if weight.shape is None:
+        return Stored("", transposed=True)
+    outputs, inputs, *window = weight.shape
+    return Stored("", transposed=True, shape=(
+        (rank, inputs, *window) if part == "lora_A" else (outputs, rank, *(1 for _ in window))))
+
+
+def _places(stored):
+    """All names that a tensor has in files."""
+    return stored.name, *stored.copies
 
 
 def _layer_names(model):
-    """{our name of each linear layer: its name in the model's files}."""
+    """{our name of each linear layer: its names in the model's files, of which the first counts}.
+    """
     names = model.stored_names(model.config)
-    return {ours: names[f"{ours}.weight"].name.removesuffix(".weight")
+    return {ours: tuple(place.removesuffix(".weight") for place in _places(names[f"{ours}.weight"]))
             for ours in linear_layers(model)}
 
 
@@ -117,8 +153,9 @@ def _whole_modules(model, names):
     Raises ConfigError for a parameter that stands beside modules: files name modules, and a module
     may hold more than this model's parameters, such as a tied table.
     """
-    everything, found = {stored.name for stored in names.values()}, set()
-    trained = {names[ours].name for ours in trainable(model) if ours in names}
+    everything, found = {place for stored in names.values() for place in _places(stored)}, set()
+    trained = {place for ours in trainable(model) if ours in names
+               for place in _places(names[ours])}
     for name in trained:
         *above, last = _above(name) or [""]
         if not last or any(other.startswith(last + ".") and other.count(".") > name.count(".")
@@ -191,19 +228,24 @@ def read_adapter(model, directory):
     """(the AdapterConfig, {name of our parameter: NumPy array, float32}) in a directory, for
     `model`, which may have adapters or not. Raises FormatError."""
     directory = Path(directory)
-    config, targets, modules = _read_config(directory / ADAPTER)
-    file = directory / WEIGHTS
+    file, prefix = directory / WEIGHTS, PREFIX
+    if _is_of_pipeline(directory):
+        file, prefix = directory / PIPELINE_WEIGHTS, f"{model.folder}."
+        config, targets, modules = _read_pipeline_config(file, prefix)
+    else:
+        config, targets, modules = _read_config(directory / ADAPTER)
     if not file.exists():
         raise no_weights(directory, f"{WEIGHTS} is not here")
-    entries, accepted = read_header(file), partial(_accepted, model.accepted_name)
-    targeted = _targeted(_layer_names(model), targets, entries, accepted)
-    slots, meant, whole = _slots(model, targeted, config.rank, modules)
+    entries, accepted = read_header(file), partial(_accepted, model.accepted_name, prefix)
+    targeted = _targeted(_layer_names(model), prefix, targets, entries, accepted)
+    slots, meant, whole = _slots(model, prefix, targeted, config.rank, modules)
     found, unknown = sort_out(entries, slots, [], accepted)
     wrong = misfits(found, slots)
     if not targeted:
         wrong.append(f"target_modules {targets!r:.200} name no linear layer")
     if unknown or wrong:
-        raise FormatError(file, None, f"does not fit {ADAPTER} and this model, a "
+        what = f"{ADAPTER} and " if prefix == PREFIX else ""
+        raise FormatError(file, None, f"does not fit {what}this model, a "
                           f"{type(model).__name__}: {told(unknown, wrong)}")
     check_base(model, directory, whole)
     arrays = {ours: stored.array_here(float32_of(found[name]), shape)
@@ -213,20 +255,20 @@ def read_adapter(model, directory):
         whole=_parts_of(model, whole)), arrays
 
 
-def _targeted(layers, targets, entries, accepted):
+def _targeted(layers, prefix, targets, entries, accepted):
     """Our names of the adapted ones of `layers`, {ours: theirs}: by the list of endings that
-    `target_modules` is, or, where that is a regular expression, by the tensors that are there (an
-    expression can take for ever)."""
-    if not isinstance(targets, str):
+    `target_modules` is, or, where that is a regular expression or nothing, by the tensors that are
+    there (an expression can take for ever)."""
+    if isinstance(targets, list):
         return [ours for ours, theirs in layers.items()
-                if any(matches(theirs, target) for target in targets)]
+                if any(matches(theirs[0], target) for target in targets)]
     there = {name for key in entries for name in spellings(key, accepted)}
     return [ours for ours, theirs in layers.items()
-            if not there.isdisjoint(spellings(_product_name(theirs, part), accepted)[0]
+            if not there.isdisjoint(spellings(f"{prefix}{theirs[0]}.{part}.weight", accepted)[0]
                                     for part in MATRICES)]
 
 
-def _slots(model, targeted, rank, modules):
+def _slots(model, prefix, targeted, rank, modules):
     """({name in the file: (shape, dtypes)}, {the same name: (our name, a Stored that says how it
     lies there, its shape here)}, our names of what was trained whole)."""
     layers, names, parameters = _layer_names(model), model.stored_names(model.config), \
@@ -234,10 +276,11 @@ def _slots(model, targeted, rank, modules):
     slots, meant = {}, {}
     for ours in targeted:
         inputs, outputs = parameters[f"{ours}.weight"].shape
-        for part, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
-            name = _product_name(layers[ours], part)
-            slots[name] = shape, FLOATING
-            meant[name] = f"{ours}.adapter.{MATRICES[part]}", MATRIX, shape[::-1]
+        for part, shape in (("lora_A", (inputs, rank)), ("lora_B", (rank, outputs))):
+            name = f"{prefix}{layers[ours][0]}.{part}.weight"
+            there = _matrix(names[f"{ours}.weight"], part, rank)
+            slots[name] = there.shape_there(shape), FLOATING
+            meant[name] = f"{ours}.adapter.{MATRICES[part]}", there, shape
     whole = [ours for ours in parameters if ours in names and any(
         matches(part, module) for part in _above(names[ours].name) for module in modules)]
     for ours in whole:
@@ -247,15 +290,22 @@ def _slots(model, targeted, rank, modules):
     return slots, meant, whole
 
 
-def _accepted(accepted_name, key):
-    """The present spelling of a key of an adapter's file."""
-    name, product = key.removeprefix(PREFIX), _PRODUCT.fullmatch(key.removeprefix(PREFIX))
-    if not key.startswith(PREFIX):
+def _accepted(accepted_name, prefix, key):
+    """The present spelling of a key of an adapter's file. Files of pipelines may leave out what
+    keys begin with, and had other names once."""
+    name = key.removeprefix(prefix)
+    if prefix == PREFIX and name == key:
         return key
+    older = None if prefix == PREFIX else _OLDER_PRODUCT.fullmatch(name)
+    if older:
+        layer = older[1] if older[2] is None else \
+            f"{older[1]}.{'to_out.0' if older[2] == 'to_out' else older[2]}"
+        name = f"{layer}.lora_{'A' if older[3] == 'down' else 'B'}.weight"
+    product = _PRODUCT.fullmatch(name)
     if product is None:
-        return tuple(PREFIX + (name or "") for name in spellings(name, accepted_name))
+        return tuple(prefix + (name or "") for name in spellings(name, accepted_name))
     layers = spellings(f"{product[1]}.weight", accepted_name)
-    return tuple(_product_name((layer or "").removesuffix(".weight"), product[2])
+    return tuple(f"{prefix}{(layer or '').removesuffix('.weight')}.{product[2]}.weight"
                  for layer in layers)
 
 
@@ -277,7 +327,13 @@ def _parts_of(model, parameters):
 
 def is_adapter(directory):
     """Whether a directory holds an adapter, not a model."""
-    return (Path(directory) / ADAPTER).exists()
+    return (Path(directory) / ADAPTER).exists() or _is_of_pipeline(directory)
+
+
+def _is_of_pipeline(directory):
+    """Whether an adapter comes in a pipeline's file alone."""
+    return (Path(directory) / PIPELINE_WEIGHTS).exists() and not any(
+        (Path(directory) / name).exists() for name in (ADAPTER, "config.json", "model_index.json"))
 
 
 def tokenizer_of(directory):
@@ -296,6 +352,9 @@ def base_of(directory):
     """The directory, a Path, of the model that the adapter in `directory` is of; raises
     FormatError where that is not to be had."""
     file = Path(directory) / ADAPTER
+    if _is_of_pipeline(directory):
+        raise FormatError(directory, None, f"{PIPELINE_WEIGHTS} does not say of which model this "
+                          "is an adapter: merge it into that by minifm merge --base MODEL")
     name = _read_config(file)[0].base
     if not name:
         raise FormatError(file, "base_model_name_or_path", "does not say of which model this is "
@@ -314,14 +373,33 @@ def _read_config(file):
     """(an AdapterConfig without targets, target_modules, modules_to_save), checked as far as can be
     without the model; raises FormatError."""
     with opened(file) as (stream, _):
-        stored = parse_json(stream.read(), file)
+        return _understood(parse_json(stream.read(), file), file)
+
+
+def _read_pipeline_config(file, prefix):
+    """The same of a pipeline's file: from its header, or else from the shapes of its tensors."""
+    said = read_metadata(file).get(PIPELINE_SETTINGS)
+    if said is not None:
+        stored = parse_json(said.encode("utf-8", "replace"), file)
+        return _understood({key.removeprefix(prefix): value for key, value in stored.items()}, file)
+    ranks = {entry.shape[0] for key, entry in read_header(file).items() if entry.shape
+             and re.search(r"(lora_A|down)\.weight$", key)}
+    if len(ranks) > 1:
+        raise FormatError(file, None, f"adapters of several ranks, {sorted(ranks)}, are not "
+                          "supported")
+    rank = max(ranks, default=1)
+    return _understood({"peft_type": "LORA", "r": rank, "lora_alpha": rank}, file)
+
+
+def _understood(stored, file):
+    """(an AdapterConfig without targets, target_modules, modules_to_save) of settings."""
     if stored.get("peft_type") != "LORA":
         raise FormatError(file, "peft_type", "expected LORA, the one kind of adapter that is "
                           f"known here, got {reprlib.repr(stored.get('peft_type'))}")
     _check_kind(file, stored)
     targets, modules = stored.get("target_modules"), stored.get("modules_to_save") or []
     _check_names(file, "modules_to_save", modules)
-    if not isinstance(targets, str):
+    if not isinstance(targets, str) and file.name == ADAPTER:   # others need not say them
         _check_names(file, "target_modules", targets)
     try:
         return AdapterConfig(

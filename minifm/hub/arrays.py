@@ -92,19 +92,16 @@ def read_header(file):
     Raises FormatError.
     """
     file = Path(file)
-    with opened(file) as (stream, length):
-        n = int.from_bytes(stream.read(8), "little")
-        if length < 8:
-            raise FormatError(file, None, f"{length} bytes are no safetensors file")
-        if n > min(length - 8, LONGEST_HEADER):
-            raise FormatError(file, None, f"a header of {n} bytes cannot be in these {length} "
-                              "bytes; is this a safetensors file, and whole?")
-        header = parse_json(stream.read(n), file, functools.partial(_each_once, file))
-    _check_metadata(file, header.pop(METADATA, None))
-    entries = {name: _entry(file, name, described, 8 + n, length)
-               for name, described in header.items()}
-    _check_no_gaps(file, entries, 8 + n, length)
+    header, start, length = _header(file)
+    entries = {name: _entry(file, name, described, start, length)
+               for name, described in header.items() if name != METADATA}
+    _check_no_gaps(file, entries, start, length)
     return entries
+
+
+def read_metadata(file):
+    """{key: text} that a safetensors file says of itself. Raises FormatError."""
+    return _header(Path(file))[0].get(METADATA) or {}
 
 
 def read(entry):
@@ -156,6 +153,20 @@ def parse_json(data, file, pairs_hook=None):
 def shown(name):
     """A name from a file, as one short line of an error message."""
     return name if name.isprintable() and len(name) <= 200 else f"{ascii(name):.200}"
+
+
+def _header(file):
+    """(the header of a safetensors file, a dict; where the arrays begin; how long the file is)."""
+    with opened(file) as (stream, length):
+        n = int.from_bytes(stream.read(8), "little")
+        if length < 8:
+            raise FormatError(file, None, f"{length} bytes are no safetensors file")
+        if n > min(length - 8, LONGEST_HEADER):
+            raise FormatError(file, None, f"a header of {n} bytes cannot be in these {length} "
+                              "bytes; is this a safetensors file, and whole?")
+        header = parse_json(stream.read(n), file, functools.partial(_each_once, file))
+    _check_metadata(file, header.get(METADATA))
+    return header, 8 + n, length
 
 
 # -- checks --------------------------------------------------------------------------------------

@@ -37,8 +37,7 @@ from minifm import backends
 from minifm.atomic import write_json
 from minifm.backends.reference.packed import GROUP, Packed, rounded_to_bf16
 from minifm.errors import ConfigError, FormatError, UserError, listed
-from minifm.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from minifm.hub.adapters import base_of, is_adapter, load_adapter, save_adapter
+from minifm.hub.adapters import ALL_WEIGHTS, base_of, is_adapter, load_adapter, save_adapter
 from minifm.hub.arrays import (
     BFLOAT16,
     opened,
@@ -125,7 +124,7 @@ def _save_whole(model, directory, end_of_text, shard_bytes):
     write_json(config, directory / CONFIG)
     written = _write_weights(_arrays_of(model), directory, model.weights, shard_bytes)
     for entry in directory.iterdir():           # a reader would find an earlier model's instead
-        if entry.name in (ADAPTER, ADAPTER_BASE, ADAPTER_WEIGHTS) or (
+        if entry.name in (ADAPTER, ADAPTER_BASE, *ALL_WEIGHTS) or (
                 _is_of_weights(entry.name, model.weights) and entry.name not in written):
             entry.unlink()
 

@@ -155,8 +155,9 @@ class Embedder(Module):
                                   rng=rng and rng.child("time"))
         self.labels = Embedding(config.classes + 1, C, std=0.02, rng=rng and rng.child("labels"))
 
-    def __call__(self, t, labels, dtype):                       # both [B] -> [B, C]
-        return ops.silu(self.time(t, dtype) + self.labels(labels))
+    def __call__(self, t, labels, dtype, *, rng=None):          # both [B] -> [B, C]
+        time = self.time(t, dtype, rng=rng and rng.child("time"))
+        return ops.silu(time + self.labels(labels))
 
 
 class DiTBlock(Module):
@@ -189,6 +190,8 @@ class DiTBlock(Module):
 class DiT(parts.ListedModel):
     """Noisy data, its time and a label in, a prediction of the same sizes out."""
 
+    folder = "transformer"
+
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights; those that weigh what blocks add, and the last layers',
         are zero. Without `rng` all are zeros, for a checkpoint to replace."""
@@ -217,10 +220,11 @@ class DiT(parts.ListedModel):
         tokens = self.enter(patches_of(x, self.config.patch)) + self._positions(grid, x.dtype)
         first = None
         for i, block in enumerate(self.blocks):
-            condition = first if self.embedder and i else \
-                (self.embedder or block.embedder)(t, labels, x.dtype)           # [B, C]
+            own = rng and rng.child("block", i)
+            condition = first if self.embedder and i else (self.embedder or block.embedder)(
+                t, labels, x.dtype, rng=own and own.child("embedder"))          # [B, C]
             first = condition if i == 0 else first      # which the last layer is told, too
-            block = partial(block, rng=rng and rng.child("block", i))
+            block = partial(block, rng=own)
             tokens = ops.checkpoint(block, tokens, condition) if recompute \
                 else block(tokens, condition)
         told = self.modulate(first).reshape((B, 2, self.config.width))

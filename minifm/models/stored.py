@@ -79,6 +79,7 @@ class Model(Module):
 
     prefix = ""     # what the names of its tensors begin with in files
     weights = "model"       # what the file of its weights is called, before ".safetensors"
+    folder = None           # what the files of a pipeline call it, where it may be a part of one
     tasks = {}      # {model_type: {task: HeadLayout}}
 
     @property

@@ -320,6 +320,8 @@ class Middle(Level):
 class UNet(parts.ListedModel):
     """A noisy image and its time in, a prediction of the same height and width out."""
 
+    folder = "unet"
+
     def __init__(self, config, rng=None):
         """`rng` draws the initial weights, so that variances stay; the last layer of each part
         that adds is zero. Without `rng` all are zeros, for a checkpoint to replace."""

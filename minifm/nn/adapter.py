@@ -35,8 +35,9 @@ class AdapterConfig:
     rank: int = setting(8, "numbers between the two matrices of an adapter", least=1)
     alpha: float = setting(16.0, "adapters are scaled by alpha / rank", above=0)
     targets: tuple[str, ...] = setting(
-        (ALL_LINEAR,), "linear layers to adapt, by the ends of their names, such as query or "
-        f"attention.output; {ALL_LINEAR}: all in the blocks")
+        (ALL_LINEAR,), "linear layers to adapt, by the ends of their names, or of those of parts "
+        f"that hold them, such as query, attention.output or attention; {ALL_LINEAR}: all in the "
+        "blocks")
     dropout: float = setting(0.0, "of what enters an adapter in training", least=0, below=1)
     rank_stabilised: bool = setting(
         False, "scale by alpha / √rank, so that a higher rank learns more (rsLoRA)")
@@ -176,13 +177,20 @@ def target_layers(model, targets):
     if not targets:
         raise ConfigError("targets: expected the name of a layer at least")
     for target in targets:
-        if target != ALL_LINEAR and not any(matches(name, target) for name in layers):
+        if target != ALL_LINEAR and not any(_targeted(name, target) for name in layers):
             last = dict.fromkeys(name.rpartition(".")[2] for name in layers)
             raise ConfigError(f"targets: no linear layer is called {target!r}; there are "
                               f"{listed(last)}, and {ALL_LINEAR}")
     return {name: layer for name, layer in layers.items()
-            if any(target == ALL_LINEAR and in_block(name) or matches(name, target)
-                   for target in targets)}
+            if any(_targeted(name, target) for target in targets)}
+
+
+def _targeted(name, target):
+    """Whether a target means the layer of this name: it is the end of it, or of the name of a part
+    that the layer is in."""
+    words = name.split(".")
+    return target == ALL_LINEAR and in_block(name) or any(
+        matches(".".join(words[:n]), target) for n in range(1, len(words) + 1))
 
 
 def in_block(name):

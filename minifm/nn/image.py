@@ -37,7 +37,8 @@ class ResidualBlock(Module):
         """x [B, C, H, W], time [B, E] -> [B, O, H, W]; `rng` turns dropout on."""
         h = self.conv1(self.norm1(x, ops.silu))
         if self.time is not None:
-            h = h + self.time(time).reshape((*h.shape[:2], 1, 1))               # [B, O, 1, 1]
+            told = self.time(time, rng=rng and rng.child("time"))
+            h = h + told.reshape((*h.shape[:2], 1, 1))                          # [B, O, 1, 1]
         h = ops.dropout(self.norm2(h, ops.silu), dropout, rng=rng)
         return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
 

@@ -29,8 +29,10 @@ class VectorEmbedding(Module):
         self.expand = Linear(inputs, width, std=inputs**-0.5, rng=rng and rng.child("expand"))
         self.output = Linear(width, width, std=width**-0.5, rng=rng and rng.child("output"))
 
-    def __call__(self, vector):                                 # [B, inputs] -> [B, E]
-        return self.output(self.expand(vector, ops.silu))
+    def __call__(self, vector, *, rng=None):
+        """vector [B, inputs] -> [B, E]; `rng` turns on the dropout in adapters."""
+        hidden = self.expand(vector, ops.silu, rng=rng and rng.child("expand"))
+        return self.output(hidden, rng=rng and rng.child("output"))
 
 
 class TimeEmbedding(VectorEmbedding):
@@ -40,9 +42,10 @@ class TimeEmbedding(VectorEmbedding):
         self.frequencies, self.cosine_first, self.shift = frequencies, cosine_first, shift
         super().__init__(frequencies, width, rng=rng)
 
-    def __call__(self, t, dtype):                               # t [B] -> [B, E]
+    def __call__(self, t, dtype, *, rng=None):
+        """t [B] -> [B, E]; `rng` turns on the dropout in adapters."""
         waves = sinusoids(t, self.frequencies, cosine_first=self.cosine_first, shift=self.shift)
-        return super().__call__(Tensor(waves.astype(dtype)))
+        return super().__call__(Tensor(waves.astype(dtype)), rng=rng)
 
 
 def one_for_each(name, values, batch, kind):
