@@ -7,15 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from networks import GOLDEN, change_json
+from networks import GOLDEN, change_json, randomised
 from safetensors.numpy import load_file
 
+import minifm as mf
 from minifm import cli, hub
-from minifm.errors import FormatError
-from minifm.generation.diffusion import Pipeline, SampleConfig
+from minifm.diffusion.scheduler import Scheduler
+from minifm.errors import ConfigError, FormatError
+from minifm.generation.diffusion import Known, Pipeline, Recipe, SampleConfig
 from minifm.hub import load_scheduler
+from minifm.media import PICTURE, SOUND, Examples
+from minifm.models import AutoencoderConfig, AutoencoderKL, Composite, UNet, UNetConfig
 from minifm.tensor import no_grad
+from minifm.training import denoising
+from minifm.training.captioned import CaptionConfig
+from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
+from minifm.training.latents import LatentConfig
 
+SCHEDULER = Scheduler(objective="v", noise="cosine", spacing="trailing", limit=1.0)
 PUBLISHED = GOLDEN / "stable-diffusion"
 PROMPTS, STEPS, GUIDANCE = ["a red ball", "BLUE"], 5, 3.0
 CLASSES = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler",
@@ -111,3 +120,161 @@ def test_a_published_pipeline_comes_back_from_our_files(tmp_path):
     x = [p.sample(PROMPTS, SampleConfig(steps=2)).tobytes()
          for p in (pipeline, Pipeline.load(tmp_path))]
     assert x[0] == x[1]
+
+
+# -- latents ---------------------------------------------------------------------------------------
+
+AUTOENCODER = AutoencoderConfig(inputs=1, outputs=1, size=8, widths=(4, 8), layers=1, latents=2,
+                                groups=2, scaling=0.7, shift=0.1)
+CAPTIONS = ("bold a", "thin b")
+SHAPE = {"widths": (8, 16), "attention": (1,), "layers": 1, "head_width": 8, "groups": 4}
+CONFIG = DenoisingTrainConfig(steps=4, batch=6, accumulate=2, warmup=1, average=0.5,
+                              evaluate_every=2, evaluate_batches=2, save_every=2, seed=3)
+
+
+def examples(side=8, kind=PICTURE, N=14):
+    shape = (N, 1, side, side) if kind is PICTURE else (N, 1, side)
+    return Examples(
+        kind=kind, values=mf.Rng(7).integers(0, 256, shape).astype(np.uint8),
+        labels=(np.arange(N) % 2).astype(np.int32), classes=("x", "y"),
+        captions=tuple(CAPTIONS[i % 2] for i in range(N)),
+        parts={"training": np.arange(N - 4), "held_out": np.arange(N - 4, N)},
+        description={"name": "noise", "sha256": "0" * 64})
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+    """The data called "noise" are those above; snapshots are made in few steps."""
+    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """The directory of one that "has learnt"."""
+    directory = tmp_path_factory.mktemp("autoencoder")
+    hub.save_model(randomised(AutoencoderKL(AUTOENCODER)), directory)
+    return directory
+
+
+def run_in(directory, autoencoder, captions=False, **more):
+    own = {"text_layers": 1, "text_width": 8, "text_vocabulary": 270} if captions else {}
+    options = {"shape": SHAPE, "shown": False, "captions": CaptionConfig(captions=captions, **own),
+               "latents": LatentConfig(latent=autoencoder and str(autoencoder))} | more
+    return denoising.prepare(directory, ExamplesConfig(data="noise"), CONFIG, **options)
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_run_in_latents_resumes_bitwise_and_leaves_the_autoencoder(tmp_path, autoencoder,
+                                                                     captions):
+    whole = run_in(tmp_path / "whole", autoencoder, captions).trainer
+    whole.train()
+    run_in(tmp_path / "run", autoencoder, captions).trainer.train(until=1)
+    trainer = run_in(tmp_path / "run", autoencoder, captions, resume=True).trainer
+    trainer.train()
+    for name, p in whole.model.parameters().items():
+        assert trainer.model.parameters()[name].numpy().tobytes() == p.numpy().tobytes(), name
+    before = hub.load_model(autoencoder).parameters()
+    for name, p in hub.load_model(tmp_path / "run" / "last").autoencoder.parameters().items():
+        np.testing.assert_array_equal(p.numpy(), before[name].numpy())
+    assert (tmp_path / "run" / "samples" / "step-00000004.png").exists()
+    found = Pipeline.load(tmp_path / "run" / "last")
+    assert found.recipe == trainer.companion and found.recipe.shape == (1, 8, 8)
+    assert found.space.shape == (2, 4, 4)
+    assert found.sample([CAPTIONS[0] if captions else "x"], SampleConfig(steps=2)).shape == \
+        (1, 1, 8, 8)
+
+
+def test_batches_are_the_likeliest_latents_scaled(tmp_path, autoencoder):
+    trainer = run_in(tmp_path / "run", autoencoder).trainer
+    x0 = trainer.held_out.batch(0)[0]
+    pictures = examples().take(examples().parts["held_out"])
+    expected = hub.load_model(autoencoder).encode(mf.Tensor(pictures)).mean.numpy()
+    np.testing.assert_allclose(x0, (expected - 0.1) * 0.7, atol=1e-5)
+
+
+def test_a_scale_that_no_file_says_is_that_of_the_data(tmp_path, autoencoder):
+    place = shutil.copytree(autoencoder, tmp_path / "plain")
+    change_json(place / "config.json", scaling_factor=...)
+    batches = run_in(tmp_path / "run", place).trainer.batches
+    learnt = batches.examples.values[batches.examples.parts["training"]]
+    assert abs(learnt.std() - 1) < 1e-5
+
+
+def in_space(**more):
+    model = Composite(randomised(UNet(UNetConfig(inputs=2, outputs=2, size=4, **SHAPE))), None,
+                      randomised(AutoencoderKL(AUTOENCODER)))
+    return Pipeline(model, Recipe(SCHEDULER, PICTURE, (1, 8, 8), **more))
+
+
+def test_samples_in_latents_do_not_depend_on_the_batch():
+    pipeline = in_space()
+    whole = pipeline.sample([None] * 5, SampleConfig(steps=3))
+    for batch in (1, 3):
+        np.testing.assert_allclose(
+            pipeline.sample([None] * 5, SampleConfig(steps=3, batch=batch)), whole, atol=1e-5)
+
+
+def test_what_is_known_stays_in_latents_too():
+    pipeline, known = in_space(), mf.Rng(6).uniform((1, 1, 8, 8)) * 1.8 - 0.9
+    known, mask = np.asarray(known, np.float32), np.zeros((1, 1, 8, 8), np.float32)
+    mask[..., :3, :] = 1                    # a row of latents, and half of the next
+    made = pipeline.sample([None] * 2, SampleConfig(steps=3), known=Known(part=known, mask=mask))
+    np.testing.assert_array_equal(made[:, :, :3], np.broadcast_to(known[:, :, :3], (2, 1, 3, 8)))
+    assert not np.allclose(made[0, :, 3:], made[1, :, 3:], atol=0.01)
+    inside = pipeline.space.known(Known(part=known, mask=mask), 1)
+    np.testing.assert_array_equal(inside.mask[0, 0, :, 0], [1, 0, 0, 0])
+    assert inside.part.shape == (1, 2, 4, 4)
+
+
+def test_a_start_and_a_strip_go_through_the_latents(tmp_path, capsys):
+    pipeline = in_space()
+    x0 = np.asarray(mf.Rng(6).uniform((2, 1, 8, 8)) * 1.8 - 0.9, np.float32)
+    strip = pipeline.strip(x0, [None] * 2, SampleConfig(steps=4), frames=3)
+    assert strip.shape == (2, 5, 1, 8, 8)
+    back = pipeline.space.outward(pipeline.space.inward(x0, 1), 2)
+    np.testing.assert_allclose(strip[:, 0], back, atol=1e-5)
+    pytest.importorskip("PIL")
+    place = tmp_path / "model"
+    place.mkdir()
+    hub.save_model(pipeline.network, place)
+    pipeline.recipe.save(place)
+    np.save(tmp_path / "start.npy", x0[:1])
+    words = ["sample", str(place), "--steps", "2", "--count", "2", "--out"]
+    assert cli.main([*words, str(tmp_path / "x.gif"), "--gif"]) == 0
+    assert cli.main([*words, str(tmp_path / "x.png"), "--strip"]) == 0
+    assert cli.main([*words, str(tmp_path / "x.npy"), "--init-image", str(tmp_path / "start.npy"),
+                     "--strength", "0.5"]) == 0
+
+
+@pytest.mark.parametrize("data, options, part", [
+    (examples(side=5), {}, "latent: the autoencoder reads pictures of 1 channel whose sides are "
+                           "multiples of 2, the data have 1 channel and 5 × 5 pixels"),
+    (examples(kind=SOUND), {"arch": "dit", "shape": {}}, "an autoencoder reads pictures"),
+    (examples(side=6), {}, "size: examples of 3 × 3, and a UNet of 2 levels takes multiples of 2"),
+    (examples(), {"noise": NoiseConfig(flip=True)}, "flip: latents of a mirrored picture")])
+def test_what_goes_into_no_latents_is_refused(tmp_path, monkeypatch, autoencoder, data, options,
+                                              part):
+    monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: data)
+    with pytest.raises(ConfigError, match=part):
+        run_in(tmp_path / "run", autoencoder, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_an_autoencoder_has_latents(tmp_path):
+    with pytest.raises(ConfigError, match="expected an AutoencoderKL, got a TextTower"):
+        run_in(tmp_path / "run", PUBLISHED / "text_encoder")
+
+
+def test_a_dit_learns_latents_of_classes(tmp_path, autoencoder):
+    trainer = run_in(tmp_path / "run", autoencoder, arch="dit",
+                     shape={"patch": (2, 2), "layers": 1, "heads": 2, "width": 8}).trainer
+    trainer.train(until=2)
+    found = Pipeline.load(tmp_path / "run" / "last")
+    assert found.sample(["x", "y"], SampleConfig(steps=2, guidance=2)).shape == (2, 1, 8, 8)
+    with pytest.raises(ConfigError, match="latent: the model to start from has its own"):
+        run_in(tmp_path / "more", autoencoder, arch="dit", shape={}, captions=False,
+               initial=tmp_path / "run" / "last")
+    begun = run_in(tmp_path / "more", None, arch="dit", shape={},
+                   initial=tmp_path / "run" / "last").trainer
+    assert begun.batches.batch(0)[0].shape == (6, 2, 4, 4)

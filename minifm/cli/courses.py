@@ -78,18 +78,20 @@ class ExamplesCourse(Course):
             DecoderConfig,
             DenoisingTrainConfig,
             ExamplesConfig,
+            LatentConfig,
             NoiseConfig,
         )
         super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it",
                           CaptionConfig: "captions: what reads them",
-                          DecoderConfig: "embeddings of pictures, in place of captions"},
+                          DecoderConfig: "embeddings of pictures, in place of captions",
+                          LatentConfig: "latents: where the network works"},
                          DenoisingTrainConfig, NOT_CHOSEN)
 
     def prepare(self, directory, said, shape, **options):
         from minifm.training.denoising import prepare
-        wanted, noise, captions, decoding, config = self.built(said)
+        wanted, noise, captions, decoding, latents, config = self.built(said)
         return prepare(directory, wanted, config, noise=noise, captions=captions,
-                       decoding=decoding, shape=shape, **options)
+                       decoding=decoding, latents=latents, shape=shape, **options)
 
     def summary(self, prepared):
         return examples_summary(prepared)

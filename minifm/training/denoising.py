@@ -12,6 +12,7 @@ resumed run goes on bitwise, and two evaluations differ by the network alone.
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from minifm.training import memory
 from minifm.training.captioned import CaptionConfig
 from minifm.training.config import TrainConfig
 from minifm.training.decoder import DecoderConfig, embeddings_of, there_already
+from minifm.training.latents import LatentConfig, in_latents
 from minifm.training.objectives import Objective
 from minifm.training.rounds import Rounds
 from minifm.training.run import (
@@ -242,13 +244,13 @@ class PreparedDenoising:
 
 
 def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionConfig(),
-            decoding=DecoderConfig(), shape=None, arch="unet", initial=None, resume=False,
-            force=False, ceiling=None, shown=True):
+            decoding=DecoderConfig(), latents=LatentConfig(), shape=None, arch="unet",
+            initial=None, resume=False, force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     wanted    an ExamplesConfig
     config    a TrainConfig;  noise  a NoiseConfig
-    captions  a CaptionConfig;  decoding  a DecoderConfig
+    captions  a CaptionConfig;  decoding  a DecoderConfig;  latents  a LatentConfig
     shape     {field: value} of the network's configuration; what the examples say is theirs
     arch      unet or dit
     initial   a model's directory or hub name to start from, in place of random weights
@@ -264,11 +266,18 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
     embedder = decoding.embedder(there_already(newest, initial), arch, captions)
     captioned = embedder is None and captions.learns(examples, arch, say)
     recipe = recipe_of(examples, noise, captioned, embedder)
+    if embedder is not None and latents.latent is not None:
+        raise ConfigError("latent: a network that is told embeddings of pictures works on pixels; "
+                          "leave it out")
     if noise.flip and recipe.kind not in (media.PICTURE, media.VIDEO):
         raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
-    model = _model(newest, initial, recipe, shape or {}, arch, config,
-                   examples.captions if captioned else None, captions)
-    if config.recompute and not isinstance(model, DiT):
+    model = _model(newest, initial, _Asked(examples, recipe, shape or {}, arch, config,
+                                           captions if captioned else None, latents))
+    learnt = in_latents(examples, model, say)
+    if noise.flip and learnt is not examples:
+        raise ConfigError("flip: latents of a mirrored picture are no mirrored latents; leave it "
+                          "out")
+    if config.recompute and not isinstance(network_of(model), DiT):
         raise ConfigError(f"recompute: a {type(network_of(model)).__name__} does not compute its "
                           "blocks again; leave it out")
     if captioned and not captions.trains(model.encoder):
@@ -277,8 +286,10 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
     table, description = told_of(examples, condition, model, say), condition.description
     if captioned:
         description |= {"captions": asdict(captions)}
+    if learnt is not examples:
+        description |= {"latents": list(learnt.shape), "autoencoder": latents.latent}
     training, held_out = (
-        kind(examples, examples.parts[part], noise, batch=config.batch, table=table,
+        kind(learnt, examples.parts[part], noise, batch=config.batch, table=table,
              description=description, rng=Rng(config.seed).child("denoising", part))
         for kind, part in ((TrainingExamples, "training"), (HeldOutExamples, "held_out")))
     say("measuring the memory that a step takes")
@@ -289,7 +300,7 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
         ceiling=ceiling, sketch=Sketches(directory / SAMPLES, recipe, shown_asks, config.seed))
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, (wanted, noise, captions, decoding), trainer, examples,
+    _write_run(directory, (wanted, noise, captions, decoding, latents), trainer, examples,
                shown_asks if embedder is None else None)        # embeddings are long
     return PreparedDenoising(trainer, examples, recipe)
 
@@ -350,9 +361,10 @@ def asks_shown(examples, condition):
             for i in range(SHOWN)]
 
 
-def shape_for(arch, recipe):
-    """{field: value} of the network's configuration that follow from the examples."""
-    (C, *space), K = recipe.shape, len(recipe.classes)
+def shape_for(arch, recipe, shape=None):
+    """{field: value} of the network's configuration that follow from the examples, or from the
+    `shape` (C, *space) of what it learns in their place."""
+    (C, *space), K = shape or recipe.shape, len(recipe.classes)
     if ARCHITECTURES[arch].model is DiT:
         return {"inputs": C, "outputs": C, "size": tuple(space), "classes": K}
     if len(space) != 2:
@@ -361,37 +373,59 @@ def shape_for(arch, recipe):
     return {"inputs": C, "outputs": C, "size": space[0], "classes": K + 1 if K else None}
 
 
-def _model(newest, initial, recipe, shape, arch, config, texts, captions):
-    """The model of the checkpoint `newest`, or the model `initial`, if it fits; or a new one: a
-    network, or a Composite where it is to learn captions, the `texts`."""
+class _Asked(NamedTuple):
+    """What a model is to be."""
+
+    examples: Examples
+    recipe: Recipe
+    shape: dict                     # {field: value} of the network's configuration
+    arch: str
+    config: TrainConfig
+    captions: CaptionConfig | None  # None: it is to learn none
+    latents: LatentConfig
+
+
+def _model(newest, initial, asked):
+    """The model of the checkpoint `newest`, or the model `initial`, if it fits; or a new one."""
     if newest is not None:
-        return model_to_resume(newest, arch, shape)
-    if initial is not None:
-        return _started(initial, recipe, shape, arch, texts, captions)
-    kind, rng = ARCHITECTURES[arch], Rng(config.seed).child("model")
-    follows, encoder, tokenizer = shape_for(arch, recipe), None, None
-    if recipe.embedder is not None:
-        follows |= dict.fromkeys(("memory_width", "vector_width"), recipe.embedder.width)
-    if texts is not None:
-        encoder, tokenizer = captions.encoder(texts, rng.child("encoder"))
+        return model_to_resume(newest, asked.arch, asked.shape)
+    return _new(asked) if initial is None else _started(initial, asked)
+
+
+def _new(asked):
+    """A network, or a Composite where it is to learn captions, or latents."""
+    kind, rng = ARCHITECTURES[asked.arch], Rng(asked.config.seed).child("model")
+    autoencoder, encoder, tokenizer = asked.latents.autoencoder(asked.examples), None, None
+    inside, *sizes = asked.recipe.shape
+    if autoencoder is not None:
+        c = autoencoder.config
+        inside, sizes = c.latents, [n // c.stride for n in sizes]
+    follows = shape_for(asked.arch, asked.recipe, (inside, *sizes))
+    if asked.recipe.embedder is not None:
+        follows |= dict.fromkeys(("memory_width", "vector_width"), asked.recipe.embedder.width)
+    if asked.captions is not None:
+        encoder, tokenizer = asked.captions.encoder(asked.examples.captions, rng.child("encoder"))
         follows |= {"memory_width": encoder.config.width, "vector_width": encoder.config.width}
-    whole = kind.config(**shape | follows)
-    if kind.model is UNet and any(n % whole.stride for n in recipe.shape[1:]):
-        raise ConfigError(f"size: examples of {' × '.join(map(str, recipe.shape[1:]))}, and a UNet "
+    whole = kind.config(**asked.shape | follows)
+    if kind.model is UNet and any(n % whole.stride for n in sizes):
+        raise ConfigError(f"size: examples of {' × '.join(map(str, sizes))}, and a UNet "
                           f"of {len(whole.widths)} levels takes multiples of {whole.stride}; "
                           "choose --size, or fewer --widths")
-    memory.require_parameters(whole.parameters, config)
+    memory.require_parameters(whole.parameters, asked.config)
     network = kind.model(whole, rng)
-    return network if encoder is None else Composite(network, encoder, tokenizer=tokenizer)
+    if encoder is None and autoencoder is None:
+        return network
+    return Composite(network, encoder, autoencoder, tokenizer=tokenizer)
 
 
-def _started(initial, recipe, shape, arch, texts, captions):
+def _started(initial, asked):
     """A model to start from; raises ConfigError where it has learnt otherwise."""
-    own_encoder = [name for name, value in asdict(captions).items()
-                   if name.startswith("text_") and value is not None]
-    if own_encoder:
-        raise ConfigError(f"{', '.join(own_encoder)}: the model to start from has its own encoder; "
-                          "leave it out")
+    recipe, shape, arch = asked.recipe, asked.shape, asked.arch
+    own = {name: value for config in (asked.captions, asked.latents) if config is not None
+           for name, value in asdict(config).items()}
+    own = [name for name, value in own.items() if name != "captions" and value is not None]
+    if own:
+        raise ConfigError(f"{', '.join(own)}: the model to start from has its own; leave it out")
     if shape:
         raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
     own = Pipeline.load(resolve(initial))
@@ -403,7 +437,7 @@ def _started(initial, recipe, shape, arch, texts, captions):
             ("makes", f"{learnt.kind.name}s of {plural(learnt.shape[0], 'channel')}",
              f"{recipe.kind.name}s of {plural(recipe.shape[0], 'channel')}"),
             ("knows", _known(learnt, isinstance(own.condition, Captions)),
-             _known(recipe, texts is not None))):
+             _known(recipe, asked.captions is not None))):
         if was != now:
             raise ConfigError(f"{initial}: the model {what} {was}, and this run is of {now}")
     return model
