@@ -344,8 +344,9 @@ def test_the_encoder_learns_unless_it_was_named(tmp_path, data, frozen):
         moved = [n for n, p in trainer.model.encoder.parameters().items()
                  if not np.array_equal(p.numpy(), before[n])]
         assert bool(moved) == learns
-        assert len(trainer.batches.batch(0)) == 5 and \
-            trainer.batches.table.keywords[0] == ("ids" if learns else "memory")
+        assert trainer.batches.table.keywords == (
+            ("ids", "real") if learns else ("memory", "memory_mask", "vector"))
+        assert len(trainer.batches.batch(0)) == 3 + len(trainer.batches.table.keywords)
 
 
 def test_captions_left_out_are_the_empty_one(tmp_path, data):
