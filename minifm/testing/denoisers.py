@@ -88,13 +88,10 @@ def share_batch(network, objective, batch, folder):
     save_arrays(arrays, Path(folder) / SHARED)
 
 
-def first_step(subject, batch):
-    """{"loss", "gradient_norm"} of a step on the batch that changes nothing."""
-    with precision(subject.precision):
-        loss = subject.objective.loss(subject.model, batch, denominator=len(batch[0]), rng=None)
-        loss.backward()
-    found = {"loss": loss.item(), "gradient_norm": subject.optimizer.gradient_norm()}
-    subject.optimizer.zero_grad()
+def outcome(loss, optimizer):
+    """{"loss", "gradient_norm"} after a backward pass, which is then forgotten."""
+    found = {"loss": loss.item(), "gradient_norm": optimizer.gradient_norm()}
+    optimizer.zero_grad()
     return found
 
 
@@ -108,7 +105,7 @@ class DenoisingStep(StepSubject):
     def share(self, folder):
         with backends.use(self.backend):
             share_batch(self.model, self.objective, self.batch, folder)
-            return first_step(self, self.batch)
+            return outcome(self.forward_backward(), self.optimizer)
 
 
 class TrainerStep(Subject):
@@ -116,8 +113,7 @@ class TrainerStep(Subject):
     what DenoisingStep does; then the moving average of the weights, and a line of the log."""
 
     def __init__(self, backend, family, sizes, precision="fp32"):
-        self.backend, self.precision = backend, precision
-        folder = tempfile.mkdtemp()
+        self.backend, folder = backend, tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         with backends.use(backend):
             self.model, B = new_network(family, **sizes), sizes["B"]
@@ -127,7 +123,6 @@ class TrainerStep(Subject):
                     steps=ENDLESS, batch=B, precision=precision, evaluate_every=0, save_every=0),
                 directory=folder, objective=self.objective, shown=False, draw=False,
                 check_memory=False)
-        self.optimizer = self.trainer.optimizer
         self.flops = self.objective.flops(self.model, self.trainer.batches.batch(0))
         self.costs = observed(backend, "step", self.calls, self.flops, 0)
 
@@ -153,7 +148,10 @@ class TrainerStep(Subject):
         batch = self.trainer.batches.batch(0)
         with backends.use(self.backend):
             share_batch(self.model, self.objective, batch, folder)
-            return first_step(self, batch)
+            with precision(self.trainer.config.precision):
+                loss = self.objective.loss(self.model, batch, denominator=len(batch[0]), rng=None)
+                loss.backward()
+            return outcome(loss, self.trainer.optimizer)
 
 
 class NetworkCall(Subject):

@@ -14,7 +14,7 @@ from minifm.picture import COLOURS, FAINT, INK, picture
 
 OTHERS = {"numpy": ("#8C8C8C", "o", "NumPy"), "PyTorch": ("#D55E00", "D", "PyTorch"),
           "llama.cpp": ("#7F3C8D", "^", "llama.cpp")}
-FIRST_WORDS = ("gemm", "decode", "prefill")     # whose cases' first words are kinds: NN, int8
+FIRST_WORDS = ("gemm", "call", "decode", "prefill")  # whose cases' first words are kinds: NN, dit
 BAR = 0.30              # inches that a bar takes
 MANY_DECADES = 100      # ratio of the ends of an axis on which decades alone have labels
 LABELS = 44             # that a roofline has room for
