@@ -17,20 +17,20 @@ from minifm.hub import load_model
 from minifm.media import PICTURE, SOUND, Examples, drawing
 from minifm.models import AutoencoderConfig, AutoencoderKL
 from minifm.training import pictures
-from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
-from minifm.training.pictures import (
+from minifm.training.autoencoding import (
     Autoencoding,
-    HeldOutPictures,
-    PictureConfig,
-    TrainingPictures,
+    AutoencodingConfig,
+    ThereAndBack,
     scale_latents,
 )
+from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
+from minifm.training.rounds import HeldOutPictures, TrainingPictures
 
 SHAPE = {"widths": (4, 8), "layers": 1, "groups": 2, "latents": 3}
 MODEL = AutoencoderConfig(inputs=1, outputs=1, size=4, **SHAPE)
 CONFIG = DenoisingTrainConfig(steps=5, batch=6, accumulate=2, warmup=1, average=0.5,
                               evaluate_every=2, evaluate_batches=2, save_every=2, seed=3)
-PLAIN = PictureConfig(drawn=False)
+PLAIN = AutoencodingConfig(drawn=False)
 
 
 def examples(N=14, shape=(1, 4, 4), kind=PICTURE):
@@ -41,9 +41,15 @@ def examples(N=14, shape=(1, 4, 4), kind=PICTURE):
         description={"name": "noise", "sha256": "0" * 64})
 
 
-def batches(kind=TrainingPictures, learning=PictureConfig(), part="training", batch=6):
+def objective_of(learning):
+    made = Autoencoding(learning)
+    made.model = MODEL
+    return made
+
+
+def batches(kind=TrainingPictures, learning=AutoencodingConfig(), part="training", batch=6):
     data = examples()
-    return kind(Autoencoding(learning, MODEL), data, data.parts[part], batch=batch, rng=mf.Rng(1))
+    return kind(objective_of(learning), data, data.parts[part], batch=batch, rng=mf.Rng(1))
 
 
 # -- what is learnt --------------------------------------------------------------------------------
@@ -68,7 +74,7 @@ def test_held_out_batches_are_all_pictures_once():
 
 
 def test_half_of_the_pictures_are_mirrored():
-    plain, mirrored = (batches(learning=PictureConfig(flip=flip), batch=400).batch(0)[0]
+    plain, mirrored = (batches(learning=AutoencodingConfig(flip=flip), batch=400).batch(0)[0]
                        for flip in (False, True))
     turned = np.array([not np.array_equal(x, y) for x, y in zip(plain, mirrored)])
     np.testing.assert_array_equal(mirrored[turned], plain[turned][..., ::-1])
@@ -76,11 +82,12 @@ def test_half_of_the_pictures_are_mirrored():
 
 
 @pytest.mark.parametrize("learning, unit", [
-    (PictureConfig(divergence=0.25), "number, with 0.25 of the divergence"), (PLAIN, "number")])
+    (AutoencodingConfig(divergence=0.25), "number, with 0.25 of the divergence"),
+    (PLAIN, "number")])
 def test_the_loss_is_squared_error_and_weighed_divergence(learning, unit):
     """By NumPy, from what the model says and gives back; pieces add up to it."""
     model, batch = AutoencoderKL(MODEL, mf.Rng(0)), batches(learning=learning).batch(0)
-    objective = Autoencoding(learning, MODEL)
+    objective = objective_of(learning)
     posterior = model.encode(batch[0])
     mean, log = (np.float64(y.numpy()) for y in (posterior.mean, posterior.log_variance))
     z = mean + np.exp(log / 2) * (batch[1] if learning.drawn else 0)
@@ -99,11 +106,11 @@ def test_the_loss_is_squared_error_and_weighed_divergence(learning, unit):
 
 
 def test_without_drawing_there_is_no_divergence():
-    assert (PictureConfig().divergence, PLAIN.divergence) == (1e-6, 0.0)
+    assert (AutoencodingConfig().divergence, PLAIN.divergence) == (1e-6, 0.0)
     with pytest.raises(ConfigError, match="divergence: points have none; expected 0"):
-        PictureConfig(drawn=False, divergence=0.1)
+        AutoencodingConfig(drawn=False, divergence=0.1)
     with pytest.raises(ConfigError, match="divergence: expected at least 0"):
-        PictureConfig(divergence=-1.0)
+        AutoencodingConfig(divergence=-1.0)
 
 
 @pytest.mark.parametrize("batch", [3, 64])
@@ -144,7 +151,7 @@ def everything(trainer):
     return arrays, log, trainer.best, trainer.model.config
 
 
-@pytest.mark.parametrize("learning", [PictureConfig(divergence=0.01), PLAIN])
+@pytest.mark.parametrize("learning", [AutoencodingConfig(divergence=0.01), PLAIN])
 def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path, data, learning):
     whole = run_in(tmp_path / "whole", learning=learning)
     whole.train()
@@ -185,7 +192,7 @@ def test_snapshots_are_held_out_pictures_above_what_comes_back(tmp_path, data, m
     shown = []
     monkeypatch.setattr(drawing, "write_png", lambda path, picture: shown.append(picture))
     model = AutoencoderKL(MODEL, mf.Rng(0))
-    pictures.ThereAndBack(tmp_path, examples())(model, 7)
+    ThereAndBack(tmp_path, examples())(model, 7)
     x = examples().take(np.arange(10, 14))
     both = np.concatenate([x, model(x).numpy()])
     np.testing.assert_array_equal(shown[0], drawing.grid(PICTURE.view(both), 4))
@@ -200,7 +207,7 @@ def test_a_model_to_start_from(tmp_path, data, monkeypatch):
     with pytest.raises(ConfigError, match="widths: the model to start from has its own"):
         run_in(tmp_path / "x", initial=last, shape={"widths": (4, 8)})
     monkeypatch.setattr(pictures, "open_examples", lambda wanted, say: examples(shape=(3, 4, 4)))
-    with pytest.raises(ConfigError, match="reads pictures of 1 channel, and this run is of 3 ch"):
+    with pytest.raises(ConfigError, match="inputs: the model has 1, and these pictures take 3"):
         run_in(tmp_path / "x", initial=last, shape={})
     assert not (tmp_path / "x").exists()
 
@@ -208,7 +215,7 @@ def test_a_model_to_start_from(tmp_path, data, monkeypatch):
 def test_a_run_is_not_resumed_by_another_objective(tmp_path, data):
     run_in(tmp_path / "run").train(until=1)
     with pytest.raises(ConfigError, match="divergence: 1e-06 in the checkpoint, 0.5 now"):
-        run_in(tmp_path / "run", resume=True, learning=PictureConfig(divergence=0.5))
+        run_in(tmp_path / "run", resume=True, learning=AutoencodingConfig(divergence=0.5))
     with pytest.raises(ConfigError, match=r"latents: 3 in the checkpoint, 4 now"):
         run_in(tmp_path / "run", resume=True, shape=SHAPE | {"latents": 4})
 

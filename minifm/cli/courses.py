@@ -81,17 +81,19 @@ class ExamplesCourse(Course):
             LatentConfig,
             NoiseConfig,
         )
+        from minifm.training.judging import JudgeConfig
         super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it",
                           CaptionConfig: "captions: what reads them",
                           DecoderConfig: "embeddings of pictures, in place of captions",
-                          LatentConfig: "latents: where the network works"},
+                          LatentConfig: "latents: where the network works",
+                          JudgeConfig: "judging what is made"},
                          DenoisingTrainConfig, NOT_CHOSEN)
 
     def prepare(self, directory, said, shape, **options):
         from minifm.training.denoising import prepare
-        wanted, noise, captions, decoding, latents, config = self.built(said)
+        wanted, noise, captions, decoding, latents, judging, config = self.built(said)
         return prepare(directory, wanted, config, noise=noise, captions=captions,
-                       decoding=decoding, latents=latents, shape=shape, **options)
+                       decoding=decoding, latents=latents, judging=judging, shape=shape, **options)
 
     def summary(self, prepared):
         return examples_summary(prepared)
@@ -111,10 +113,10 @@ class PicturesCourse(Course):
     source = "the pictures"
 
     def __init__(self):
+        from minifm.training.autoencoding import Autoencoding, AutoencodingConfig
         from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
-        from minifm.training.pictures import NOT_CHOSEN, PictureConfig
-        super().__init__({ExamplesConfig: "pictures", PictureConfig: "what is learnt of them"},
-                         DenoisingTrainConfig, NOT_CHOSEN)
+        super().__init__({ExamplesConfig: "pictures", AutoencodingConfig: "there and back"},
+                         DenoisingTrainConfig, Autoencoding.not_chosen)
 
     def prepare(self, directory, said, shape, **options):
         from minifm.training.pictures import prepare
@@ -126,6 +128,36 @@ class PicturesCourse(Course):
 
     def next(self, trainer):
         return f"; held-out pictures and what came back of them: {trainer.directory}/samples"
+
+
+class DeceivingCourse(Course):
+    """Pictures in, a generative adversarial network out."""
+
+    source = "the pictures"
+
+    def __init__(self):
+        from minifm.training.adversarial import (
+            Adversarial,
+            AdversarialConfig,
+            AdversarialTrainConfig,
+        )
+        from minifm.training.denoising import ExamplesConfig
+        from minifm.training.judging import JudgeConfig
+        super().__init__({ExamplesConfig: "pictures", AdversarialConfig: "the two sides",
+                          JudgeConfig: "judging what is made"}, AdversarialTrainConfig,
+                         Adversarial.not_chosen)
+
+    def prepare(self, directory, said, shape, **options):
+        from minifm.training.pictures import prepare
+        wanted, learning, judging, config = self.built(said)
+        return prepare(directory, wanted, config, learning=learning, judging=judging, shape=shape,
+                       **options)
+
+    def summary(self, prepared):
+        return pictures_summary(prepared)
+
+    def next(self, trainer):
+        return f"; what it has made on the way: {trainer.directory}/samples"
 
 
 class CaptionsCourse(Course):
@@ -174,7 +206,7 @@ class EmbeddingsCourse(Course):
 
 
 COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse,
-           "captions": CaptionsCourse, "embeddings": EmbeddingsCourse}
+           "deceiving": DeceivingCourse, "captions": CaptionsCourse, "embeddings": EmbeddingsCourse}
 
 
 def course_of(arch):
@@ -254,13 +286,14 @@ def pictures_summary(prepared):
     flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
     rounds = config.steps * config.batch / len(examples.parts["training"])
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
+    latents = f"; latents of {shape.latents} × {H // shape.stride} × {W // shape.stride} numbers " \
+        f"for {C * H * W:,}" if hasattr(shape, "latents") else ""
     return in_lines({
         "pictures": f"{examples.description['name']}: {plural(examples.count, 'picture')} of "
                     f"{H} × {W}, {plural(C, 'channel')}; {len(examples.parts['held_out']):,} of "
                     "them held out",
         "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters; "
-                 f"{flops / 1e6:,.0f} MFLOP to train on a picture; latents of {shape.latents} × "
-                 f"{H // shape.stride} × {W // shape.stride} numbers for {C * H * W:,}",
+                 f"{flops / 1e6:,.0f} MFLOP to train on a picture{latents}",
         "learning": f"{objective.name}: its loss is the {objective.scale} of a {objective.unit}",
         "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'picture')}, "
                     f"{rounds:.1f} times through them",

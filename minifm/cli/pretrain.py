@@ -1,5 +1,6 @@
 """`minifm pretrain`: text in, a language model out; or examples in, a diffusion model out; or
-pictures in, an autoencoder out; or pictures with captions in, a CLIP out."""
+pictures in, an autoencoder or a generative adversarial network out; or pictures with captions in, a
+CLIP out."""
 
 import argparse
 import sys
@@ -24,6 +25,7 @@ example:
   minifm pretrain --arch t5 --data notes/ --length 128 --out runs/t5
   minifm pretrain --arch unet --data digits --out runs/digits
   minifm pretrain --arch autoencoder --data glyphs --out runs/latents
+  minifm pretrain --arch gan --data digits --judge 360 --out runs/deceiving
   minifm pretrain --arch clip --data glyphs --out runs/clip
   minifm pretrain --resume --out runs/book
 
@@ -68,8 +70,13 @@ def run(args):
     said = said_in_all(args, course)
     arch = said["arch"]
     shape = {name: said[name] for name in shape_of(arch, course) if name in said}
-    prepared = course.prepare(args.out, said, shape, arch=arch, initial=said.get("init"),
-                              resume=args.resume, force=args.force, ceiling=flop_ceiling().rate)
+    try:
+        prepared = course.prepare(
+            args.out, said, shape, arch=arch, initial=said.get("init"), resume=args.resume,
+            force=args.force, ceiling=flop_ceiling().rate)
+    except Interrupted as stop:             # while a judge was taught, which is a run of its own
+        print(f"minifm: {stop}; the same command goes on with it", file=sys.stderr)
+        return stop.exit_code
     for line in course.summary(prepared):
         print(line, file=sys.stderr)
     status = trained(prepared.trainer)

@@ -2,7 +2,7 @@
 encoder (what encoders share), then bert, modernbert; seq2seq (what encoder-decoders share), then
 transformer, t5; heads for other tasks. The networks of diffusion: parts (what they share), then
 unet, dit, autoencoder; clip, which reads their prompts; composite, which joins them; prior, which
-works with a clip.
+works with a clip; gan, which they are compared with; classifier, by which what they make is judged.
 
 In the table `MODELS` a checkpoint's `model_type` finds its class, in `NETWORKS` its `_class_name`
 does, where it is a network of a diffusion model; in `ARCHITECTURES` the name on the command line
@@ -15,8 +15,10 @@ from minifm.errors import ConfigError
 from minifm.models import (
     autoencoder,
     bert,
+    classifier,
     clip,
     dit,
+    gan,
     gpt,
     llama,
     modernbert,
@@ -28,9 +30,11 @@ from minifm.models import (
 from minifm.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from minifm.models.bert import LAYOUTS as BERT_LAYOUTS
 from minifm.models.bert import Bert, BertConfig
+from minifm.models.classifier import ClassifierConfig, PictureClassifier
 from minifm.models.clip import CLIP, CLIPConfig, CLIPShape, ImageTower, TextTower
 from minifm.models.composite import Composite, CompositeConfig, network_of
 from minifm.models.dit import DiT, DiTConfig
+from minifm.models.gan import GAN, GANConfig
 from minifm.models.gpt import GPT, GPTConfig
 from minifm.models.heads import (
     HeadConfig,
@@ -48,12 +52,13 @@ from minifm.models.transformer import Transformer, TransformerConfig
 from minifm.models.unet import UNet, UNetConfig
 
 __all__ = ["ARCHITECTURES", "AutoencoderConfig", "AutoencoderKL", "Bert", "BertConfig", "CLIP",
-           "CLIPConfig", "CLIPShape", "Composite", "CompositeConfig", "DiT", "DiTConfig", "GPT",
-           "GPTConfig", "HeadConfig", "ImageTower", "Llama", "LlamaConfig", "MODELS", "ModernBert",
-           "ModernBertConfig", "NETWORKS", "Prior", "PriorConfig", "QuestionAnswerer",
-           "SequenceClassifier", "T5", "T5Config", "TextTower", "TokenClassifier", "Transformer",
-           "TransformerConfig", "UNet", "UNetConfig", "architecture_of", "network_of", "pack_model",
-           "packed_format", "unpack_model", "with_head"]
+           "CLIPConfig", "CLIPShape", "ClassifierConfig", "Composite", "CompositeConfig", "DiT",
+           "DiTConfig", "GAN", "GANConfig", "GPT", "GPTConfig", "HeadConfig", "ImageTower",
+           "Llama", "LlamaConfig", "MODELS", "ModernBert", "ModernBertConfig", "NETWORKS",
+           "PictureClassifier", "Prior", "PriorConfig", "QuestionAnswerer", "SequenceClassifier",
+           "T5", "T5Config", "TextTower", "TokenClassifier", "Transformer", "TransformerConfig",
+           "UNet", "UNetConfig", "architecture_of", "network_of", "pack_model", "packed_format",
+           "unpack_model", "with_head"]
 
 MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | dict.fromkeys(BERT_LAYOUTS, Bert) \
@@ -61,15 +66,16 @@ MODELS = dict.fromkeys(gpt.LAYOUTS, GPT) | dict.fromkeys(LAYOUTS, Llama) \
     | {modernbert.MODEL_TYPE: ModernBert, "clip": CLIP, clip.TEXT: TextTower,
        clip.IMAGE: ImageTower}
 NETWORKS = dict.fromkeys(unet.CLASSES, UNet) | dict.fromkeys(dit.CLASSES, DiT) \
-    | {autoencoder.CLASS: AutoencoderKL, prior.CLASS: Prior}
+    | {autoencoder.CLASS: AutoencoderKL, prior.CLASS: Prior,
+       classifier.CLASS: PictureClassifier, gan.CLASS: GAN}
 
 
 class Architecture(NamedTuple):
     """What `--arch` stands for: a model's class, that of its configuration, the shapes that are
     known by name, {name: {setting: value}}, the one that is taken unless another is named, the
     settings that tell it from other architectures of the class, and what it learns from: text,
-    examples such as pictures out of noise, pictures by themselves, captions and their pictures, or
-    what a CLIP makes of these."""
+    examples such as pictures out of noise, pictures there and back, deceiving another network,
+    captions and their pictures, or what a CLIP makes of these."""
 
     model: type
     config: type
@@ -94,6 +100,7 @@ ARCHITECTURES = {
     "dit": Architecture(DiT, DiTConfig, dit.PRESETS, "dit-tiny", learns="examples"),
     "autoencoder": Architecture(AutoencoderKL, AutoencoderConfig, autoencoder.PRESETS,
                                 "autoencoder-tiny", learns="pictures"),
+    "gan": Architecture(GAN, GANConfig, gan.PRESETS, "gan-tiny", learns="deceiving"),
     "prior": Architecture(Prior, PriorConfig, prior.PRESETS, "prior-tiny", learns="embeddings"),
     "clip": Architecture(CLIP, CLIPShape, clip.PRESETS, "clip-tiny", learns="captions"),
 }

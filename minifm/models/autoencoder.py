@@ -332,7 +332,7 @@ def list_parts(config, pixels=0):
     few = pixels // 4**below                                    # positions of the latents
     found = [parts.convolution("encoder.first", "encoder.conv_in", config.inputs, top, 3, pixels)]
     for level, blocks in enumerate(encoder_blocks(config)):
-        found += _stage("encoder", f"down_blocks.{level}", level, blocks, pixels // 4**level,
+        found += stage_parts("encoder", f"down_blocks.{level}", level, blocks, pixels // 4**level,
                         "downsamplers", pixels // 4 ** (level + 1), level < below)
     found += _middle("encoder", bottom, few)
     found += [parts.norm("encoder.norm", "encoder.conv_norm_out", bottom),
@@ -340,7 +340,7 @@ def list_parts(config, pixels=0):
               parts.convolution("decoder.first", "decoder.conv_in", Z, bottom, 3, few)]
     found += _middle("decoder", bottom, few)
     for i, blocks in enumerate(decoder_blocks(config)):
-        found += _stage("decoder", f"up_blocks.{i}", i, blocks, few * 4**i, "upsamplers",
+        found += stage_parts("decoder", f"up_blocks.{i}", i, blocks, few * 4**i, "upsamplers",
                         few * 4 ** (i + 1), i < below)
     found += [parts.norm("decoder.norm", "decoder.conv_norm_out", top),
               parts.convolution("decoder.last", "decoder.conv_out", top, config.outputs, 3,
@@ -351,7 +351,9 @@ def list_parts(config, pixels=0):
     return found
 
 
-def _stage(coder, theirs, i, blocks, positions, resample, changed, changes):
+def stage_parts(coder, theirs, i, blocks, positions, resample, changed, changes):
+    """The parts of a Stage; `changed` are its positions behind the change of resolution, if it
+    `changes`."""
     ours, theirs, width = f"{coder}.stages.{i}", f"{coder}.{theirs}", blocks[-1][1]
     for n, widths in enumerate(blocks):
         yield from parts.residual_block(f"{ours}.residuals.{n}", f"{theirs}.resnets.{n}", *widths,

@@ -12,7 +12,7 @@ from minifm.nn.adapter import (
 from minifm.nn.attention import Attention, SelfAttention
 from minifm.nn.block import Block, GatedPerceptron, Perceptron, post_norm, pre_norm
 from minifm.nn.cache import Cache
-from minifm.nn.freezing import freeze, freeze_layers, train_only, trainable
+from minifm.nn.freezing import freeze, freeze_layers, held, train_only, trainable
 from minifm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from minifm.nn.module import Module, Parameter
 from minifm.nn.rotary import Rotary

@@ -4,6 +4,8 @@ A frozen parameter (`requires_grad` False) gets no gradient and no moments of th
 costs no product in the backward pass. It stays a parameter, and is saved with the others.
 """
 
+from contextlib import contextmanager
+
 from minifm.errors import ConfigError, listed
 from minifm.nn.module import Module, Parameter
 
@@ -18,6 +20,20 @@ def freeze(part, frozen=True):
     for parameter in [part] if isinstance(part, Parameter) else part.parameters().values():
         parameter.requires_grad = not frozen
         parameter.grad = None
+
+
+@contextmanager
+def held(part):
+    """A block in which what is computed passes gradients through `part`, and none to it; those that
+    it has already, it keeps."""
+    free = [p for p in part.parameters().values() if p.requires_grad]
+    for parameter in free:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad = True
 
 
 def train_only(model, names):

@@ -7,6 +7,7 @@ resumed run goes on bitwise, and two evaluations differ by the network alone.
     runs/NAME/
       run.json          the settings it was started with, and what they became
       samples/          at each evaluation, what the network makes of the same noise
+      judge/            where --judge asks for it, what says how good that is; and quality.png
       step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
 """
 
@@ -33,6 +34,7 @@ from minifm.training import memory
 from minifm.training.captioned import CaptionConfig
 from minifm.training.config import TrainConfig
 from minifm.training.decoder import DecoderConfig, embeddings_of, there_already
+from minifm.training.judging import JudgeConfig, QualityCurve, drawn_places, require_judged
 from minifm.training.latents import LatentConfig, in_latents
 from minifm.training.objectives import Objective
 from minifm.training.rounds import Rounds
@@ -244,13 +246,14 @@ class PreparedDenoising:
 
 
 def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionConfig(),
-            decoding=DecoderConfig(), latents=LatentConfig(), shape=None, arch="unet",
-            initial=None, resume=False, force=False, ceiling=None, shown=True):
+            decoding=DecoderConfig(), latents=LatentConfig(), judging=JudgeConfig(), shape=None,
+            arch="unet", initial=None, resume=False, force=False, ceiling=None, shown=True):
     """The run in `directory`, new or (`resume`) taken up at its newest checkpoint.
 
     wanted    an ExamplesConfig
     config    a TrainConfig;  noise  a NoiseConfig
     captions  a CaptionConfig;  decoding  a DecoderConfig;  latents  a LatentConfig
+    judging   a JudgeConfig
     shape     {field: value} of the network's configuration; what the examples say is theirs
     arch      unet or dit
     initial   a model's directory or hub name to start from, in place of random weights
@@ -292,15 +295,25 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
         kind(learnt, examples.parts[part], noise, batch=config.batch, table=table,
              description=description, rng=Rng(config.seed).child("denoising", part))
         for kind, part in ((TrainingExamples, "training"), (HeldOutExamples, "held_out")))
-    say("measuring the memory that a step takes")
     shown_asks = asks_shown(examples, condition)
+    sketches, curve = Sketches(directory / SAMPLES, recipe, shown_asks, config.seed), None
+    if judging.judge:
+        require_judged(examples)
+        places = drawn_places(examples, judging.judge, Rng(config.seed).child("judged"))
+        curve = QualityCurve(directory, examples, asks_of(examples, places, condition), sketches,
+                             seed=config.seed)
+    say("measuring the memory that a step takes")
     trainer = Trainer(
         model, training, config, directory=directory, held_out=held_out, companion=recipe,
         objective=NoiseObjective(noise, config.recompute, table.keywords), shown=shown,
-        ceiling=ceiling, sketch=Sketches(directory / SAMPLES, recipe, shown_asks, config.seed))
+        ceiling=ceiling, sketch=curve.sketch if curve else sketches,
+        measure=curve and curve.measure, least=True)
+    if curve:
+        say("teaching a judge what the pictures are")
+        curve.teach()
     if resume:
         trainer.resume(force=force)
-    _write_run(directory, (wanted, noise, captions, decoding, latents), trainer, examples,
+    _write_run(directory, (wanted, noise, captions, decoding, latents, judging), trainer, examples,
                shown_asks if embedder is None else None)        # embeddings are long
     return PreparedDenoising(trainer, examples, recipe)
 
@@ -351,14 +364,20 @@ def asks_shown(examples, condition):
     """What snapshots are asked for: as many of each class; or captions or embeddings of examples
     that are held out, from everywhere among them."""
     held_out = examples.parts["held_out"]
-    places = [held_out[i * len(held_out) // SHOWN] for i in range(SHOWN)]
-    if isinstance(condition, Captions):
-        return [examples.captions[place] for place in places]
-    if isinstance(condition, Shown):
-        return condition.asked(examples.take(places))
+    if isinstance(condition, (Captions, Shown)):
+        places = [held_out[i * len(held_out) // SHOWN] for i in range(SHOWN)]
+        return asks_of(examples, places, condition)
     classes = condition.names if isinstance(condition, Classes) else (None,)
     return [classes[i * len(classes) // SHOWN] if len(classes) <= SHOWN else classes[i]
             for i in range(SHOWN)]
+
+
+def asks_of(examples, places, condition):
+    """What a network is asked for to make such as the examples at these places."""
+    if isinstance(condition, Shown):
+        return condition.asked(examples.take(places))
+    names = names_of(examples, condition)
+    return [names[place] for place in places]
 
 
 def shape_for(arch, recipe, shape=None):
@@ -459,10 +478,13 @@ class Sketches:
 
     def __call__(self, model, step):
         """Write step-N.png."""
-        made = Pipeline(model, self.recipe).sample(
-            self.asked, SampleConfig(steps=min(SHOWN_STEPS, self.recipe.scheduler.steps),
-                                     seed=self.seed))
-        self.recipe.kind.save(self.directory / f"step-{step:08d}.png", made)
+        self.recipe.kind.save(self.directory / f"step-{step:08d}.png",
+                              self.made(model, self.asked))
+
+    def made(self, model, asked):
+        """float32 [B, C, *space], one example for each that is asked for."""
+        config = SampleConfig(steps=min(SHOWN_STEPS, self.recipe.scheduler.steps), seed=self.seed)
+        return Pipeline(model, self.recipe).sample(asked, config)
 
 
 def _write_run(directory, configs, trainer, examples, asked):

@@ -46,7 +46,8 @@ class Trainer:
                its tokens do not make up the text, bits per byte are left out)
     companion  what else is saved with the model, by companion.save(directory), or None
     measure    measure(model) gives {name: score} for each evaluation, of which the first says how
-               good the model is, the more the better; default: the held-out loss says it
+               good the model is; default: the held-out loss says it
+    least      of that score, the less the better; else the more
     sketch     sketch(model, step) is called after each evaluation, with the weights evaluated
     settle     settle(model) is called before each checkpoint, with the weights that are saved: it
                gives model.config what follows from them
@@ -60,13 +61,13 @@ class Trainer:
     """
 
     def __init__(self, model, batches, config, *, directory, objective=None, held_out=None,
-                 tokenizer=None, lengths=None, companion=None, measure=None, sketch=None,
-                 settle=None, shown=True, draw=True, ceiling=None, check_memory=True):
+                 tokenizer=None, lengths=None, companion=None, measure=None, least=False,
+                 sketch=None, settle=None, shown=True, draw=True, ceiling=None, check_memory=True):
         self.model, self.batches, self.config = model, batches, config
         self.directory = Path(directory)
         self.objective = objective or CausalLanguageModel(config.recompute)
         self.held_out, self.tokenizer, self.companion = held_out, tokenizer, companion
-        self.measure, self.sketch, self.settle = measure, sketch, settle
+        self.measure, self.least, self.sketch, self.settle = measure, least, sketch, settle
         self.shown, self.draw = shown, draw
         first = batches.batch(0)
         if len(first[0]) != config.batch:
@@ -249,10 +250,10 @@ class Trainer:
     def _evaluate_and_log(self, bar):
         """Evaluate; returns whether this is the best so far (a loss that is not finite never)."""
         found = self.evaluate()
+        self.metrics.append({"step": self.step, **found})
         if self.sketch is not None:
             with self.judged():
                 self.sketch(self.model, self.step)
-        self.metrics.append({"step": self.step, **found})
         loss = found["held_out_loss"]
         if not math.isfinite(loss):
             bar.say(f"step {self.step}: the held-out loss is {loss}")
@@ -260,10 +261,16 @@ class Trainer:
         new = {"loss": loss, "step": self.step}
         if "scores" in found:
             new["score"] = next(iter(found["scores"].values()))
-        if self.best is None or _badness(new) < _badness(self.best):
+        if self.best is None or self._badness(new) < self._badness(self.best):
             self.best = new
             return True
         return False
+
+    def _badness(self, evaluation):
+        """What is least of the best evaluation."""
+        if self.measure is None:
+            return evaluation["loss"]
+        return evaluation["score"] if self.least else -evaluation["score"]
 
     def _bytes_of_tokens(self, lengths):
         """Bytes of text of each token, [V]; the end-of-text mark is none. None: not known."""
@@ -305,7 +312,8 @@ class Trainer:
     def resume(self, path=None, *, force=False):
         """Go on from the newest checkpoint of this run, or from the one at `path`.
 
-        With `force`, and other data, what was best by the old ones is no longer.
+        With `force`, and other data, what was best by the old ones is no longer; nor is it where
+        another measure says what is best.
 
         Raises ConfigError listing every difference between the checkpoint's run and this one
         (configuration, model, data), unless `force`; FormatError for damaged files.
@@ -327,7 +335,9 @@ class Trainer:
                 for line in checkpoint.differences(state[part], own[part], free)])
         checkpoint.read_weights(path, self.model, self.optimizer, state["updates"])
         self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
-        self.best = state["best"] if own["data"] == state["data"] else None
+        same = own["data"] == state["data"] and state["best"] is not None \
+            and ("score" in state["best"]) == (self.measure is not None)
+        self.best = state["best"] if same else None
         self._enter(path)
 
     def _enter(self, path):
@@ -387,8 +397,3 @@ def computed_part(model, objective, batch):
     # backward pass of the loss computes again, count once.
     counted = counter.total - counter.flops["LinearCrossEntropy", "forward"]
     return counted / max(objective.flops(model, row), 1)
-
-
-def _badness(evaluation):
-    """What is least of the best evaluation."""
-    return -evaluation["score"] if "score" in evaluation else evaluation["loss"]
