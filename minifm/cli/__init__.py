@@ -20,6 +20,7 @@ VERBS = {
     "prompt": "ask a model by a few solved examples in its prompt, and score its answers",
     "quantize": "store a model in low precision, and say what that changes",
     "dataset": "write text tasks and what baselines reach, or pictures, sounds, films, solids",
+    "compare": "a diffusion model beside an autoencoder, a VAE and a GAN on the same pictures",
     "demo": "train a small GPT on Python's own source, a UNet on digits, and look at the results",
     "plan": "what training a published model takes: operations, memory, devices, time, cost",
     "scaling": "train many small models, and learn how to spend a larger budget",

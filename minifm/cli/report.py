@@ -5,7 +5,7 @@ import html
 import lzma
 from dataclasses import dataclass
 
-PAGE = """\
+HEAD = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -35,6 +35,8 @@ PAGE = """\
 </style>
 <h1>{title}</h1>
 <p class="lead">{lead}</p>
+"""
+PAGE = HEAD + """\
 <h2>Held-out bits per byte</h2>
 <p>On {documents} documents ({size}) that training never saw. Lower is better: it is the size to
 which each could compress the text, counted in bits for each byte.</p>

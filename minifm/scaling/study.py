@@ -33,7 +33,7 @@ from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import CausalLanguageModel
 from minifm.training.pretrain import TextConfig, choose_tokenizer
-from minifm.training.report import Metrics
+from minifm.training.report import Metrics, seconds_of
 from minifm.training.timing import measured_step
 from minifm.training.trainer import Trainer
 
@@ -126,16 +126,6 @@ class Study:
         directory = self.directory / "cells" / cell.name
         checkpoint.prune(directory, keep=0, best=None)
         (directory / "last").unlink(missing_ok=True)
-
-
-def seconds_of(lines):
-    """Seconds of all steps, from the lines of metrics.jsonl: their tokens by their speed."""
-    seconds = before = 0
-    for line in lines:
-        if "tokens_per_second" in line:
-            seconds += (line["tokens"] - before) / line["tokens_per_second"]
-            before = line["tokens"]
-    return seconds
 
 
 # -- beginning and going on ----------------------------------------------------------------------

@@ -124,6 +124,16 @@ class Speed:
         return found
 
 
+def seconds_of(lines, reads="token"):
+    """Seconds of all steps, from the lines of metrics.jsonl: what was read, by its speed."""
+    seconds = before = 0
+    for line in lines:
+        if f"{reads}s_per_second" in line:
+            seconds += (line[f"{reads}s"] - before) / line[f"{reads}s_per_second"]
+            before = line[f"{reads}s"]
+    return seconds
+
+
 def plot_losses(lines, path, scale="nats"):
     """Draw the training and held-out loss of `lines`, in `scale`, over the steps, as a PNG.
 
