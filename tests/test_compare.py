@@ -98,6 +98,11 @@ def test_pictures_are_made_of_the_gaussian_of_their_class():
     made = contestants.Fitted(model, still, np.array([1, 0, 1]), 0).make()
     z = gaussians.mean[[1, 0, 1]].astype(np.float32).reshape(3, 1, 4, 4)
     np.testing.assert_allclose(made, model.decode(z).numpy(), atol=1e-6)
+    noise = mf.Rng(0).child("sample").host_normal((3, 16), np.float64)
+    z = [gaussians.mean[k] + gaussians.spread[k] @ noise[i] for i, k in enumerate((1, 0, 1))]
+    expected = model.decode(np.float32(z).reshape(3, 1, 4, 4)).numpy()
+    made = contestants.Fitted(model, gaussians, np.array([1, 0, 1]), 0).make()
+    np.testing.assert_allclose(made, expected, atol=1e-5)
     labels = np.zeros(300, int)
     makers = (contestants.Fitted(model, gaussians, labels, 0),
               contestants.Drawn(model, (1, 4, 4), labels, 0))

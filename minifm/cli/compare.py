@@ -164,14 +164,14 @@ def draw(found, directory):
 def write_page(found, directory, drawn):
     """report.html."""
     rows, body = rows_of(found), []
-    body.append("<h2>What is measured</h2>\n<table>")
+    body.append('<h2>What is measured</h2>\n<div style="overflow-x: auto"><table>')
     names = list(cells(*rows[0]))
     body.append("<tr><th></th>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>")
     for row, line in rows:
         ours = ' class="ours"' if row["name"] == "diffusion" else ""
         body.append(f"<tr{ours}><th>{html.escape(row['name'])}</th>" + "".join(
             f"<td>{text}</td>" for text in cells(row, line).values()) + "</tr>")
-    body.append("</table>")
+    body.append("</table></div>")
     body.append(NOTES.format(
         training=found["training"], accuracy=found["judge_accuracy"], held_out=found["held_out"],
         size=found["size"], judge=html.escape(found["recognised_by"]),
