@@ -16,8 +16,10 @@ from minifm.diffusion.scheduler import Scheduler
 from minifm.errors import ConfigError, FormatError
 from minifm.generation.diffusion import Known, Pipeline, Recipe, SampleConfig
 from minifm.hub import load_scheduler
+from minifm.hub.locate import DOWNLOADED
 from minifm.media import PICTURE, SOUND, Examples
 from minifm.models import AutoencoderConfig, AutoencoderKL, Composite, UNet, UNetConfig
+from minifm.nn import trainable
 from minifm.tensor import no_grad
 from minifm.training import denoising
 from minifm.training.captioned import CaptionConfig
@@ -174,6 +176,7 @@ def test_a_run_in_latents_resumes_bitwise_and_leaves_the_autoencoder(tmp_path, a
     trainer.train()
     for name, p in whole.model.parameters().items():
         assert trainer.model.parameters()[name].numpy().tobytes() == p.numpy().tobytes(), name
+    assert not trainable(trainer.model.autoencoder) and trainable(trainer.model.network)
     before = hub.load_model(autoencoder).parameters()
     for name, p in hub.load_model(tmp_path / "run" / "last").autoencoder.parameters().items():
         np.testing.assert_array_equal(p.numpy(), before[name].numpy())
@@ -232,8 +235,10 @@ def test_a_start_and_a_strip_go_through_the_latents(tmp_path, capsys):
     x0 = np.asarray(mf.Rng(6).uniform((2, 1, 8, 8)) * 1.8 - 0.9, np.float32)
     strip = pipeline.strip(x0, [None] * 2, SampleConfig(steps=4), frames=3)
     assert strip.shape == (2, 5, 1, 8, 8)
-    back = pipeline.space.outward(pipeline.space.inward(x0, 1), 2)
-    np.testing.assert_allclose(strip[:, 0], back, atol=1e-5)
+    coder, latents = pipeline.network.autoencoder, pipeline.space.inward(x0, 1)
+    np.testing.assert_allclose(latents, (coder.encode(mf.Tensor(x0)).mean.numpy() - 0.1) * 0.7,
+                               atol=1e-5)
+    np.testing.assert_allclose(strip[:, 0], coder(mf.Tensor(x0)).numpy(), atol=1e-5)
     pytest.importorskip("PIL")
     place = tmp_path / "model"
     place.mkdir()
@@ -278,3 +283,10 @@ def test_a_dit_learns_latents_of_classes(tmp_path, autoencoder):
     begun = run_in(tmp_path / "more", None, arch="dit", shape={},
                    initial=tmp_path / "run" / "last").trainer
     assert begun.batches.batch(0)[0].shape == (6, 2, 4, 4)
+
+
+def test_of_a_pipeline_on_the_hub_all_is_downloaded_that_is_read():
+    from fnmatch import fnmatch
+    files = [str(file.relative_to(PUBLISHED)) for file in PUBLISHED.rglob("*") if file.is_file()]
+    for file in [*files, "tokenizer/tokenizer.json", "unet/diffusion_pytorch_model.bin"]:
+        assert any(fnmatch(file, pattern) for pattern in DOWNLOADED) == (not file.endswith(".bin"))

@@ -15,7 +15,11 @@ ADAPTER_BASE = "adapter_base.json"  # and which weights it has learnt over
 DOWNLOADED = ["config.json", "generation_config.json", "preprocessor_config.json", ADAPTER,
               ADAPTER_BASE, "*.safetensors", "*.safetensors.index.json", *VOCABULARIES,
               "merges.txt", "tokenizer_config.json",
-              "chat_template.jinja", "additional_chat_templates/*.jinja"]
+              "chat_template.jinja", "additional_chat_templates/*.jinja",
+              # … and of a pipeline's parts, each in a folder (pipelines.py)
+              "model_index.json", "*/config.json", "scheduler/scheduler_config.json",
+              *(f"tokenizer/{name}" for name in (*VOCABULARIES, "merges.txt",
+                                                 "tokenizer_config.json"))]
 PATIENCE = 10               # seconds for the hub to answer at all
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 
