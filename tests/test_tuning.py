@@ -13,16 +13,19 @@ from networks import randomised
 
 import minifm as mf
 from minifm import cli, hub
+from minifm.atomic import write_json
+from minifm.cli.sample import labels_of, learnt_from
 from minifm.diffusion.scheduler import Scheduler
 from minifm.errors import ConfigError, FormatError
+from minifm.evaluation.made import resembling
 from minifm.generation.diffusion import Pipeline, Recipe, SampleConfig
 from minifm.media import PICTURE, Examples
 from minifm.media.drawing import write_png
-from minifm.models import Composite, DiTConfig, UNetConfig, network_of
+from minifm.models import Composite, DiTConfig, UNetConfig
 from minifm.models.classes import class_tables, with_class
 from minifm.models.clip import TextTower, TextTowerConfig
 from minifm.text.captions import caption_tokenizer
-from minifm.training import denoising, trainer, tuning
+from minifm.training import denoising, tuning
 from minifm.training.concept import ConceptConfig
 from minifm.training.denoising import ExamplesConfig
 from minifm.training.tuning import TuneConfig, TuneStepsConfig
@@ -34,6 +37,7 @@ SCHEDULER = Scheduler(objective="epsilon", noise="linear", steps=50, spacing="tr
 STEPS = {"steps": 4, "batch": 4, "warmup": 1, "average": 0.5, "evaluate_every": 2, "save_every": 2,
          "seed": 3}
 CONCEPT = ConceptConfig(concept="new", prior=10)
+LORA = TuneConfig(method="lora")
 
 
 def examples(N=14, classes=3, captions=False):
@@ -53,7 +57,7 @@ def data(monkeypatch):
     are not drawn."""
     monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "SHOWN", 4)
-    monkeypatch.setattr(trainer, "plot_losses", lambda *given: True)
+    monkeypatch.setattr("minifm.training.trainer.plot_losses", lambda *given: True)
     monkeypatch.setattr("minifm.training.concept.PRIOR_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 
@@ -121,13 +125,10 @@ def test_a_class_more_leaves_the_others_and_none_as_they_were(config):
 # -- the run ---------------------------------------------------------------------------------------
 
 
-KINDS = [(UNET, {}), (DIT, {}), (UNET, {"concept": CONCEPT})]
-LORA = TuneConfig(method="lora")
-
-
-@pytest.mark.parametrize("config, more", KINDS)
-@pytest.mark.parametrize("tune", [TuneConfig(), LORA])
-def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path, config, more, tune):
+@pytest.mark.parametrize("config, tune, more", [
+    (UNET, TuneConfig(), {}), (DIT, LORA, {}), (UNET, TuneConfig(), {"concept": CONCEPT}),
+    (DIT, LORA, {"concept": CONCEPT})])
+def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path, config, tune, more):
     base = saved(tmp_path / "base", config)
     whole = run_in(tmp_path / "whole", base, tune, **more).trainer
     whole.train()
@@ -138,33 +139,31 @@ def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path, config, more, tun
     assert everything(second) == everything(whole)
 
 
-@pytest.mark.parametrize("tune", [TuneConfig(train_encoder=True), LORA])
-def test_a_model_of_captions_resumes_and_loads(tmp_path, monkeypatch, tune):
+CAPTION = ConceptConfig(concept="new", prompt="a new one", prior=10, prior_prompts=("a a", "a b"))
+
+
+@pytest.mark.parametrize("tune, more", [(TuneConfig(train_encoder=True), {}),
+                                        (LORA, {"concept": CAPTION})])
+def test_a_model_of_captions_resumes_and_loads(tmp_path, monkeypatch, tune, more):
     monkeypatch.setattr(denoising, "open_examples",
                         lambda wanted, say: examples(captions=True, classes=0))
     base = captioned(tmp_path / "base")
     before = numbers(Pipeline.load(base).network)
-    concept = ConceptConfig(concept="new", prompt="a new one", prior=10,
-                            prior_prompts=("a a", "a b"))
-    for more in ({}, {"concept": concept}):
-        run = tmp_path / f"run{len(more)}"
-        whole = run_in(run / "whole", base, tune, **more).trainer
-        whole.train()
-        run_in(run / "parts", base, tune, **more).trainer.train(until=3)
-        second = run_in(run / "parts", base, tune, resume=True, **more).trainer
-        second.train()
-        assert everything(second) == everything(whole)
-        found = Pipeline.load(run / "whole" / "last")
-        moved = changed(before, numbers(found.network))
-        encoders = {name for name in before if name.startswith("encoder.")}
-        assert moved == (set() if tune is LORA else set(before) - (
-            encoders - {name for name in moved if name in encoders}))
-        assert bool(moved & encoders) == tune.train_encoder
-        made = found.sample(["a new one", "a a", None], SampleConfig(steps=2))
-        with whole.judged():
-            expected = Pipeline(whole.model, found.recipe).sample(
-                ["a new one", "a a", None], SampleConfig(steps=2))
-        np.testing.assert_array_equal(made, expected)
+    whole = run_in(tmp_path / "whole", base, tune, **more).trainer
+    whole.train()
+    run_in(tmp_path / "parts", base, tune, **more).trainer.train(until=3)
+    second = run_in(tmp_path / "parts", base, tune, resume=True, **more).trainer
+    second.train()
+    assert everything(second) == everything(whole)
+    found, how = Pipeline.load(tmp_path / "whole" / "last"), SampleConfig(steps=2)
+    moved = changed(before, numbers(found.network))
+    encoders = {name for name in before if name.startswith("encoder.")}
+    assert moved - encoders == (set() if tune is LORA else set(before) - encoders)
+    assert bool(moved & encoders) == tune.train_encoder
+    made = found.sample(["a new one", "a a", None], how)
+    with whole.judged():
+        expected = Pipeline(whole.model, found.recipe).sample(["a new one", "a a", None], how)
+    np.testing.assert_array_equal(made, expected)
 
 
 @pytest.mark.parametrize("config, tune, more, expected", [
@@ -179,7 +178,7 @@ def test_a_model_of_captions_resumes_and_loads(tmp_path, monkeypatch, tune):
     (DIT, LORA, {"concept": CONCEPT, "adapter": {"targets": ("modulate",)}},
      lambda name: name == "embedder.labels.weight" or ".modulate.adapter." in f".{name}")])
 def test_only_those_weights_change_that_should(tmp_path, config, tune, more, expected):
-    run = run_in(tmp_path / "run", saved(tmp_path / "base", config), tune, **more).trainer
+    trainer = run_in(tmp_path / "run", saved(tmp_path / "base", config), tune, **more).trainer
     before = numbers(trainer.model)
     trainer.train()
     assert changed(before, numbers(trainer.model)) == {name for name in before if expected(name)}
@@ -189,7 +188,7 @@ def test_only_those_weights_change_that_should(tmp_path, config, tune, more, exp
 @pytest.mark.parametrize("more", [{}, {"concept": CONCEPT}])
 def test_adapters_are_found_with_their_base_and_merge_into_it(tmp_path, capsys, config, more):
     base = saved(tmp_path / "base", config)
-    run = run_in(tmp_path / "run", base, LORA, {"average": 0.0}, **more).trainer
+    trainer = run_in(tmp_path / "run", base, LORA, {"average": 0.0}, **more).trainer
     trainer.train()
     asked, how = ["a", "new" if more else "b", None], SampleConfig(steps=3)
     found = Pipeline.load(tmp_path / "run" / "last")
@@ -303,6 +302,30 @@ def test_a_model_without_names_is_taught_none(tmp_path):
         run_in(tmp_path / "run", base, concept=CONCEPT)
     with pytest.raises(ConfigError, match="prior_prompts: expected what the model is to keep"):
         run_in(tmp_path / "run", captioned(tmp_path / "text"), concept=CONCEPT)
+
+
+def test_what_was_taught_is_checked_beside_what_was_known(tmp_path, capsys, monkeypatch):
+    base = saved(tmp_path / "base")
+    write_json({"verb": "pretrain", "settings": {"data": "noise"}}, base / "run.json")
+    run = tmp_path / "run"
+    run_in(run, base, TuneConfig(examples=5), concept=CONCEPT).trainer.train()
+    pipeline = Pipeline.load(run / "last")
+    found = learnt_from(run, pipeline)
+    assert found.classes == ("a", "b", "c", "new") and found.count == 28
+    own = found.labels == 3
+    assert own.sum() == 14 and not own[:14].any()
+    assert {part: int(own[places].sum()) for part, places in found.parts.items()} \
+        == {"training": 5, "held_out": 4}
+    data = examples()
+    real = data.take(data.parts["held_out"])
+    alike = resembling(replace(found, labels=np.where(own, 3, 0)), real, np.full(4, 0))
+    assert alike.by_class == {"a": 1.0}             # of equals, the first is the nearest
+    words = ["sample", str(run), "--steps", "2", "--check", "--count", "8", "--out"]
+    assert cli.main([*words, str(tmp_path / "a.npy")]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "by the nearest held-out example" in said and "new: " in said
+    with pytest.raises(ConfigError, match="the data have no examples of none of these"):
+        labels_of(["a", "none of these"], found)
 
 
 # -- what does not fit -----------------------------------------------------------------------------

@@ -12,8 +12,10 @@ MARKS = "scheduler_config.json", "model_index.json"     # files that only diffus
 
 def is_meant(argv):
     """Whether a word of the command line, or `model` in its file of settings, is a diffusion model,
-    or a run of one."""
+    or a run of one; or what is asked for is of these alone."""
     words, previous = [], None
+    if "--concept" in argv:
+        return True
     for word in argv:
         if previous == "--config":
             try:

@@ -109,6 +109,18 @@ def pupil(pipeline, concept):
     return Pipeline(grown, replace(pipeline.recipe, classes=classes), pipeline.place)
 
 
+def beside(old, new, name):
+    """The Examples `old`, of classes, and the `new` ones, which are all of one class more, called
+    `name`; each on its side."""
+    first, N = old.take(np.arange(old.count)), old.count
+    return replace(
+        old, values=np.concatenate([first, new.take(np.arange(new.count))]), captions=None,
+        labels=np.concatenate([old.labels, np.full(new.count, len(old.classes), np.int32)]),
+        classes=(*old.classes, name),
+        parts={part: np.concatenate([old.parts[part], N + new.parts[part]]) for part in old.parts},
+        description=old.description | {"concept": name})
+
+
 def prior_asks(pipeline, concept):
     """[what each prior example is made of]: a class or a prompt."""
     if not concept.keeps:

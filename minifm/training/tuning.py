@@ -223,20 +223,8 @@ def lesson_of(base, wanted, tune, concept, config, say, kept):
     if concept.concept is not None:
         concept.require(base)
     rows = concept.rows(config.batch)
-    examples = fitting(base, wanted, say)
-    asked = asked_of(base, examples, concept, wanted.data)
+    examples, asked = sides(base, wanted, tune, config.seed, say, concept)
     training, held_out = (examples.parts[part] for part in ("training", "held_out"))
-    if tune.held_out_data is not None:
-        other = fitting(base, replace(wanted, data=tune.held_out_data), say)
-        asked = asked + asked_of(base, other, concept, tune.held_out_data)
-        training, held_out = np.arange(examples.count), examples.count + np.arange(other.count)
-        examples = joined(examples, other.take(np.arange(other.count)),
-                          other.description["sha256"])
-    training = chosen_of(training, tune.examples, config.seed)
-    for name, places in (("training", training), ("held-out", held_out)):
-        if not len(places):
-            raise ConfigError(f"data: {wanted.data} has no {name} examples (--held-out-data names "
-                              "some to evaluate on)")
     new, groups, prior = examples.count, [(training, rows[0])], None
     learner = base if concept.concept is None else pupil(base, concept)
     if concept.keeps:
@@ -247,6 +235,30 @@ def lesson_of(base, wanted, tune, concept, config, say, kept):
         groups.append((places[len(prior) // HELD_OUT :], rows[1]))
         held_out = np.concatenate([held_out, places[: len(prior) // HELD_OUT]])
     return learner, Lesson(examples, asked, groups, held_out, new), prior
+
+
+def sides(base, wanted, tune, seed, say, concept=None):
+    """(the Examples that are learnt from, and those to evaluate on, as their parts say; what the
+    network is told of each, where a ConceptConfig is given)."""
+    def opened(data):
+        found = fitting(base, replace(wanted, data=data), say)
+        return found, concept and asked_of(base, found, concept, data)
+
+    examples, asked = opened(wanted.data)
+    parts = examples.parts
+    if tune.held_out_data is not None:
+        other, more = opened(tune.held_out_data)
+        parts = {"training": np.arange(examples.count),
+                 "held_out": examples.count + np.arange(other.count)}
+        asked = concept and asked + more
+        examples = joined(examples, other.take(np.arange(other.count)),
+                          other.description["sha256"])
+    parts = parts | {"training": chosen_of(parts["training"], tune.examples, seed)}
+    for name, places in parts.items():
+        if not len(places):
+            raise ConfigError(f"data: {wanted.data} has no {name.replace('_', '-')} examples "
+                              "(--held-out-data names some to evaluate on)")
+    return replace(examples, parts=parts), asked
 
 
 def _prior(base, concept, seed, say, kept):
