@@ -21,7 +21,13 @@ from minifm.evaluation.made import resembling
 from minifm.generation.diffusion import Pipeline, Recipe, SampleConfig
 from minifm.media import PICTURE, Examples
 from minifm.media.drawing import write_png
-from minifm.models import Composite, DiTConfig, UNetConfig
+from minifm.models import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    Composite,
+    DiTConfig,
+    UNetConfig,
+)
 from minifm.models.classes import class_tables, with_class
 from minifm.models.clip import TextTower, TextTowerConfig
 from minifm.text.captions import caption_tokenizer
@@ -164,6 +170,28 @@ def test_a_model_of_captions_resumes_and_loads(tmp_path, monkeypatch, tune, more
     with whole.judged():
         expected = Pipeline(whole.model, found.recipe).sample(["a new one", "a a", None], how)
     np.testing.assert_array_equal(made, expected)
+
+
+def test_a_network_in_latents_is_taught_there(tmp_path, monkeypatch):
+    data = replace(examples(), values=np.repeat(np.repeat(examples().values, 2, 2), 2, 3))
+    monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: data)
+    shape = AutoencoderConfig(inputs=1, outputs=1, size=8, widths=(4, 8), layers=1, latents=2,
+                              groups=2)
+    pictures = randomised(AutoencoderKL(shape, mf.Rng(1)))
+    config = replace(UNET, inputs=2, outputs=2)
+    base = tmp_path / "base"
+    base.mkdir()
+    hub.save_model(Composite(randomised(config.model(config, mf.Rng(0))), None, pictures), base)
+    Recipe(SCHEDULER, PICTURE, (1, 8, 8), ("a", "b", "c")).save(base)
+    trainer = run_in(tmp_path / "run", base, LORA, concept=CONCEPT).trainer
+    assert trainer.batches.batch(0)[0].shape == (4, 2, 4, 4)
+    before = numbers(trainer.model)
+    trainer.train()
+    moved = changed(before, numbers(trainer.model))
+    assert moved == {name for name in before if name == "network.labels.weight"
+                     or ".adapter." in name}
+    made = Pipeline.load(tmp_path / "run" / "last").sample(["new"], SampleConfig(steps=2))
+    assert made.shape == (1, 1, 8, 8)
 
 
 @pytest.mark.parametrize("config, tune, more, expected", [

@@ -94,7 +94,7 @@ def write(args, model, recipe):
     from minifm.models import network_of
     from minifm.nn import merge_adapters
     network = network_of(model)
-    x, t, told = noisy(network.config)
+    x, t, told = noisy(network)
     with atomic_directory(args.out) as aside:
         change = merge_adapters(network, x, t, **told)
         save_model(model, aside)
@@ -104,16 +104,16 @@ def write(args, model, recipe):
     print(f"  predictions change by at most {change:.2g} (rounding), over {x.data.size:,} numbers")
 
 
-def noisy(config):
-    """(x [4, C, *space], t [4], {what else it is told}) for a network of this configuration to
-    read, the same every time."""
+def noisy(network):
+    """(x [4, C, *space], t [4], {what else it is told}) for a network to read, the same
+    every time."""
     import numpy as np
 
     from minifm.generation.condition import no_label
     from minifm.generation.diffusion import made_by
     from minifm.rng import Rng
     from minifm.tensor import Tensor
-    rng, (C, space, _) = Rng(0), made_by(config)
+    config, rng, (C, space, _) = network.config, Rng(0), made_by(network)
     told = {} if no_label(config) is None else {"labels": np.zeros(4, int)}
     for name, shape in (("memory", (4, 8)), ("vector", (4,))):
         width = getattr(config, f"{name}_width", None)

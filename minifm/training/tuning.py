@@ -40,6 +40,7 @@ from minifm.training.denoising import (
     table_read,
 )
 from minifm.training.finetune import name_of_base
+from minifm.training.latents import in_latents
 from minifm.training.pretrain import require_plain_weights
 from minifm.training.rounds import Rounds
 from minifm.training.run import (
@@ -173,9 +174,13 @@ def prepare(directory, model, wanted, tune=TuneConfig(), config=(), *, steps=Tun
                "description": condition.description | {
                    "concept": concept.concept, "scheduler": asdict(recipe.scheduler)}}
     rng = Rng(config.seed).child("tuning")
-    training = GroupedExamples(lesson.examples, lesson.groups, steps, rng=rng.child("training"),
+    learnt = in_latents(lesson.examples, network, say)
+    if steps.flip and learnt is not lesson.examples:
+        raise ConfigError("flip: latents of a mirrored picture are no mirrored latents; leave it "
+                          "out")
+    training = GroupedExamples(learnt, lesson.groups, steps, rng=rng.child("training"),
                                **options)
-    held_out = HeldOutExamples(lesson.examples, lesson.held_out, steps, rng=rng.child("held out"),
+    held_out = HeldOutExamples(learnt, lesson.held_out, steps, rng=rng.child("held out"),
                                **options)
     say("measuring the memory that a step takes")
     asked = shown_asks(lesson, condition, concept)
@@ -355,6 +360,9 @@ def shown_asks(lesson, condition, concept):
 def require_trainable(base, name, tune):
     """Raise ConfigError for a model that is not trained here, or not so."""
     network = network_of(base.network)
+    if base.recipe.embedder is not None:
+        raise ConfigError(f"{name}: {base.condition.said('its network')}, which finetune does not "
+                          "teach; pretrain --init goes on with them")
     require_plain_weights(network, name)
     if network.config.outputs != network.config.inputs:
         raise ConfigError(f"{name}: its network makes {network.config.outputs} channels of "
