@@ -262,14 +262,14 @@ def examples_summary(prepared):
     if recipe.embedder is not None:
         classes += f", as {recipe.embedder.place} sees them"
     after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    noise = objective.config
     return in_lines({
         "examples": f"{examples.description['name']}: {plural(examples.count, recipe.kind.name)} "
                     f"of {' × '.join(map(str, space))}, {plural(C, 'channel')}{classes}; "
                     f"{len(examples.parts['held_out']):,} of them held out",
         "model": f"{model_summary(trainer.model)}; "
                  f"{flops / 1e6:,.0f} MFLOP to train on an example",
-        "learning": f"{objective.name}: predicts {noise.predict} under {noise.schedule} noise; its "
+        "learning": f"{objective.name}: predicts {recipe.scheduler.objective} under "
+                    f"{recipe.scheduler.noise} noise; its "
                     f"loss is the {objective.scale} of a {objective.unit}",
         "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'example')}, "
                     f"{config.steps * config.batch / training:.1f} times through them",

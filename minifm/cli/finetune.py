@@ -1,4 +1,5 @@
-"""`minifm finetune`: labelled examples in, a model that has learnt their task out."""
+"""`minifm finetune`: labelled examples in, a model that has learnt their task out; of a diffusion
+model (tuning.py), examples in, a model that makes such ones out."""
 
 import math
 import sys
@@ -18,11 +19,17 @@ example:
   minifm finetune FacebookAI/roberta-base --task qa --data train.json --held-out-data dev.json \\
     --length 384 --out runs/squad
   minifm finetune --resume --out runs/ner
+  minifm finetune runs/digits --data photographs/ --method lora --out runs/tuned
+  minifm finetune runs/digits --concept sigma --data five/ --out runs/sigma
 """
 
 
 def arguments(parser, argv):
+    from minifm.cli import tuning
     from minifm.training.finetune import MethodConfig, TaskConfig
+    parser.set_defaults(diffusion=tuning.is_meant(argv[1:]))
+    if parser.get_default("diffusion"):
+        return tuning.arguments(parser)
     parser.usage = "minifm finetune MODEL --out DIRECTORY --data SOURCE ... [options]"
     parser.add_argument("model", nargs="?", help="the model to start from, a directory or a name "
                                                  "on the hub")
@@ -41,7 +48,10 @@ def arguments(parser, argv):
 
 def run(args):
     from minifm.backends.ceilings import flop_ceiling
+    from minifm.cli import tuning
     from minifm.cli.pretrain import trained
+    if args.diffusion:
+        return tuning.run(args, said_in_all)
     from minifm.training.finetune import (
         MethodConfig,
         TaskConfig,

@@ -69,7 +69,7 @@ def run(args):
     config = build(SampleConfig, vars(args))
     pipeline = Pipeline.load(directory_of(args.model), config.sampler)
     refuse(args, pipeline, pipeline.scheduler(config).sampler)
-    examples = learnt_from(args.model) if args.check else None
+    examples = learnt_from(args.model, pipeline) if args.check else None
     asked = asked_of(args, pipeline, examples)
     told = asked if pipeline.recipe.embedder is None else \
         embeddings_of(args, pipeline, config, asked)
@@ -90,7 +90,7 @@ def run(args):
     if args.check and pipeline.condition.flag == "prompt":
         check_captions(examples, made, asked)
     elif args.check:
-        check(examples, made, pipeline.condition.told(asked)["labels"])
+        check(examples, made, labels_of(asked, examples))
 
 
 def directory_of(model):
@@ -253,31 +253,62 @@ def write_animation(path, kind, states):
     drawing.write_gif(path, frames, [drawing.FRAME] * (len(frames) - 1) + [STILL])
 
 
-def learnt_from(model):
-    """The Examples of the run that the model is of. Raises ConfigError where it is of none."""
-    from minifm.cli.arguments import part_of
-    from minifm.training.denoising import ExamplesConfig, open_examples
+def learnt_from(model, pipeline):
+    """The Examples of the run that the model, a Pipeline, is of; with a new class those of the
+    model that it was taught beside. Raises ConfigError where it is of none."""
+    from minifm.training.concept import beside
+    from minifm.training.denoising import ExamplesConfig
     from minifm.training.run import read_settings
+    from minifm.training.tuning import TuneConfig, fitting, sides
     places = Path(model).expanduser(), Path(model).expanduser().parent
     place = next((place for place in places if (place / "run.json").exists()), None)
     if place is None:
-        raise ConfigError(f"check: {model} lies in no run of pretrain, whose data are needed")
-    settings = read_settings(place, "pretrain")
-    return open_examples(ExamplesConfig(**part_of(ExamplesConfig, settings)),
-                         lambda line: print(line, file=sys.stderr))
+        raise ConfigError(f"check: {model} lies in no run of pretrain or finetune, whose data are "
+                          "needed")
+    settings = read_settings(place)
+    wanted = build(ExamplesConfig, settings)
+    say = lambda line: print(line, file=sys.stderr)     # noqa: E731
+    if "model" not in settings:
+        return fitting(pipeline, wanted, say)
+    examples, _ = sides(pipeline, wanted, build(TuneConfig, settings), settings["seed"], say)
+    if settings["concept"] is None:
+        return examples
+    if pipeline.condition.flag != "classes":
+        raise ConfigError("check: there is no reader of a concept in captions")
+    return beside(learnt_from(settings["model"], pipeline), examples, settings["concept"])
+
+
+def labels_of(asked, examples):
+    """The places [N] of the classes asked for among those of the Examples; raises ConfigError for
+    one that they have none of."""
+    unknown = [name for name in asked if name not in examples.classes]
+    if unknown:
+        raise ConfigError(f"check: the data have no examples of {listed(dict.fromkeys(unknown))}; "
+                          "choose others by --classes")
+    return np.array([examples.classes.index(name) for name in asked])
 
 
 def check(examples, made, labels):
     """Print what evaluation/made.py finds."""
-    from minifm.evaluation.made import distances, recognised
+    from minifm.evaluation.made import distances, recognised, resembling
     found, far = recognised(examples, made, labels), distances(examples, made)
     print(f"recognised  {found.made:.1%} of those made as the class asked for ({found.real:.1%} of "
           f"real held-out examples) by {found.judge}")
-    print("            " + ", ".join(f"{name}: {part:.0%}"
-                                     for name, part in found.by_class.items()))
+    tell_classes(found)
+    if "concept" in examples.description:
+        alike = resembling(examples, made, labels)
+        print(f"alike       {alike.made:.1%} of those made as the class asked for "
+              f"({alike.real:.1%} of the training examples) by {alike.judge}")
+        tell_classes(alike)
     if found.manner is not None:
         print(f"            {found.manner:.1%} in one of the manners that there are")
     tell_distances(far)
+
+
+def tell_classes(found):
+    """Print what is Recognised of each class."""
+    print("            " + ", ".join(f"{name}: {part:.0%}"
+                                     for name, part in found.by_class.items()))
 
 
 def check_captions(examples, made, captions):

@@ -84,6 +84,21 @@ def recognised(examples, made, labels):
         float(np.mean([manner is not None for manner in manners])))
 
 
+def resembling(examples, made, labels):
+    """Recognised by what is like it: a thing is of the class that the nearest held-out example has.
+    Of a class that few examples are learnt from, a classifier has learnt too little to judge; of
+    these, none is known to the judge. The real ones that it is tried on are the training examples.
+    """
+    training, held_out = (examples.parts[part] for part in ("training", "held_out"))
+    others = rows(examples.take(held_out))
+    seen, real = (examples.labels[held_out][which_nearest(rows(x), others)]
+                  for x in (made, examples.take(training)))
+    return Recognised(
+        float(np.mean(real == examples.labels[training])), float(np.mean(seen == labels)),
+        {examples.classes[label]: float(np.mean(seen[labels == label] == label))
+         for label in np.unique(labels)}, "the nearest held-out example")
+
+
 def named(found, examples):
     """The labels [N] of the things in [(thing, manner)]; -1 for none."""
     return np.array([examples.classes.index(thing) if thing in examples.classes else -1
@@ -117,10 +132,13 @@ def rows(x):
 
 
 def nearest(x, others, at_once=256):
-    """The distance from each row of x [N, D] to the nearest of `others` [M, D]: [N]. Which one that
-    is, is found by |b|² - 2 a·b, and how far, by the difference itself: it is 0 for a copy."""
-    squares, found = (others ** 2).sum(-1), []
-    for part in np.array_split(x, -(-len(x) // at_once)):
-        winners = others[(squares - 2 * part @ others.T).argmin(1)]
-        found.append(np.sqrt(((part - winners) ** 2).mean(-1)))
-    return np.concatenate(found)
+    """The distance from each row of x [N, D] to the nearest of `others` [M, D]: [N]. It is 0 for a
+    copy."""
+    return np.sqrt(((x - others[which_nearest(x, others, at_once)]) ** 2).mean(-1))
+
+
+def which_nearest(x, others, at_once=256):
+    """Which of `others` [M, D] is nearest to each row of x [N, D]: int64 [N], by |b|² - 2 a·b."""
+    squares = (others ** 2).sum(-1)
+    return np.concatenate([(squares - 2 * part @ others.T).argmin(1)
+                           for part in np.array_split(x, -(-len(x) // at_once))])

@@ -28,7 +28,7 @@ from minifm.errors import ConfigError, FormatError
 from minifm.generation.clip import Embedder, Shown
 from minifm.generation.condition import condition_of, encoded
 from minifm.hub import load_model, load_scheduler, save_scheduler
-from minifm.hub.pipelines import INDEX
+from minifm.hub.pipelines import INDEX, parts_in
 from minifm.media import KINDS, PICTURE, Kind
 from minifm.models import Composite, DiT, UNet, network_of
 from minifm.rng import Rng
@@ -84,7 +84,7 @@ class Recipe:
         for a damaged file, and one that `network` does not fit.
         """
         scheduler, file = load_scheduler(directory, instead=sampler), Path(directory) / FILE
-        C, space, classes = _made_by(network)
+        C, space, classes = made_by(network)
         if not file.exists():
             return cls(scheduler, PICTURE, (C, *space), tuple(map(str, range(classes))))
         try:
@@ -101,7 +101,7 @@ class Recipe:
         return found
 
 
-def _made_by(model):
+def made_by(model):
     """(channels, sizes of space, classes) of what a network, or a Composite, makes."""
     config, pictures = network_of(model).config, getattr(model.config, "autoencoder", None)
     if config.model is UNet:
@@ -169,10 +169,8 @@ class Pipeline:
         `sampler` is for those that name one which is not here. Raises FormatError, and ConfigError
         for a model of another sort."""
         directory = Path(directory)
-        folder = directory if (directory / INDEX).exists() else next(
-            (directory / name for name in NETWORK_FOLDERS
-             if (directory / name / "config.json").exists()), directory)
-        network = load_model(folder)
+        network = load_model(directory if (directory / INDEX).exists()
+                             else network_folder(directory))
         if not isinstance(network, (UNet, DiT, Composite)):
             raise ConfigError(f"{directory}: expected a network of a diffusion model, got a "
                               f"{type(network).__name__}")
@@ -330,6 +328,15 @@ def in_turn(function, x, most):
     with no_grad():
         return np.concatenate([function(Tensor(x[start : start + most])).numpy()
                                for start in range(0, len(x), most)])
+
+
+def network_folder(directory):
+    """Where the network lies in the directory of a diffusion model. Raises FormatError."""
+    directory = Path(directory)
+    if (directory / INDEX).exists():
+        return parts_in(directory)["network"]
+    return next((directory / name for name in NETWORK_FOLDERS
+                 if (directory / name / "config.json").exists()), directory)
 
 
 def around(denoiser, config, known, shape):

@@ -19,8 +19,8 @@ from minifm.hub.adapters import (
 from minifm.hub.arrays import load_arrays, save_arrays
 from minifm.hub.base import learnt_format
 from minifm.hub.directory import (
+    described_by,
     end_tokens,
-    headed_as,
     load_causal,
     load_model,
     pack_as_learnt,
@@ -30,7 +30,7 @@ from minifm.hub.directory import (
 from minifm.hub.locate import resolve
 from minifm.hub.schedulers import load_scheduler, save_scheduler
 
-__all__ = ["base_of", "end_tokens", "has_tokenizer", "headed_as", "is_adapter", "learnt_format",
+__all__ = ["base_of", "described_by", "end_tokens", "has_tokenizer", "is_adapter", "learnt_format",
            "load_adapter", "load_arrays", "load_causal", "load_model", "load_scheduler",
            "pack_as_learnt", "read_adapter", "require_causal", "resolve", "save_adapter",
            "save_arrays", "save_model", "save_scheduler", "tokenizer_of"]

@@ -53,6 +53,7 @@ from minifm.hub.matching import FLOATING, float32_of, misfits, no_weights, sort_
 from minifm.hub.pipelines import INDEX, TOKENIZER, folder_of, parts_in, write_index
 from minifm.models import MODELS, NETWORKS, pack_model, packed_format
 from minifm.models.causal import CausalModel
+from minifm.models.classes import with_class
 from minifm.models.composite import PARTS, Composite
 from minifm.models.heads import Headed, described, with_head
 from minifm.nn import adapter_config
@@ -93,7 +94,8 @@ def save_model(model, directory, tokenizer=None, *, shard_bytes=SHARD_BYTES):
         _save_whole(model, directory, end_of_text, shard_bytes)
     else:
         save_adapter(model, directory)
-        if isinstance(model, Headed):       # of which files of adapters do not name the labels
+        # Files of adapters do not name the labels of a head, nor how many classes there are.
+        if isinstance(model, Headed) or getattr(model.config, "classes", None):
             write_json(model.config_to_hub(model.config, end_of_text=end_of_text),
                        directory / CONFIG)
     if tokenizer is not None:
@@ -206,7 +208,7 @@ def load_model(directory):
     """
     directory = Path(directory)
     if is_adapter(directory):
-        model = headed_as(directory, load_model(base_of(directory)))
+        model = described_by(directory, load_model(base_of(directory)))
         pack_as_learnt(model, learnt_format(directory))
         load_adapter(model, directory)
         return model
@@ -282,12 +284,16 @@ def end_tokens(directory):
     return tuple(ids)
 
 
-def headed_as(directory, model):
-    """The model that an adapter is of, with the head that a config.json beside it describes."""
+def described_by(directory, model):
+    """The model that an adapter is of, with what it has learnt beside that and a config.json in its
+    directory describes: a head, or one more class."""
     file = directory / CONFIG
     if not file.exists():
         return model
     kind, config, _ = _understand(_read_config(file), file, ())
+    if type(model) is kind and getattr(config, "classes", None) and model.config.classes and \
+            config.classes == model.config.classes + 1:
+        return with_class(model)
     if not issubclass(kind, Headed) or isinstance(model, kind) and model.config == config:
         return model
     try:

@@ -20,6 +20,11 @@ FILE, FOLDER, CLASS = "scheduler_config.json", "scheduler", "_class_name"
 LONGEST = 10_000_000        # bytes: room for a million variances
 
 
+def has_scheduler(directory):
+    """Whether a directory says how its model is sampled."""
+    return any((Path(directory) / folder / FILE).is_file() for folder in ("", FOLDER))
+
+
 def load_scheduler(directory, class_name=None, *, instead=None):
     """The Scheduler of a model's directory (which has it in scheduler/), or of that folder itself.
 

@@ -7,13 +7,14 @@
 A kind says what the axes of space mean, how an example looks and which files can hold it.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, listed
 from minifm.media import drawing
 
 
@@ -88,6 +89,26 @@ class Examples:
     @property
     def count(self):
         return len(self.values)
+
+    def only(self, names):
+        """The Examples of these classes alone. Raises ConfigError for data without classes, and for
+        one that is none of theirs."""
+        if self.labels is None:
+            raise ConfigError(f"only: {self.description['name']} has no classes")
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise ConfigError(f"only: {self.description['name']} has the {len(self.classes)} "
+                              f"classes {listed(self.classes)}, not {listed(unknown)}")
+        classes = tuple(name for name in self.classes if name in names)
+        kept = np.isin(self.labels, [self.classes.index(name) for name in classes])
+        renamed = np.array([classes.index(name) if name in classes else -1
+                            for name in self.classes], np.int32)
+        places = np.cumsum(kept) - 1                    # of what is kept, among what is kept
+        return replace(
+            self, values=self.values[kept], labels=renamed[self.labels[kept]], classes=classes,
+            captions=self.captions and tuple(itertools.compress(self.captions, kept)),
+            parts={part: places[indices[kept[indices]]] for part, indices in self.parts.items()},
+            description=self.description | {"only": list(classes)})
 
     @property
     def shape(self):

@@ -38,6 +38,11 @@ def open(data, config=MediaConfig(), *, say=print):
     Raises ConfigError for what is neither, or holds nothing; FormatError for a damaged file where
     it is the one that was named.
     """
+    found = _opened(data, config, say)
+    return found.only(config.only) if config.only else found
+
+
+def _opened(data, config, say):
     if str(data) in BUILT_IN:
         return BUILT_IN[str(data)](config)
     path = Path(data).expanduser()

@@ -27,6 +27,8 @@ class MediaConfig:
     variations: int | None = setting(
         None, "how often each combination is made, each time anew (default: by the kind of data)",
         least=1)
+    only: tuple[str, ...] = setting(
+        (), "the classes that are taken of those that the data have (default: all)")
     held_out: float = setting(
         0.1, "fraction that training never sees, of combinations where examples are made, else of "
         "files; at least one", above=0, below=1)

@@ -120,29 +120,29 @@ def remove_adapters(model):
         layer.adapter = None
 
 
-def merge_adapters(model, *inputs):
+def merge_adapters(model, *inputs, **told):
     """Add each adapter to its weight, in the weight's precision (float32), and take it away.
 
-    Returns the largest change of what model(*inputs) gives, which comes from rounding; None if no
-    inputs are given. The weights stay frozen. Raises ConfigError where weights are packed: few
-    bits cannot hold the sum (models/packing.py, `unpack_model`).
+    Returns the largest change of what model(*inputs, **told) gives, which comes from rounding; None
+    if no inputs are given. The weights stay frozen. Raises ConfigError where weights are packed:
+    few bits cannot hold the sum (models/packing.py, `unpack_model`).
     """
     layers, b = adapted_layers(model), backends.active()
     packed = [name for name, layer in layers.items() if isinstance(layer.weight.data, Packed)]
     if packed:
         raise ConfigError(f"merge: {packed[0]} is packed as {layers[packed[0]].weight.data.format}"
                           ", which cannot hold the sum: unpack the model first")
-    before = _outputs(model, inputs)
+    before = _outputs(model, inputs, told)
     for layer in layers.values():
         layer.weight.data = b.add(layer.weight.data, layer.adapter.product())
         layer.weight.version += 1
         layer.adapter = None
-    return float(np.abs(_outputs(model, inputs) - before).max(initial=0)) if inputs else None
+    return float(np.abs(_outputs(model, inputs, told) - before).max(initial=0)) if inputs else None
 
 
-def _outputs(model, inputs):
+def _outputs(model, inputs, told):
     with no_grad():
-        return np.array(model(*inputs).numpy()) if inputs else None
+        return np.array(model(*inputs, **told).numpy()) if inputs else None
 
 
 # -- what a model has ----------------------------------------------------------------------------

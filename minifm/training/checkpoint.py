@@ -25,6 +25,8 @@ from minifm import backends, hub
 from minifm.atomic import atomic_directory, replace_link
 from minifm.backends.reference.packed import Packed
 from minifm.errors import ConfigError, FormatError, listed
+from minifm.hub.pipelines import parts_in
+from minifm.models import Composite
 from minifm.nn import adapter_config, trainable
 
 FORMAT = 1
@@ -146,7 +148,7 @@ def read_weights(path, model, optimizer, updates):
     if adapter_config(model) is None:
         stored, needed = _weights_of(hub.load_model(path)), model.parameters()
     else:                               # what they adapt is not in the checkpoint, nor changed
-        stored, needed = hub.read_adapter(model, path)[1], trainable(model)
+        stored, needed = _adapters_of(model, path), trainable(model)
     wrong = [f"{name} is {list(stored[name].shape) if name in stored else 'missing'}, expected "
              f"{list(p.shape)}" for name, p in needed.items()
              if name not in stored or stored[name].shape != p.shape]
@@ -159,6 +161,15 @@ def read_weights(path, model, optimizer, updates):
             array = np.array(stored[name], parameter.dtype)
             parameter.data = backends.active().from_numpy(array)
             parameter.version += 1
+
+
+def _adapters_of(model, path):
+    """{name: array} of the adapters in a checkpoint of `model`, those of its network where it is a
+    Composite."""
+    if not isinstance(model, Composite):
+        return hub.read_adapter(model, path)[1]
+    found = hub.read_adapter(model.network, parts_in(path)["network"])[1]
+    return {f"network.{name}": array for name, array in found.items()}
 
 
 def _weights_of(model):

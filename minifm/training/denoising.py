@@ -60,7 +60,22 @@ READ_AT_ONCE = 64                       # captions, by an encoder that does not 
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
+class StepsConfig:
+    """What a step draws: at which times, with what left out; and how much each level counts."""
+
+    weighting: str = setting("uniform", "how much each noise level counts", choices=WEIGHTINGS)
+    times: str = setting(
+        "uniform", "which are learnt at: all alike, or lognormal, more in the middle",
+        choices=("uniform", "lognormal"))
+    drop: float = setting(0.1, "fraction of the labels or captions left out in training, for "
+                          "classifier-free guidance", least=0, below=1)
+    flip: bool = setting(False, "mirror every other picture, left and right")
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class NoiseConfig(StepsConfig):
     """What is learnt of noise."""
 
     schedule: str = setting("cosine", "how noise grows", choices=(*NOISES, COSINE, FLOW))
@@ -71,14 +86,7 @@ class NoiseConfig:
                                most=1_000_000)
     zero_terminal: bool = setting(
         False, "the last time is noise alone (zero terminal SNR); predict v or x0")
-    weighting: str = setting("uniform", "how much each noise level counts", choices=WEIGHTINGS)
-    times: str = setting(
-        "uniform", "which are learnt at: all alike, or lognormal, more in the middle",
-        choices=("uniform", "lognormal"))
     labels: bool = setting(True, "learn the classes, where the data have some")
-    drop: float = setting(0.1, "fraction of the labels or captions left out in training, for "
-                          "classifier-free guidance", least=0, below=1)
-    flip: bool = setting(False, "mirror every other picture, left and right")
 
     def __post_init__(self):
         check(self)
@@ -135,11 +143,12 @@ class NoiseObjective(Objective):
     name, unit, reads = "denoising", "number", "example"
     scale = "squared error"
 
-    def __init__(self, config, recompute=False, keywords=()):
-        """`config` is a NoiseConfig; `recompute` as of TrainConfig, for a DiT; by these `keywords`
-        the network is told what it is told."""
+    def __init__(self, config, recompute=False, keywords=(), scheduler=None):
+        """`config` is a StepsConfig; `recompute` as of TrainConfig, for a DiT; by these `keywords`
+        the network is told what it is told. The Scheduler has the noise and what is predicted
+        (default: that of `config`, a NoiseConfig)."""
         self.config, self.recompute, self.keywords = config, recompute, keywords
-        self.schedule = config.scheduler.schedule
+        self.scheduler = scheduler or config.scheduler
         self.weighting = WEIGHTINGS[config.weighting]
 
     def loss(self, model, batch, *, denominator, rng):
@@ -148,8 +157,8 @@ class NoiseObjective(Objective):
         condition = {"rng": rng} | dict(zip(self.keywords, told, strict=True)) \
             | ({"recompute": True} if self.recompute else {})
         each = objectives.losses(
-            model, x0, schedule=self.schedule, objective=self.config.predict, times=times,
-            noise=noise, weighting=self.weighting, condition=condition)
+            model, x0, schedule=self.scheduler.schedule, objective=self.scheduler.objective,
+            times=times, noise=noise, weighting=self.weighting, condition=condition)
         return ops.sum(each) / denominator
 
     def count(self, batch):
@@ -174,16 +183,17 @@ class NoiseObjective(Objective):
 class NoisyBatches:
     """`batch(i)` of some of the Examples, at places [N] among them, with noise and times that
     follow from `rng` and i, and what the network is told of them. A subclass says which places
-    batch i has.
+    batch i has. `config` and `scheduler` are as of the NoiseObjective.
 
     table        the Table of what there is to be told of the examples, all of them
     description  {…} that names what is told
     """
 
-    def __init__(self, examples, places, config, *, batch, rng, table, description):
+    def __init__(self, examples, places, config, *, batch, rng, table, description,
+                 scheduler=None):
         self.examples, self.places, self.config = examples, places, config
         self.rows, self.rng, self.table = batch, rng, table
-        self.schedule = config.scheduler.schedule
+        self.schedule = (scheduler or config.scheduler).schedule
         self.description = {
             "sha256": examples.description["sha256"], "examples": len(places), "rows": batch,
             "noise": asdict(config), **description}
@@ -211,9 +221,8 @@ def lognormal(schedule, n, rng):
 class TrainingExamples(NoisyBatches):
     """Rounds through all examples without end, each in another order."""
 
-    def __init__(self, examples, places, config, *, batch, rng, table, description):
-        super().__init__(examples, places, config, batch=batch, rng=rng, table=table,
-                         description=description)
+    def __init__(self, examples, places, config, *, batch, rng, **more):
+        super().__init__(examples, places, config, batch=batch, rng=rng, **more)
         self.rounds = Rounds(places, batch, rng)
 
     def batch(self, step):
@@ -339,12 +348,18 @@ def recipe_of(examples, noise, captioned=False, embedder=None):
 
 
 def told_of(examples, condition, model, say=None):
-    """The Table of what a network with this Condition is told of the Examples. Captions that an
-    encoder reads which does not learn are read here, once; so are pictures, by a CLIP."""
+    """The Table of what a network with this Condition is told of the Examples; pictures that it is
+    shown a CLIP reads here, once."""
     if isinstance(condition, Shown):
         say("showing the pictures to the CLIP, once for all")
         return embeddings_of(examples, condition)
-    table = table_of(condition, names_of(examples, condition), say)
+    return table_read(names_of(examples, condition), condition, model, say)
+
+
+def table_read(asked, condition, model, say=None):
+    """The same of what is asked, a name, a caption or None for each example. Captions that an
+    encoder reads which does not learn are read here, once."""
+    table = table_of(condition, asked, say)
     if isinstance(condition, Captions) and not trainable(model.encoder):
         say("reading the captions, once for all")
         return replace(table, columns=encoded(model, table.columns, READ_AT_ONCE))
