@@ -240,6 +240,17 @@ WEIGHTINGS = {"min_snr": objectives.min_snr(), "truncated_snr": objectives.trunc
               "edm": objectives.edm(), "sigmoid": objectives.sigmoid()}
 
 
+@pytest.mark.parametrize("objective", ["flow", "v"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_weight_without_noise_is_the_limit(weighting, objective):
+    """At Flow's time 0 there is no noise, and SNR is infinite."""
+    with np.errstate(all="raise"):
+        there, beside = (WEIGHTINGS[weighting](level, objectives.determinant(objective, level))
+                         for level in map(Flow().at, (0.0, 1e-9)))
+    np.testing.assert_allclose(there, beside, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(there, {"truncated_snr": 1, "edm": 1}.get(weighting, 0), atol=1e-12)
+
+
 @by_name
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_weighting_means_the_same_whatever_is_predicted(name, weighting):

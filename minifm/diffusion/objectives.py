@@ -157,15 +157,19 @@ class Preconditioned:
 # One that is stated for errors of x₀ is converted: at a given x, Δp = -(determinant / σ) Δx₀.
 
 
+LEAST_SIGMA = 1e-150        # stands for 0: its square, and one over that, are numbers still
+
+
 def uniform(level, d):
     """Every level alike, as the prediction has it: L_simple (Ho et al. 2020, equation 14)."""
     return np.ones_like(level.sigma)
 
 
 def of_data(weigh):
-    """A weighting that weighs errors of x₀ by `weigh(SNR)`."""
+    """A weighting that weighs errors of x₀ by `weigh(SNR)`; without any noise, by its limit."""
     def weighting(level, d):
-        return weigh((level.alpha / level.sigma) ** 2) * (level.sigma / d) ** 2
+        sigma = np.maximum(level.sigma, LEAST_SIGMA)
+        return weigh((level.alpha / sigma) ** 2) * (sigma / d) ** 2
     return weighting
 
 
