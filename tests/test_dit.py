@@ -260,6 +260,8 @@ def test_the_shapes_that_are_known_by_name():
 
 @pytest.mark.parametrize("changes, said", [
     ({"size": (4,)}, "patch: expected a size for each axis of the data, (4,) are 1 … 8, got (2"),
+    ({"size": (1024,)}, "; such as 16"),
+    ({"size": (8, 16, 16)}, "; such as 2 4 4"),
     ({"size": (), "patch": ()}, "patch: expected a size for each axis"),
     ({"size": (4, 5)}, "patch: 2 does not divide the size 5"),
     ({"patch": (2, 0)}, "patch: expected at least 1, got 0"),

@@ -1,6 +1,8 @@
 """Making examples: the same whatever the batch, guided as asked, true to what is known; and the
 check of what was made."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,6 +97,7 @@ def test_guidance_beyond_the_data_leaves_x_at_its_level():
     seen = []
     made.sample(["a"], SampleConfig(steps=8, guidance=3),
                 watch=lambda i, level, x, found: seen.append((level, x.numpy(), found)))
+    assert seen.pop(0)[2] is None                           # where it begins
     assert any(np.abs(found.x0.numpy()).max() == 1 for _, _, found in seen)         # clipped
     for (level, x, _), (_, _, after) in zip(seen, seen[1:]):
         mixed = level.alpha * after.x0.numpy() + level.sigma * after.noise.numpy()
@@ -119,7 +122,7 @@ def test_little_strength_leaves_the_start():
     seen = []
     Pipeline(Knows(point), Recipe(SCHEDULER, PICTURE, SHAPE)).sample(
         [None], SampleConfig(steps=20, strength=0.1), known=Known(start=start),
-        watch=lambda i, level, x, found: seen.append(found.noise.numpy()))
+        watch=lambda i, level, x, found: i < 0 or seen.append(found.noise.numpy()))
     assert len(seen) == 2                           # of 20 steps
     level = SCHEDULER.levels(20)[18]                # what was given shows, as if it were noise
     excess = seen[0][0] - mf.Rng(0).child("sample", "start").host_normal(SHAPE)
@@ -190,6 +193,14 @@ def test_a_directory_of_another_library_has_numbers_for_classes(tmp_path):
     assert (found.classes, found.shape, found.kind) == (("0", "1", "2"), SHAPE, PICTURE)
 
 
+def test_a_recipe_of_another_size_is_named(tmp_path):
+    place = saved(tmp_path / "model", pipeline())
+    said = json.loads((place / "examples.json").read_text())
+    (place / "examples.json").write_text(json.dumps(said | {"shape": [1, 8, 8]}))
+    with pytest.raises(FormatError, match=r"examples of \[1, 8, 8\] in 3 classes; the network "):
+        Pipeline.load(place)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "smell"}', "[" * 9999,
                                   '{"kind": "picture", "shape": [1, 4, 4], "classes": ["a"], '
                                   '"rate": null, "classless": true}'])
@@ -232,7 +243,7 @@ def test_an_animation_and_a_picture_to_start_from(model, tmp_path, capsys):
     Image = pytest.importorskip("PIL.Image")
     assert sampled(model, tmp_path / "x.gif", "--gif", "--count", 2) == 0
     with Image.open(tmp_path / "x.gif") as image:
-        assert image.n_frames == 3
+        assert image.n_frames == 4                  # the noise, and where each of 3 steps led
     start = mf.Rng(1).integers(0, 256, (4, 4, 1)).astype(np.uint8)
     write_png(tmp_path / "start.png", start)
     write_png(tmp_path / "mask.png", np.array([[0] * 4] * 2 + [[255] * 4] * 2, np.uint8)[..., None])

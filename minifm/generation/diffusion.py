@@ -94,11 +94,20 @@ class Recipe:
                         Embedder.beside(directory))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
             raise FormatError(file, None, f"cannot be read: {problem!r:.80}") from None
-        if (found.shape[0], len(found.shape), len(found.classes)) != (C, 1 + len(space), classes):
+        if not fits(found.shape, network) or len(found.classes) != classes:
             raise FormatError(file, None, f"examples of {list(found.shape)} in "
                               f"{len(found.classes)} classes; the network makes "
                               f"{[C, *space]} in {classes}")
         return found
+
+
+def fits(shape, model):
+    """Whether a network, or a Composite, can make examples of this shape (C, *space)."""
+    (C, space, _), config = made_by(model), network_of(model).config
+    if config.model is UNet:                # whose configuration says one of the sides, or none
+        return (len(shape), shape[0]) == (3, C) and (
+            config.size is None or shape[1] == space[0])
+    return tuple(shape) == (C, *space)
 
 
 def made_by(model):
@@ -198,8 +207,8 @@ class Pipeline:
         """float32 [B, C, *space] in about -1 … 1, one example for each of `asked`: names of
         classes, or captions; None for neither. The same for any `batch`.
 
-        watch   called after each step with (number of the step, the level reached, x there, the
-                Estimate that led there)
+        watch   called with (-1, the level begun at, x there, None), then after each step with (its
+                number, the level reached, x there, the Estimate that led there)
 
         Raises ConfigError for a class, sampler or guidance that the model does not have.
         """
@@ -213,6 +222,8 @@ class Pipeline:
             start = np.broadcast_to(np.asarray(inside.start, np.float32), shape)
             x, levels = image_to_image(start, levels, config.strength, rng)
         options = {"eta": config.eta} if scheduler.sampler == "ddim" else {}
+        if watch is not None:
+            watch(-1, levels[0], Tensor(x), None)
         with no_grad():
             made = scheduler.sample(self.model(asked, config), x, levels, rng=rng, watch=watch,
                                     around=lambda denoiser: around(denoiser, config, inside, shape),

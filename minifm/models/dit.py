@@ -56,7 +56,7 @@ class DiTConfig:
             object.__setattr__(self, "outputs", self.inputs)
         if not 1 <= len(self.size) == len(self.patch) <= MOST_AXES:
             raise ConfigError(f"patch: expected a size for each axis of the data, {self.size} are "
-                              f"1 … {MOST_AXES}, got {self.patch}")
+                              f"1 … {MOST_AXES}, got {self.patch}{_advice(self.size)}")
         for size, patch in zip(self.size, self.patch):
             if size % patch:
                 raise ConfigError(f"patch: {patch} does not divide the size {size}")
@@ -89,6 +89,17 @@ class DiTConfig:
 
 
 MOST_AXES = 8
+
+
+def _advice(size):
+    """What to give for data of this size: patches of which there are about 64, in a message."""
+    if not 1 <= len(size) <= MOST_AXES:
+        return ""
+    each = [next(p for p in range(1, n + 1) if n % p == 0 and (n // p) ** len(size) <= 64)
+            for n in size]
+    return f"; such as {' '.join(map(str, each))}"
+
+
 PAPER = dict(inputs=4, outputs=8, size=(32, 32), patch=(2, 2), classes=1000)    # latents of 256²
 PRESETS = {
     "dit-tiny": dict(inputs=1, size=(8, 8), patch=(2, 2), layers=4, heads=4, width=128,
