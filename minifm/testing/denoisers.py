@@ -75,7 +75,7 @@ def objective_of(network):
 def share_batch(network, objective, batch, folder):
     """Write the network, the batch and what the objective knows of noise into the folder."""
     save_model(network, folder)
-    level = objective.schedule.at(np.arange(objective.config.noise_steps))
+    level = objective.scheduler.schedule.at(np.arange(objective.scheduler.steps))
     x0, noise, times, *labels = batch
     arrays = {"x0": x0, "noise": noise, "times": times.astype(np.int64),
               "alpha": level.alpha.astype(np.float32), "sigma": level.sigma.astype(np.float32)}
