@@ -214,7 +214,7 @@ def test_what_is_saved_comes_back(tmp_path_factory, config, rank, alpha, stabili
         targets=("all-linear", "enter", "time", "leave")), seed)
     save_model(model, place)
     assert sorted(entry.name for entry in place.iterdir()) == [
-        "adapter_base.json", "adapter_config.json", WEIGHTS, PIPELINE]
+        "adapter_base.json", "adapter_config.json", WEIGHTS, "config.json", PIPELINE]
     found = load_model(place)
     for name, parameter in model.parameters().items():
         np.testing.assert_array_equal(found.parameters()[name].numpy(), parameter.numpy())
