@@ -46,3 +46,9 @@ def unchanged_world():
     for name in [name for name in os.environ if name.startswith("MINIFM_")]:
         del os.environ[name]
     os.environ.update(found)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs draw no loss.png, which takes longer than the steps of a tiny model."""
+    monkeypatch.setattr("minifm.training.trainer.plot_losses", lambda *_: True)

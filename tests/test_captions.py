@@ -27,6 +27,8 @@ from minifm.training import denoising
 from minifm.training.captioned import CaptionConfig
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CAPTIONS = [f"{style} letter {letter}" for style in ("bold", "italic", "bold italic")
             for letter in "ABab"]
 TOKENIZER = caption_tokenizer(CAPTIONS, 280)

@@ -23,6 +23,8 @@ from minifm.training import denoising, judging, pictures
 from minifm.training.denoising import ExamplesConfig
 from minifm.training.pictures import OBJECTIVES
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS = ["autoencoder", "vae", "vae, N(0, 1)", "gan", "diffusion"]
 
 

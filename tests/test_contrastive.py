@@ -35,6 +35,8 @@ from minifm.training.contrastive import (
     TrainingPairs,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = dict(joint=6, width=8, layers=1, heads=2, patch=4, text_width=8, text_layers=1,
              text_heads=2)
 CONFIG = ContrastiveTrainConfig(steps=5, batch=5, warmup=1, evaluate_every=2, save_every=2, seed=3)

@@ -33,6 +33,8 @@ from minifm.training.decoder import DecoderConfig
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
 from minifm.training.priors import ClipConfig, PriorTrainConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CAPTIONS = ("letter a", "letter b", "no letter")
 CLIP_SHAPE = CLIPShape(joint=8, width=8, layers=1, heads=2, patch=4, text_width=8, text_layers=1,
                        text_heads=2)

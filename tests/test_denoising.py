@@ -32,6 +32,8 @@ from minifm.training.denoising import (
     shape_for,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = {"widths": (8, 16), "attention": (1,), "layers": 1, "head_width": 8, "groups": 4}
 CONFIG = DenoisingTrainConfig(steps=5, batch=6, accumulate=2, warmup=1, average=0.5,
                               evaluate_every=2, evaluate_batches=2, save_every=2, seed=3)

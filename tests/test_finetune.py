@@ -18,6 +18,8 @@ from minifm.text import Tokenizer
 from minifm.text.tokenizer import FIRST, MASK, PADDING
 from minifm.training.labelled import TASKS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = {"layers": 2, "heads": 2, "width": 32}
 ANIMALS, PLANTS = ("cat", "dog", "cow", "hen"), ("oak", "elm", "fir", "ivy")
 

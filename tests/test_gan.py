@@ -27,6 +27,8 @@ from minifm.training.adversarial import (
 )
 from minifm.training.denoising import ExamplesConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = {"widths": (4, 8), "layers": 1, "groups": 2, "noise": 3, "told": 6}
 CONFIG = GANConfig(inputs=1, size=4, classes=3, **SHAPE)
 TRAIN = AdversarialTrainConfig(steps=4, batch=6, accumulate=2, warmup=1, average=0.5,

@@ -18,6 +18,8 @@ from minifm.models import ClassifierConfig, PictureClassifier
 from minifm.training import checkpoint, denoising, judging
 from minifm.training.judging import judge_of, seen, widths_for
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONFIG = ClassifierConfig(inputs=2, classes=3, widths=(4, 6), layers=1, groups=2)
 
 

@@ -26,6 +26,8 @@ from minifm.training.autoencoding import (
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
 from minifm.training.rounds import HeldOutPictures, TrainingPictures
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = {"widths": (4, 8), "layers": 1, "groups": 2, "latents": 3}
 MODEL = AutoencoderConfig(inputs=1, outputs=1, size=4, **SHAPE)
 CONFIG = DenoisingTrainConfig(steps=5, batch=6, accumulate=2, warmup=1, average=0.5,

@@ -26,6 +26,8 @@ from minifm.training.captioned import CaptionConfig
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
 from minifm.training.latents import LatentConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCHEDULER = Scheduler(objective="v", noise="cosine", spacing="trailing", limit=1.0)
 PUBLISHED = GOLDEN / "stable-diffusion"
 PROMPTS, STEPS, GUIDANCE = ["a red ball", "BLUE"], 5, 3.0

@@ -27,6 +27,8 @@ from minifm.models import Prior, PriorConfig, pack_model
 from minifm.models.prior import PRESETS
 from minifm.training.optim import AdamW
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONFIG = PriorConfig(embedding=6, context=5, layers=2, heads=2, width=8)
 T = np.array([0.0, 17.0, 999.0])
 REAL = np.arange(5) < np.array([[5], [3], [1]])

@@ -21,6 +21,8 @@ from minifm.media.drawing import write_png
 from minifm.models import GPT, DiTConfig, GPTConfig, UNetConfig
 from minifm.tensor import Tensor
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHAPE = (1, 4, 4)
 SCHEDULER = Scheduler(objective="v", noise="cosine", spacing="trailing", limit=1.0)
 UNET = UNetConfig(inputs=1, outputs=1, size=4, widths=(8, 16), attention=(1,), layers=1,

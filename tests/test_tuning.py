@@ -36,6 +36,8 @@ from minifm.training.concept import ConceptConfig
 from minifm.training.denoising import ExamplesConfig
 from minifm.training.tuning import TuneConfig, TuneStepsConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 UNET = UNetConfig(inputs=1, outputs=1, size=4, widths=(8, 16), attention=(1,), layers=1,
                   head_width=8, groups=4, classes=4)
 DIT = DiTConfig(inputs=1, size=(4, 4), patch=(2, 2), layers=2, heads=2, width=8, classes=3)
@@ -59,11 +61,9 @@ def examples(N=14, classes=3, captions=False):
 
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
-    """The data called "noise" are those above; snapshots are few, made in few steps, and losses
-    are not drawn."""
+    """The data called "noise" are those above; snapshots are few, and made in few steps."""
     monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "SHOWN", 4)
-    monkeypatch.setattr("minifm.training.trainer.plot_losses", lambda *given: True)
     monkeypatch.setattr("minifm.training.concept.PRIOR_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 
