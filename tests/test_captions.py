@@ -441,7 +441,10 @@ def test_prompts_become_pictures_in_equal_parts(model, tmp_path, capsys):
 
 @pytest.mark.parametrize("words, part", [
     (["--classes", "a"], "classes: model has learnt captions, not classes; ask by --prompt"),
-    (["--prompt", "a", "--prompt", "b", "--count", "1"], "count: expected at least one for each"),
+    (["--prompt", "a", "--prompt", "b", "--count", "1"],
+     "count: expected at least one for each of the 2 prompts, got 1"),
+    (["--prompt", "a", "--prompt", "", "--count", "1"], "each of the 2 prompts"),
+    (["--guidance", "4"], "guidance: it leads towards what is asked for, which is nothing"),
     (["--prompt", "a", "--check"], "check: ")])
 def test_what_goes_wrong_is_one_line(model, tmp_path, capsys, words, part):
     assert sampled(model, tmp_path / "x.png", *words) == 2

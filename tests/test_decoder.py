@@ -370,6 +370,8 @@ def test_decoders_that_cannot_be_are_refused(tmp_path, clip, monkeypatch):
         decoder_in(tmp_path / "x", clip, arch="dit", shape={})
     with pytest.raises(ConfigError, match="clip_model: either embeddings of pictures are learnt"):
         decoder_in(tmp_path / "x", clip, captions=CaptionConfig(captions=True))
+    with pytest.raises(ConfigError, match="flip: the embedding of a picture is not that of"):
+        decoder_in(tmp_path / "x", clip, noise=NoiseConfig(flip=True))
     assert not (tmp_path / "x").exists()
     decoder_in(tmp_path / "run", clip).trainer.train(until=1)
     (tmp_path / "other").mkdir()

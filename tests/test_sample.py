@@ -267,6 +267,8 @@ def test_an_animation_and_a_picture_to_start_from(model, tmp_path, capsys):
     (["--sampler", "best"], "sampler: expected one of"), (["--size", "9"], "--size is unknown"),
     (["--sampler", "euler", "--eta", "0.5"], "eta: only ddim has it, and euler is to be used"),
     (["--rescale", "0.7"], "rescale: it is of --guidance, which is 1"),
+    (["--classes", "none", "--guidance", "2"], "guidance: it leads towards what is asked for"),
+    (["--strip", "--init-image", "x.png", "--strength", "0.5"], "strength: --strip goes all the"),
     (["--classes", "a,b,c", "--count", "2"], "count: expected at least one for each of the 3")])
 def test_what_goes_wrong_is_one_line(model, tmp_path, capsys, words, part):
     assert sampled(model, tmp_path / "x.png", *words) == 2

@@ -316,7 +316,13 @@ def test_what_cannot_be_taught_is_refused(tmp_path, settings, part):
 
 
 @pytest.mark.parametrize("settings, part", [
-    ({"prompt": "a new"}, "prompt: it is of --concept"), ({"concept": " "}, "concept: expected a"),
+    ({"prompt": "a new"}, "prompt: it is of --concept"),
+    ({"prior": 20}, "prior: it is of --concept"),
+    ({"prior_weight": 0.0}, "prior_weight: it is of --concept"),
+    ({"prior_guidance": 2.0}, "prior_guidance: it is of --concept"),
+    ({"concept": "n", "prior_weight": 0.0, "prior_guidance": 2.0}, "prior_guidance: it is of"),
+    ({"concept": "n", "prior_weight": 0.0, "prior_prompts": ("a",)}, "prior_prompts: it is of"),
+    ({"concept": " "}, "concept: expected a"),
     ({"concept": "new", "prompt": "a cat"}, "prompt: expected a caption with 'new'"),
     ({"concept": "new", "prior": 9}, "prior: expected at least 10")])
 def test_settings_of_a_concept_are_checked(settings, part):

@@ -26,6 +26,7 @@ example:
   minifm sample runs/digits --count 1000 --check --out made.npy
 """
 MODES = ("strip", "gif", "check")
+NAMED = {"classes": "classes", "prompt": "prompts"}     # flag -> what it has several of
 STILL, FRAMES = 1.5, 40         # seconds that a GIF stands still at its end, its frames at most
 
 
@@ -112,6 +113,8 @@ def refuse(args, pipeline, sampler):
         raise ConfigError(f"{' and '.join(modes)}: choose one of them")
     if args.mask and not args.init_image:
         raise ConfigError("mask: it says what stays of --init-image, which is missing")
+    if hasattr(args, "strength") and args.strip:
+        raise ConfigError("strength: --strip goes all the way to noise and back; leave it out")
     if hasattr(args, "strength") and (args.mask or not args.init_image):
         raise ConfigError("strength: it says how far --init-image is left, " + (
             "and with --mask all of it stays where the mask is black" if args.mask else
@@ -148,10 +151,14 @@ def asked_of(args, pipeline, examples):
         prompts_of(args.prompt) if condition.flag == "prompt" else (None,)
     if args.check and None in names:
         raise ConfigError("check: what is made without a class cannot be recognised as one")
-    given = said.get(condition.flag) is not None and args.classes not in names
-    if given and len(names) > args.count:
+    if said.get(condition.flag) is not None and len(names) > args.count:
         raise ConfigError(f"count: expected at least one for each of the {len(names)} "
-                          f"{condition.flag.removesuffix('es')}es, got {args.count}")
+                          f"{NAMED[condition.flag]}, got {args.count}")
+    if getattr(args, "guidance", 1) != 1 and condition.flag and not any(names):
+        raise ConfigError(f"guidance: it leads towards what is asked for, which is nothing; give "
+                          f"--{condition.flag}, or leave it out")
+    if condition.flag == "prompt" and None in names:
+        print("prompt     empty: made without any text", file=sys.stderr)
     return [names[i * len(names) // args.count] if args.count >= len(names) else names[i]
             for i in range(args.count)]
 
@@ -180,9 +187,6 @@ def classes_of(said, known):
 
 def prompts_of(said):
     """The prompts, None for an empty one."""
-    empty = [prompt for prompt in said or [""] if not prompt.strip()]
-    if empty:
-        print("prompt     empty: made without any text", file=sys.stderr)
     return [prompt if prompt.strip() else None for prompt in said or [""]]
 
 

@@ -7,7 +7,7 @@ like them. So beside them it goes on learning from examples that it made itself,
 before any step ("prior preservation"): at a weight of λ, λ of these for each new one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -44,9 +44,14 @@ class ConceptConfig:
     def __post_init__(self):
         check(self)
         object.__setattr__(self, "prior_prompts", tuple(self.prior_prompts))
-        said = [name for name in ("prompt", "prior_prompts") if getattr(self, name)]
+        said = [field.name for field in fields(self)
+                if getattr(self, field.name) != field.default]
         if self.concept is None and said:
             raise ConfigError(f"{said[0]}: it is of --concept, which is missing")
+        idle = [name for name in said if name in ("prior", "prior_prompts", "prior_guidance")]
+        if not self.keeps and idle:
+            raise ConfigError(f"{idle[0]}: it is of what the model is to keep, which at "
+                              "--prior-weight 0 is nothing; leave it out")
         if self.concept is not None and not self.concept.strip():
             raise ConfigError("concept: expected a name, got an empty one")
         if self.prompt is not None and self.concept not in self.prompt:

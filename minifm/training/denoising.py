@@ -283,6 +283,9 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
                           "leave it out")
     if noise.flip and recipe.kind not in (media.PICTURE, media.VIDEO):
         raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
+    if noise.flip and embedder is not None:
+        raise ConfigError("flip: the embedding of a picture is not that of the mirrored one; leave "
+                          "it out")
     model = _model(newest, initial, _Asked(examples, recipe, shape or {}, arch, config,
                                            captions if captioned else None, latents))
     learnt = in_latents(examples, model, say)
