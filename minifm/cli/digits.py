@@ -73,15 +73,10 @@ def measured():
     from minifm.media import digits
     from minifm.models import UNet, UNetConfig
     from minifm.rng import Rng
-    from minifm.training.denoising import (
-        NoiseConfig,
-        NoiseObjective,
-        TrainingExamples,
-        recipe_of,
-        shape_for,
-        told_of,
-    )
+    from minifm.training.denoising import NoiseConfig, NoiseObjective, TrainingExamples
+    from minifm.training.networks import recipe_of, shape_for
     from minifm.training.timing import seconds_of_update
+    from minifm.training.told import told_of
     examples, noise = digits(), NoiseConfig()
     recipe = recipe_of(examples, noise)
     network = UNet(UNetConfig(**SHAPE | shape_for("unet", recipe)), Rng(0))
