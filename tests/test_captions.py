@@ -23,7 +23,7 @@ from minifm.media.wanted import MediaConfig
 from minifm.models import T5, Bert, BertConfig, Composite, T5Config, UNet, UNetConfig
 from minifm.models.clip import TextTower, TextTowerConfig
 from minifm.text.captions import caption_rows, caption_tokenizer, padding_of
-from minifm.training import denoising
+from minifm.training import denoising, told
 from minifm.training.captioned import CaptionConfig
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
 
@@ -297,7 +297,7 @@ def examples(N=14, captions=True, classes=("x", "y")):
 @pytest.fixture
 def data(monkeypatch):
     """The data called "noise" are those above; snapshots are made in few steps."""
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 
 

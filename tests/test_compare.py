@@ -19,7 +19,7 @@ from minifm.errors import ConfigError, FormatError
 from minifm.evaluation.made import distances, recognised
 from minifm.media import PICTURE, SOUND, Examples
 from minifm.models import ARCHITECTURES, AutoencoderConfig, AutoencoderKL, UNetConfig
-from minifm.training import denoising, judging, pictures
+from minifm.training import denoising, judging, pictures, told
 from minifm.training.denoising import ExamplesConfig
 from minifm.training.pictures import OBJECTIVES
 
@@ -122,7 +122,7 @@ def quick(monkeypatch):
     """Networks of some thousand weights, a judge of few steps, samples in few."""
     monkeypatch.setattr(judging, "STEPS", 12)
     monkeypatch.setattr(judging, "WIDTHS", (8, 16))
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
     monkeypatch.setattr(contestants, "widths_for", lambda H, W: (8, 16))
     monkeypatch.setattr(contestants, "CLOSE", 0.5)
     monkeypatch.setattr(contestants, "GROUPS", 4)

@@ -26,11 +26,12 @@ from minifm.media.drawing import write_array, write_png
 from minifm.models import CLIP, CLIPShape, Prior, PriorConfig
 from minifm.tensor import Tensor
 from minifm.text.captions import caption_tokenizer
-from minifm.training import contrastive, decoder, denoising, priors
+from minifm.training import contrastive, decoder, denoising, priors, told
 from minifm.training.captioned import CaptionConfig
 from minifm.training.contrastive import CaptionedConfig
 from minifm.training.decoder import DecoderConfig
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
+from minifm.training.networks import recipe_of, shape_for
 from minifm.training.priors import ClipConfig, PriorTrainConfig
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -72,7 +73,7 @@ def saved_clip(directory, seed=0, **shape):
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
     """The data called "noise" are those above; snapshots are made in few steps."""
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
     monkeypatch.setattr(contrastive.media, "open", lambda name, config, say: examples())
 
@@ -397,8 +398,8 @@ def stages(tmp_path_factory, clip):
     noise = NoiseConfig()
     from minifm.generation.prior import PriorRecipe
     from minifm.models import UNet, UNetConfig
-    recipe = denoising.recipe_of(examples(), noise, embedder=one)
-    config = UNetConfig(**UNET_SHAPE | denoising.shape_for("unet", recipe), memory_width=8,
+    recipe = recipe_of(examples(), noise, embedder=one)
+    config = UNetConfig(**UNET_SHAPE | shape_for("unet", recipe), memory_width=8,
                         vector_width=8)
     save_model(randomised(UNet(config)), place / "decoder")
     recipe.save(place / "decoder")

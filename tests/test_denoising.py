@@ -20,7 +20,7 @@ from minifm.media import PICTURE, SOUND, Examples
 from minifm.media.drawing import write_png
 from minifm.models import DiT, DiTConfig, UNet, UNetConfig
 from minifm.tensor import Tensor
-from minifm.training import denoising
+from minifm.training import denoising, told
 from minifm.training.denoising import (
     DenoisingTrainConfig,
     ExamplesConfig,
@@ -28,9 +28,9 @@ from minifm.training.denoising import (
     NoiseConfig,
     NoiseObjective,
     TrainingExamples,
-    recipe_of,
-    shape_for,
 )
+from minifm.training.networks import recipe_of, shape_for
+from minifm.training.told import Sketches
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_learnt_is_refused(settings, part):
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
     """The data called "noise" are those above; snapshots are made in few steps."""
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 
 
@@ -216,7 +216,7 @@ def test_a_checkpoint_has_the_averaged_network_and_its_recipe(tmp_path):
     # … and so had the last snapshot.
     asked = prepared.trainer.sketch.asked
     assert asked[:6] + asked[-5:] == ["a"] * 6 + ["c"] * 5 and len(asked) == 16
-    denoising.Sketches(tmp_path / "again", found.recipe, asked, CONFIG.seed)(found.network, 5)
+    Sketches(tmp_path / "again", found.recipe, asked, CONFIG.seed)(found.network, 5)
     name = "step-00000005.png"
     assert (tmp_path / "again" / name).read_bytes() == \
         (tmp_path / "run" / "samples" / name).read_bytes()

@@ -15,7 +15,7 @@ from minifm.evaluation.distribution import Real
 from minifm.hub import load_model, save_arrays, save_model
 from minifm.media import PICTURE, SOUND, Examples
 from minifm.models import ClassifierConfig, PictureClassifier
-from minifm.training import checkpoint, denoising, judging
+from minifm.training import checkpoint, denoising, judging, told
 from minifm.training.judging import judge_of, seen, widths_for
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -215,7 +215,7 @@ def test_classes_are_drawn_as_often_as_they_are_there():
 
 
 def judged_run(directory, data, monkeypatch, **more):
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: data)
     config = denoising.DenoisingTrainConfig(steps=4, batch=6, warmup=1, evaluate_every=2,
                                             evaluate_batches=1, save_every=2, average=0.5)

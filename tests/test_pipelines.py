@@ -21,7 +21,7 @@ from minifm.media import PICTURE, SOUND, Examples
 from minifm.models import AutoencoderConfig, AutoencoderKL, Composite, UNet, UNetConfig
 from minifm.nn import trainable
 from minifm.tensor import no_grad
-from minifm.training import denoising
+from minifm.training import denoising, told
 from minifm.training.captioned import CaptionConfig
 from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig, NoiseConfig
 from minifm.training.latents import LatentConfig
@@ -149,7 +149,7 @@ def examples(side=8, kind=PICTURE, N=14):
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
     """The data called "noise" are those above; snapshots are made in few steps."""
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 
 

@@ -31,7 +31,7 @@ from minifm.models import (
 from minifm.models.classes import class_tables, with_class
 from minifm.models.clip import TextTower, TextTowerConfig
 from minifm.text.captions import caption_tokenizer
-from minifm.training import denoising, tuning
+from minifm.training import denoising, told, tuning
 from minifm.training.concept import ConceptConfig
 from minifm.training.denoising import ExamplesConfig
 from minifm.training.tuning import TuneConfig, TuneStepsConfig
@@ -62,8 +62,8 @@ def examples(N=14, classes=3, captions=False):
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
     """The data called "noise" are those above; snapshots are few, and made in few steps."""
-    monkeypatch.setattr(denoising, "SHOWN_STEPS", 2)
-    monkeypatch.setattr(denoising, "SHOWN", 4)
+    monkeypatch.setattr(told, "SHOWN_STEPS", 2)
+    monkeypatch.setattr(told, "SHOWN", 4)
     monkeypatch.setattr("minifm.training.concept.PRIOR_STEPS", 2)
     monkeypatch.setattr(denoising, "open_examples", lambda wanted, say: examples())
 

@@ -1,27 +1,39 @@
 """What `minifm pretrain` must know of each kind of data that models learn from: its flags, how a
 run is made ready, and what is said of it. `ARCHITECTURES` says which of them a model takes.
 
-A course imports what it trains with as late as the verb needs it.
+A course is made, and what it trains with imported, as late as the verb needs it.
 """
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-from minifm.cli import program
+from minifm.cli import program, summaries
 from minifm.cli.arguments import build
-from minifm.errors import plural
 from minifm.models import ARCHITECTURES
-from minifm.nn import trainable
 
 
+def nothing(trainer):
+    return ""
+
+
+@dataclass(frozen=True)
 class Course:
-    """configs     {dataclass of settings: title of its flags}
+    """source      what tells the settings that are not chosen, as messages call it
+    configs     {dataclass of settings: (the argument of make_ready, the title of its flags)}
     training    the TrainConfig, with the defaults that suit
     not_chosen  settings of a model that follow from the data
-    source      what tells them, as messages call it
+    make_ready  the `prepare` of what trains it
+    summary     of what that returns, a line a part
+    next        next(trainer) is what to try with the model, or nothing
     """
 
-    def __init__(self, configs, training, not_chosen):
-        self.configs, self.training, self.not_chosen = configs, training, not_chosen
+    source: str
+    configs: dict
+    training: type
+    not_chosen: set
+    make_ready: Callable
+    summary: Callable
+    next: Callable = nothing
 
     def shape_settings(self, arch):
         """The names of a model's settings that are the user's to choose: not those that say which
@@ -34,179 +46,93 @@ class Course:
         """The names of the settings beside a model's, and those of all training."""
         return set().union(*map(names_of, self.configs))
 
-    def built(self, said):
-        """The dataclasses of what was said, the TrainConfig last."""
-        return [build(kind, said) for kind in (*self.configs, self.training)]
+    def prepare(self, directory, said, shape, **options):
+        """The run in `directory`, of the settings {name: value} that were said."""
+        built = {argument: build(config, said) for config, (argument, _) in self.configs.items()}
+        return self.make_ready(directory, config=build(self.training, said), shape=shape, **built,
+                               **options)
 
 
-class TextCourse(Course):
+def text():
     """Text in, a language model out."""
-
-    source = "the tokenizer"
-
-    def __init__(self):
-        from minifm.training.config import TrainConfig
-        from minifm.training.objectives import LearningConfig
-        from minifm.training.pretrain import NOT_CHOSEN, TextConfig
-        super().__init__({TextConfig: "text", LearningConfig: "learning: what is guessed"},
-                         TrainConfig, NOT_CHOSEN)
-
-    def prepare(self, directory, said, shape, **options):
-        from minifm.training.pretrain import prepare
-        text, learning, config = self.built(said)
-        return prepare(directory, text, shape, config, learning=learning, **options)
-
-    def summary(self, prepared):
-        return text_summary(prepared)
-
-    def next(self, trainer):
-        """What to try with the model, or nothing."""
-        from minifm.models.causal import CausalModel
-        writes = isinstance(trainer.model, CausalModel) or trainer.model.absorbing
-        return f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""
+    from minifm.training.config import TrainConfig
+    from minifm.training.objectives import LearningConfig
+    from minifm.training.pretrain import NOT_CHOSEN, TextConfig, prepare
+    return Course("the tokenizer",
+                  {TextConfig: ("text", "text"),
+                   LearningConfig: ("learning", "learning: what is guessed")},
+                  TrainConfig, NOT_CHOSEN, prepare, summaries.of_text, writing)
 
 
-class ExamplesCourse(Course):
+def examples():
     """Examples in (pictures, sounds, films, solids), a diffusion model out."""
-
-    source = "the examples"
-
-    def __init__(self):
-        from minifm.training.denoising import (
-            NOT_CHOSEN,
-            CaptionConfig,
-            DecoderConfig,
-            DenoisingTrainConfig,
-            ExamplesConfig,
-            LatentConfig,
-            NoiseConfig,
-        )
-        from minifm.training.judging import JudgeConfig
-        super().__init__({ExamplesConfig: "examples", NoiseConfig: "noise: what is learnt of it",
-                          CaptionConfig: "captions: what reads them",
-                          DecoderConfig: "embeddings of pictures, in place of captions",
-                          LatentConfig: "latents: where the network works",
-                          JudgeConfig: "judging what is made"},
-                         DenoisingTrainConfig, NOT_CHOSEN)
-
-    def prepare(self, directory, said, shape, **options):
-        from minifm.training.denoising import prepare
-        wanted, noise, captions, decoding, latents, judging, config = self.built(said)
-        return prepare(directory, wanted, config, noise=noise, captions=captions,
-                       decoding=decoding, latents=latents, judging=judging, shape=shape, **options)
-
-    def summary(self, prepared):
-        return examples_summary(prepared)
-
-    def next(self, trainer):
-        kind, directory = trainer.companion.kind, trainer.directory
-        captioned = getattr(trainer.model, "tokenizer", None) is not None
-        prompt = f' --prompt "{trainer.sketch.asked[0]}"' if captioned else ""
-        if trainer.companion.embedder is not None:
-            prompt = " --prior RUN --prompt TEXT"
-        return f"; try: {program()} sample {directory}/last{prompt} --out a{kind.extension}"
+    from minifm.training.captioned import CaptionConfig
+    from minifm.training.decoder import DecoderConfig
+    from minifm.training.denoising import (
+        NOT_CHOSEN,
+        DenoisingTrainConfig,
+        ExamplesConfig,
+        NoiseConfig,
+        prepare,
+    )
+    from minifm.training.judging import JudgeConfig
+    from minifm.training.latents import LatentConfig
+    return Course("the examples",
+                  {ExamplesConfig: ("wanted", "examples"),
+                   NoiseConfig: ("noise", "noise: what is learnt of it"),
+                   CaptionConfig: ("captions", "captions: what reads them"),
+                   DecoderConfig: ("decoding", "embeddings of pictures, in place of captions"),
+                   LatentConfig: ("latents", "latents: where the network works"),
+                   JudgeConfig: ("judging", "judging what is made")},
+                  DenoisingTrainConfig, NOT_CHOSEN, prepare, summaries.of_examples, sampling)
 
 
-class PicturesCourse(Course):
+def pictures():
     """Pictures in, an autoencoder out."""
-
-    source = "the pictures"
-
-    def __init__(self):
-        from minifm.training.autoencoding import Autoencoding, AutoencodingConfig
-        from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
-        super().__init__({ExamplesConfig: "pictures", AutoencodingConfig: "there and back"},
-                         DenoisingTrainConfig, Autoencoding.not_chosen)
-
-    def prepare(self, directory, said, shape, **options):
-        from minifm.training.pictures import prepare
-        wanted, learning, config = self.built(said)
-        return prepare(directory, wanted, config, learning=learning, shape=shape, **options)
-
-    def summary(self, prepared):
-        return pictures_summary(prepared)
-
-    def next(self, trainer):
-        return f"; held-out pictures and what came back of them: {trainer.directory}/samples"
+    from minifm.training.autoencoding import Autoencoding, AutoencodingConfig
+    from minifm.training.denoising import DenoisingTrainConfig, ExamplesConfig
+    from minifm.training.pictures import prepare
+    return Course("the pictures",
+                  {ExamplesConfig: ("wanted", "pictures"),
+                   AutoencodingConfig: ("learning", "there and back")},
+                  DenoisingTrainConfig, Autoencoding.not_chosen, prepare, summaries.of_pictures,
+                  what_came_back)
 
 
-class DeceivingCourse(Course):
+def deceiving():
     """Pictures in, a generative adversarial network out."""
-
-    source = "the pictures"
-
-    def __init__(self):
-        from minifm.training.adversarial import (
-            Adversarial,
-            AdversarialConfig,
-            AdversarialTrainConfig,
-        )
-        from minifm.training.denoising import ExamplesConfig
-        from minifm.training.judging import JudgeConfig
-        super().__init__({ExamplesConfig: "pictures", AdversarialConfig: "the two sides",
-                          JudgeConfig: "judging what is made"}, AdversarialTrainConfig,
-                         Adversarial.not_chosen)
-
-    def prepare(self, directory, said, shape, **options):
-        from minifm.training.pictures import prepare
-        wanted, learning, judging, config = self.built(said)
-        return prepare(directory, wanted, config, learning=learning, judging=judging, shape=shape,
-                       **options)
-
-    def summary(self, prepared):
-        return pictures_summary(prepared)
-
-    def next(self, trainer):
-        return f"; what it has made on the way: {trainer.directory}/samples"
+    from minifm.training.adversarial import Adversarial, AdversarialConfig, AdversarialTrainConfig
+    from minifm.training.denoising import ExamplesConfig
+    from minifm.training.judging import JudgeConfig
+    from minifm.training.pictures import prepare
+    return Course("the pictures",
+                  {ExamplesConfig: ("wanted", "pictures"),
+                   AdversarialConfig: ("learning", "the two sides"),
+                   JudgeConfig: ("judging", "judging what is made")},
+                  AdversarialTrainConfig, Adversarial.not_chosen, prepare, summaries.of_pictures,
+                  what_was_made)
 
 
-class CaptionsCourse(Course):
+def captions():
     """Pictures with captions in, a CLIP out."""
-
-    source = "the pictures and captions"
-
-    def __init__(self):
-        from minifm.training.contrastive import CaptionsConfig, ContrastiveTrainConfig
-        super().__init__({CaptionsConfig: "pictures and captions"}, ContrastiveTrainConfig, set())
-
-    def prepare(self, directory, said, shape, **options):
-        from minifm.training.contrastive import prepare
-        wanted, config = self.built(said)
-        return prepare(directory, wanted, config, shape=shape, **options)
-
-    def summary(self, prepared):
-        return pairs_summary(prepared)
-
-    def next(self, trainer):
-        return ""
+    from minifm.training.contrastive import CaptionsConfig, ContrastiveTrainConfig, prepare
+    return Course("the pictures and captions",
+                  {CaptionsConfig: ("wanted", "pictures and captions")},
+                  ContrastiveTrainConfig, set(), prepare, summaries.of_captions)
 
 
-class EmbeddingsCourse(Course):
+def embeddings():
     """Pictures with captions and a CLIP in, a prior out."""
-
-    source = "the CLIP"
-
-    def __init__(self):
-        from minifm.training.contrastive import CaptionedConfig
-        from minifm.training.priors import NOT_CHOSEN, ClipConfig, PriorTrainConfig
-        super().__init__({CaptionedConfig: "pictures and captions",
-                          ClipConfig: "the CLIP, whose embeddings are learnt"}, PriorTrainConfig,
-                         NOT_CHOSEN)
-
-    def prepare(self, directory, said, shape, **options):
-        from minifm.training.priors import prepare
-        wanted, learning, config = self.built(said)
-        return prepare(directory, wanted, config, learning=learning, shape=shape, **options)
-
-    def summary(self, prepared):
-        return embeddings_summary(prepared)
-
-    def next(self, trainer):
-        return ""
+    from minifm.training.contrastive import CaptionedConfig
+    from minifm.training.priors import NOT_CHOSEN, ClipConfig, PriorTrainConfig, prepare
+    return Course("the CLIP",
+                  {CaptionedConfig: ("wanted", "pictures and captions"),
+                   ClipConfig: ("learning", "the CLIP, whose embeddings are learnt")},
+                  PriorTrainConfig, NOT_CHOSEN, prepare, summaries.of_embeddings)
 
 
-COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse,
-           "deceiving": DeceivingCourse, "captions": CaptionsCourse, "embeddings": EmbeddingsCourse}
+COURSES = {"text": text, "examples": examples, "pictures": pictures, "deceiving": deceiving,
+           "captions": captions, "embeddings": embeddings}
 
 
 def course_of(arch):
@@ -219,149 +145,27 @@ def names_of(config):
     return {field.name for field in fields(config)}
 
 
-# -- what is going to happen, a line a part --------------------------------------------------------
+# -- what to try with the model --------------------------------------------------------------------
 
 
-def text_summary(prepared):
-    from minifm import backends
-    trainer, corpus = prepared.trainer, prepared.corpus
-    training, held_out = prepared.training, prepared.held_out
-    shape, config, objective = trainer.model.config, trainer.config, trainer.objective
-    skipped = "".join(f", {what} left out: {n:,}" for what, n in corpus.skipped.items() if n)
-    words = training.count - training.documents         # without the end-of-text marks
-    batch = trainer.batches.batch(0)
-    flops = objective.flops(trainer.model, batch) / objective.tokens(batch)
-    rounds = config.steps * config.batch * objective.window(prepared.length) / training.count
-    context = f", context {shape.context}" if shape.context else ""
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    return in_lines({
-        "text": f"{corpus.description}: {plural(corpus.count, 'document')}, "
-                f"{corpus.size / 1e6:.2f} MB; {held_out.documents:,} of them held out{skipped}",
-        "tokens": f"{trainer.tokenizer.vocabulary:,} in the vocabulary; {training.count:,} to "
-                  f"train on, {training.size / max(1, words):.2f} bytes each",
-        "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters: "
-                 f"{plural(shape.layers, 'layer')}, {shape.width} wide, "
-                 f"{plural(shape.heads, 'head')}{context}; {flops / 1e6:,.0f} MFLOP to train on a "
-                 "token",
-        "learning": f"{objective.name}: its loss is in {objective.scale} a {objective.unit}",
-        "training": f"{plural(config.steps, 'step')} of {config.batch} × {prepared.length} tokens, "
-                    f"{rounds:.2f} times through the text",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    })
+def writing(trainer):
+    from minifm.models.causal import CausalModel
+    writes = isinstance(trainer.model, CausalModel) or trainer.model.absorbing
+    return f"; try: {program()} generate {trainer.directory}/last \"Once\"" if writes else ""
 
 
-def examples_summary(prepared):
-    from minifm import backends
-    trainer, examples, recipe = prepared.trainer, prepared.examples, prepared.recipe
-    config, objective, (C, *space) = trainer.config, trainer.objective, recipe.shape
-    training = len(examples.parts["training"])
-    flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
-    classes = f" in {len(recipe.classes)} classes" if recipe.classes else ""
-    classes += captions_summary(trainer.model, examples)
-    if recipe.embedder is not None:
-        classes += f", as {recipe.embedder.place} sees them"
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    return in_lines({
-        "examples": f"{examples.description['name']}: {plural(examples.count, recipe.kind.name)} "
-                    f"of {' × '.join(map(str, space))}, {plural(C, 'channel')}{classes}; "
-                    f"{len(examples.parts['held_out']):,} of them held out",
-        "model": f"{model_summary(trainer.model)}; "
-                 f"{flops / 1e6:,.0f} MFLOP to train on an example",
-        "learning": f"{objective.name}: predicts {recipe.scheduler.objective} under "
-                    f"{recipe.scheduler.noise} noise; its "
-                    f"loss is the {objective.scale} of a {objective.unit}",
-        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'example')}, "
-                    f"{config.steps * config.batch / training:.1f} times through them",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    })
+def sampling(trainer):
+    kind, directory = trainer.companion.kind, trainer.directory
+    captioned = getattr(trainer.model, "tokenizer", None) is not None
+    prompt = f' --prompt "{trainer.sketch.asked[0]}"' if captioned else ""
+    if trainer.companion.embedder is not None:
+        prompt = " --prior RUN --prompt TEXT"
+    return f"; try: {program()} sample {directory}/last{prompt} --out a{kind.extension}"
 
 
-def pictures_summary(prepared):
-    from minifm import backends
-    trainer, examples = prepared.trainer, prepared.examples
-    config, objective, shape = trainer.config, trainer.objective, trainer.model.config
-    C, H, W = examples.shape
-    flops = objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
-    rounds = config.steps * config.batch / len(examples.parts["training"])
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    latents = f"; latents of {shape.latents} × {H // shape.stride} × {W // shape.stride} numbers " \
-        f"for {C * H * W:,}" if hasattr(shape, "latents") else ""
-    return in_lines({
-        "pictures": f"{examples.description['name']}: {plural(examples.count, 'picture')} of "
-                    f"{H} × {W}, {plural(C, 'channel')}; {len(examples.parts['held_out']):,} of "
-                    "them held out",
-        "model": f"{type(trainer.model).__name__}, {shape.parameters:,} parameters; "
-                 f"{flops / 1e6:,.0f} MFLOP to train on a picture{latents}",
-        "learning": f"{objective.name}: its loss is the {objective.scale} of a {objective.unit}",
-        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'picture')}, "
-                    f"{rounds:.1f} times through them",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    })
+def what_came_back(trainer):
+    return f"; held-out pictures and what came back of them: {trainer.directory}/samples"
 
 
-def pairs_summary(prepared):
-    from minifm import backends
-    trainer, examples = prepared.trainer, prepared.examples
-    config, shape = trainer.config, trainer.model.config
-    C, H, W = examples.shape
-    training = len(examples.parts["training"])
-    flops = trainer.objective.flops(trainer.model, trainer.batches.batch(0)) / config.batch
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    text = shape.text
-    return in_lines({
-        "pairs": f"{examples.description['name']}: {examples.count:,} pictures of {H} × {W}, "
-                 f"{plural(C, 'channel')}, with {len(set(examples.captions)):,} different "
-                 f"captions; {len(examples.parts['held_out']):,} of them held out",
-        "tokens": f"{text.vocabulary:,} in the vocabulary, {text.context} of a text at most",
-        "model": f"CLIP, {shape.parameters:,} parameters, {text.parameters:,} of them to read "
-                 f"texts; {flops / 1e6:,.0f} MFLOP to train on a pair",
-        "learning": "contrastive: its loss is in nats a pair",
-        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'pair')}, "
-                    f"{config.steps * config.batch / training:.1f} times through them",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    })
-
-
-def captions_summary(model, examples):
-    """What is to be said of captions, where the model learns some."""
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return ""
-    return f", {len(set(examples.captions)):,} captions of {tokenizer.vocabulary:,} tokens"
-
-
-def model_summary(model):
-    """What a model is made of."""
-    parts = getattr(model, "parts", lambda: {"": model})()
-    return " with ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
-                         + ("" if trainable(part) else " that stay") for part in parts.values())
-
-
-def embeddings_summary(prepared):
-    from minifm import backends
-    trainer, examples = prepared.trainer, prepared.examples
-    config, shape, clip = trainer.config, trainer.model.config, trainer.companion.embedder
-    training = len(examples.parts["training"])
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
-    return in_lines({
-        "pairs": f"{examples.description['name']}: {examples.count:,} pictures with captions, as "
-                 f"{clip.place} sees them, {shape.embedding} numbers each; "
-                 f"{len(examples.parts['held_out']):,} of them held out",
-        "model": f"Prior, {shape.parameters:,} parameters; "
-                 f"{shape.flops(training=True) / 1e6:,.0f} MFLOP to train on an embedding",
-        "learning": "denoising: predicts x0 under cosine noise; its loss is the squared error of a "
-                    "number",
-        "training": f"{plural(config.steps, 'step')} of {plural(config.batch, 'embedding')}, "
-                    f"{config.steps * config.batch / training:.1f} times through them",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    })
-
-
-def in_lines(parts):
-    """["name       text", …]."""
-    return [f"{name:<11}{text}" for name, text in parts.items()]
+def what_was_made(trainer):
+    return f"; what it has made on the way: {trainer.directory}/samples"

@@ -57,7 +57,7 @@ def arguments(parser, argv):
 
 def run(args):
     from minifm.backends.ceilings import flop_ceiling
-    from minifm.cli.courses import text_summary
+    from minifm.cli.summaries import of_text
     from minifm.errors import ConfigError
     from minifm.training.pretrain import TextConfig, prepare
     if not 0 < args.minutes < 1e5:
@@ -72,7 +72,7 @@ def run(args):
     config = configuration(args.minutes, args.seed)
     prepared = prepare(out, TextConfig(vocabulary=VOCABULARY), SHAPE, config,
                        ceiling=flop_ceiling().rate)
-    print("\n".join(text_summary(prepared)), end="\n\n", flush=True)
+    print("\n".join(of_text(prepared)), end="\n\n", flush=True)
     return train_and_tell(prepared, out, args.seed, args.digit_minutes)
 
 

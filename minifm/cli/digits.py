@@ -29,11 +29,11 @@ class Act(NamedTuple):
 def act(out, minutes, seed):
     """Learn for about so many minutes, in the directory `out`/digits, and draw: (exit status, the
     Act or None)."""
-    from minifm.cli.courses import examples_summary
     from minifm.cli.pretrain import trained
+    from minifm.cli.summaries import of_examples
     print("\nsecond act: a small UNet learns to make handwritten digits out of noise\n")
     prepared = prepared_in(out / "digits", minutes, seed)
-    print("\n".join(examples_summary(prepared)), end="\n\n", flush=True)
+    print("\n".join(of_examples(prepared)), end="\n\n", flush=True)
     started = time.perf_counter()
     status = trained(prepared.trainer, after=" (which trains to the end, and draws nothing)")
     if status:
@@ -73,15 +73,10 @@ def measured():
     from minifm.media import digits
     from minifm.models import UNet, UNetConfig
     from minifm.rng import Rng
-    from minifm.training.denoising import (
-        NoiseConfig,
-        NoiseObjective,
-        TrainingExamples,
-        recipe_of,
-        shape_for,
-        told_of,
-    )
+    from minifm.training.denoising import NoiseConfig, NoiseObjective, TrainingExamples
+    from minifm.training.networks import recipe_of, shape_for
     from minifm.training.timing import seconds_of_update
+    from minifm.training.told import told_of
     examples, noise = digits(), NoiseConfig()
     recipe = recipe_of(examples, noise)
     network = UNet(UNetConfig(**SHAPE | shape_for("unet", recipe)), Rng(0))

@@ -95,7 +95,7 @@ def shown_mask(trainer):
 
 def run_text(args, said, task, rest, given):
     """Fine-tune on text without labels, as pretrain does."""
-    from minifm.cli import courses, pretrain
+    from minifm.cli import courses, pretrain, summaries
     from minifm.training.finetune import TaskConfig, prepare_text
     from minifm.training.pretrain import TextConfig
     for name in ("held_out_data", "group", "examples", "validation", "epochs", "scheme"):
@@ -103,12 +103,12 @@ def run_text(args, said, task, rest, given):
             raise ConfigError(f"{name}: is for labelled examples; leave it out with --task lm")
     text = TextConfig(data=task.data, length=task.length, held_out=said.get("held_out", 0.05))
     prepared = prepare_text(args.out, said["model"], text, *rest, **given)
-    for line in courses.text_summary(prepared) + (
+    for line in summaries.of_text(prepared) + (
             shown_mask(prepared.trainer) if args.show_mask else []):
         print(line, file=sys.stderr)
     status = pretrain.trained(prepared.trainer, "finetune")
     if status == 0:
-        pretrain.tell(prepared.trainer, courses.TextCourse())
+        pretrain.tell(prepared.trainer, courses.text())
     return status
 
 

@@ -54,7 +54,7 @@ def arguments(parser, argv):
                              f"{', '.join(defaults)}; of {arch}: "
                              f"{', '.join(ARCHITECTURES[arch].presets)})")
     add_config(parser)
-    for config, title in course.configs.items():
+    for config, (_, title) in course.configs.items():
         add_fields(parser, config, title, skip={"seed"})       # the one of training serves all
     add_fields(parser, ARCHITECTURES[arch].config,
                f"model: {arch} (defaults: those of the preset)",
@@ -121,7 +121,7 @@ def foreign_flags(arch):
 
 def alike(course):
     """The names of the architectures that learn from the same kind of data."""
-    return [name for name in ARCHITECTURES if isinstance(course_of(name), type(course))]
+    return [name for name in ARCHITECTURES if course_of(name) == course]
 
 
 def shape_of(arch, course):

@@ -91,8 +91,7 @@ def summary(prepared):
     """What is going to happen, a line a part."""
     import math
 
-    from minifm import backends
-    from minifm.cli.courses import in_lines, model_summary
+    from minifm.cli import summaries
     from minifm.errors import plural
     from minifm.nn import trainable
     trainer, lesson, recipe = prepared.trainer, prepared.lesson, prepared.recipe
@@ -100,19 +99,16 @@ def summary(prepared):
     learning = sum(math.prod(p.shape) for p in trainable(trainer.model).values())
     made = examples.count - lesson.new
     groups = " and ".join(f"{rows} of {len(places):,}" for places, rows in lesson.groups)
-    after = f", resumed after step {trainer.step:,}" if trainer.step else ""
     beside = f" and {made:,} that the model made" if made else ""
-    return in_lines({
-        "examples": f"{examples.description['name']}: {plural(lesson.new, recipe.kind.name)}"
-                    f"{beside}; {len(lesson.held_out):,} of all to evaluate on",
-        "model": f"{model_summary(trainer.model)}; {learning:,} numbers learn",
-        "learning": f"predicts {recipe.scheduler.objective} under {recipe.scheduler.noise} noise, "
-                    "as before",
-        "training": f"{plural(config.steps, 'step')} of {groups} examples, learning rate "
-                    f"{config.learning_rate:.3g}",
-        "backend": backends.active().describe(),
-        "run": f"{trainer.directory}{after}",
-    })
+    return summaries.summary(
+        trainer,
+        examples=f"{examples.description['name']}: {plural(lesson.new, recipe.kind.name)}{beside}; "
+                 f"{len(lesson.held_out):,} of all to evaluate on",
+        model=f"{summaries.parts_of(trainer.model)}; {learning:,} numbers learn",
+        learning=f"predicts {recipe.scheduler.objective} under {recipe.scheduler.noise} noise, as "
+                 "before",
+        training=f"{plural(config.steps, 'step')} of {groups} examples, learning rate "
+                 f"{config.learning_rate:.3g}")
 
 
 def tell(prepared, concept):

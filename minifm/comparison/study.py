@@ -41,15 +41,14 @@ from minifm.training.denoising import (
     NoiseObjective,
     TrainingExamples,
     open_examples,
-    recipe_of,
-    shape_for,
-    told_of,
 )
 from minifm.training.judging import FEWEST, drawn_places, judge_of, require_judged
+from minifm.training.networks import recipe_of, shape_for
 from minifm.training.pictures import OBJECTIVES
 from minifm.training.report import Metrics, seconds_of
 from minifm.training.run import require_writable, run_directory
 from minifm.training.timing import seconds_of_update
+from minifm.training.told import told_of
 
 FILE, RESULTS, FORMAT = "compare.json", "results.jsonl", 1
 LEAST_STEPS = 10

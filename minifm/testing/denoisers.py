@@ -29,9 +29,9 @@ from minifm.training.denoising import (
     NoiseConfig,
     NoiseObjective,
     TrainingExamples,
-    told_of,
 )
 from minifm.training.report import Progress
+from minifm.training.told import told_of
 from minifm.training.trainer import Trainer
 
 SMALL = 0.02            # deviation of the weights that a new network has at zero

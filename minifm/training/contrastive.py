@@ -31,13 +31,7 @@ from minifm.training import checkpoint, memory
 from minifm.training.config import TrainConfig
 from minifm.training.objectives import Objective
 from minifm.training.rounds import Rounds
-from minifm.training.run import (
-    newest_checkpoint,
-    require_writable,
-    run_directory,
-    say_on_stderr,
-    write_run,
-)
+from minifm.training.run import begin, write_run
 from minifm.training.trainer import Trainer
 
 
@@ -209,13 +203,10 @@ def prepare(directory, wanted, config, *, shape=None, arch="clip", initial=None,
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = run_directory(directory, (wanted.data,))
-    say = say_on_stderr if shown else lambda line: None
+    directory, newest, say = begin(directory, (wanted.data,), resume, shown)
     check_prompts(wanted.prompts)
-    newest = newest_checkpoint(directory, resume)
     place = newest if initial is None or newest else resolve(initial)
     model = None if place is None else _started(newest, place, shape or {})
-    require_writable(directory)
     examples = open_captioned(wanted, model, say)
     if wanted.prompts and examples.labels is None:
         raise ConfigError(f"prompts: {examples.description['name']} has no classes that prompts "

@@ -1,4 +1,5 @@
-"""From examples to a diffusion run: Examples → network and schedule → Trainer.
+"""From examples to a diffusion run: Examples → network and schedule → Trainer. Here is what a step
+learns, and how a run is made ready; networks.py makes the model, told.py says what it is told.
 
 What a step learns (which examples, at which times, under which noise, which of them without class
 or caption) is a function of the seed and the step's number, and so is what it is evaluated on: a
@@ -11,9 +12,7 @@ resumed run goes on bitwise, and two evaluations differ by the network alone.
       step-…/  last  best  metrics.jsonl  loss.png      (training/checkpoint.py)
 """
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -21,31 +20,22 @@ from minifm import media, ops
 from minifm.config import check, setting
 from minifm.diffusion import objectives
 from minifm.diffusion.scheduler import COSINE, FLOW, NOISES, Scheduler
-from minifm.errors import ConfigError, plural
-from minifm.generation.clip import Shown
-from minifm.generation.condition import NOTHING, Captions, Classes, encoded, table_of
-from minifm.generation.diffusion import FILE, Pipeline, Recipe, SampleConfig
-from minifm.hub import resolve
+from minifm.errors import ConfigError
+from minifm.generation.condition import NOTHING
+from minifm.generation.diffusion import FILE, Recipe
 from minifm.media import Examples, MediaConfig
-from minifm.models import ARCHITECTURES, Composite, DiT, UNet, architecture_of, network_of
-from minifm.nn import freeze, trainable
+from minifm.models import DiT, UNet, architecture_of, network_of
 from minifm.rng import Rng
-from minifm.training import memory
 from minifm.training.captioned import CaptionConfig
 from minifm.training.config import TrainConfig
-from minifm.training.decoder import DecoderConfig, embeddings_of, there_already
-from minifm.training.judging import JudgeConfig, QualityCurve, drawn_places, require_judged
+from minifm.training.decoder import DecoderConfig, there_already
+from minifm.training.judging import JudgeConfig
 from minifm.training.latents import LatentConfig, in_latents
+from minifm.training.networks import Design, model_of, recipe_of
 from minifm.training.objectives import Objective
 from minifm.training.rounds import Rounds
-from minifm.training.run import (
-    model_to_resume,
-    newest_checkpoint,
-    require_writable,
-    run_directory,
-    say_on_stderr,
-    write_run,
-)
+from minifm.training.run import begin, write_run
+from minifm.training.told import SAMPLES, Sketches, asks_of, asks_shown, told_of
 from minifm.training.trainer import Trainer
 
 # Settings of a network that follow from the examples.
@@ -54,9 +44,6 @@ NOT_CHOSEN = {"inputs", "outputs", "size", "classes", "memory_width", "vector_wi
 WEIGHTINGS = {"uniform": objectives.uniform, "min-snr": objectives.min_snr(),
               "truncated-snr": objectives.truncated_snr, "edm": objectives.edm(),
               "sigmoid": objectives.sigmoid()}
-SHOWN, SHOWN_STEPS = 16, 25             # examples of a snapshot, and noise levels to make them
-SAMPLES = "samples"
-READ_AT_ONCE = 64                       # captions, by an encoder that does not learn
 
 
 @dataclass(frozen=True)
@@ -72,6 +59,11 @@ class StepsConfig:
     flip: bool = setting(False, "mirror every other picture, left and right")
 
     __post_init__ = check
+
+    def require_sides(self, kind):
+        """Raise ConfigError where examples of this Kind are to be mirrored, and have no sides."""
+        if self.flip and kind not in (media.PICTURE, media.VIDEO):
+            raise ConfigError(f"flip: a {kind.name} has no left and right; leave it out")
 
 
 @dataclass(frozen=True)
@@ -270,33 +262,18 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = run_directory(directory, (wanted.data,))
-    say = say_on_stderr if shown else lambda line: None
-    newest = newest_checkpoint(directory, resume)
-    require_writable(directory)
+    directory, newest, say = begin(directory, (wanted.data,), resume, shown)
     examples = open_examples(wanted, say)
     embedder = decoding.embedder(there_already(newest, initial), arch, captions)
     captioned = embedder is None and captions.learns(examples, arch, say)
     recipe = recipe_of(examples, noise, captioned, embedder)
-    if embedder is not None and latents.latent is not None:
-        raise ConfigError("latent: a network that is told embeddings of pictures works on pixels; "
-                          "leave it out")
-    if noise.flip and recipe.kind not in (media.PICTURE, media.VIDEO):
-        raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
+    noise.require_sides(recipe.kind)
     if noise.flip and embedder is not None:
         raise ConfigError("flip: the embedding of a picture is not that of the mirrored one; leave "
                           "it out")
-    model = _model(newest, initial, _Asked(examples, recipe, shape or {}, arch, config,
-                                           captions if captioned else None, latents))
-    learnt = in_latents(examples, model, say)
-    if noise.flip and learnt is not examples:
-        raise ConfigError("flip: latents of a mirrored picture are no mirrored latents; leave it "
-                          "out")
-    if config.recompute and not isinstance(network_of(model), DiT):
-        raise ConfigError(f"recompute: a {type(network_of(model)).__name__} does not compute its "
-                          "blocks again; leave it out")
-    if captioned and not captions.trains(model.encoder):
-        freeze(model.encoder)
+    model = model_of(newest, initial, Design(examples, recipe, shape or {}, arch, config,
+                                             captions if captioned else None, latents))
+    learnt = in_latents(examples, model, say, flip=noise.flip)
     condition = recipe.condition(model)
     table, description = told_of(examples, condition, model, say), condition.description
     if captioned:
@@ -308,12 +285,9 @@ def prepare(directory, wanted, config, *, noise=NoiseConfig(), captions=CaptionC
              description=description, rng=Rng(config.seed).child("denoising", part))
         for kind, part in ((TrainingExamples, "training"), (HeldOutExamples, "held_out")))
     shown_asks = asks_shown(examples, condition)
-    sketches, curve = Sketches(directory / SAMPLES, recipe, shown_asks, config.seed), None
-    if judging.judge:
-        require_judged(examples)
-        places = drawn_places(examples, judging.judge, Rng(config.seed).child("judged"))
-        curve = QualityCurve(directory, examples, asks_of(examples, places, condition), sketches,
-                             seed=config.seed)
+    sketches = Sketches(directory / SAMPLES, recipe, shown_asks, config.seed)
+    curve = judging.curve(directory, examples, sketches, config.seed,
+                          lambda places: asks_of(examples, places, condition))
     say("measuring the memory that a step takes")
     trainer = Trainer(
         model, training, config, directory=directory, held_out=held_out, companion=recipe,
@@ -334,175 +308,6 @@ def open_examples(wanted, say):
     """The Examples of an ExamplesConfig, what is passed by on the way said by `say`; raises
     ConfigError for data that are not known."""
     return media.open(wanted.data, wanted, say=say)
-
-
-def recipe_of(examples, noise, captioned=False, embedder=None):
-    """The Recipe of a network that learns these examples, by an Embedder's embeddings of them, by
-    their captions, or else by their classes. Raises ConfigError where there is nothing to learn or
-    to evaluate on."""
-    for part, indices in examples.parts.items():
-        if not len(indices):
-            raise ConfigError(f"data: {examples.description['name']} has no {part} examples")
-    labelled = noise.labels and examples.labels is not None and not captioned \
-        and embedder is None
-    return Recipe(noise.scheduler, examples.kind, tuple(map(int, examples.shape)),
-                  tuple(examples.classes) if labelled else (), examples.description.get("rate"),
-                  noise.drop > 0, embedder)
-
-
-def told_of(examples, condition, model, say=None):
-    """The Table of what a network with this Condition is told of the Examples; pictures that it is
-    shown a CLIP reads here, once."""
-    if isinstance(condition, Shown):
-        say("showing the pictures to the CLIP, once for all")
-        return embeddings_of(examples, condition)
-    return table_read(names_of(examples, condition), condition, model, say)
-
-
-def table_read(asked, condition, model, say=None):
-    """The same of what is asked, a name, a caption or None for each example. Captions that an
-    encoder reads which does not learn are read here, once."""
-    table = table_of(condition, asked, say)
-    if isinstance(condition, Captions) and not trainable(model.encoder):
-        say("reading the captions, once for all")
-        return replace(table, columns=encoded(model, table.columns, READ_AT_ONCE))
-    return table
-
-
-def names_of(examples, condition):
-    """[what is to be told of each example]: the name of its class, its caption, or None."""
-    if isinstance(condition, Captions):
-        return examples.captions
-    if isinstance(condition, Classes):
-        return [examples.classes[label] for label in examples.labels]
-    return [None] * examples.count
-
-
-def asks_shown(examples, condition):
-    """What snapshots are asked for: as many of each class; or captions or embeddings of examples
-    that are held out, from everywhere among them."""
-    held_out = examples.parts["held_out"]
-    if isinstance(condition, (Captions, Shown)):
-        places = [held_out[i * len(held_out) // SHOWN] for i in range(SHOWN)]
-        return asks_of(examples, places, condition)
-    classes = condition.names if isinstance(condition, Classes) else (None,)
-    return [classes[i * len(classes) // SHOWN] if len(classes) <= SHOWN else classes[i]
-            for i in range(SHOWN)]
-
-
-def asks_of(examples, places, condition):
-    """What a network is asked for to make such as the examples at these places."""
-    if isinstance(condition, Shown):
-        return condition.asked(examples.take(places))
-    names = names_of(examples, condition)
-    return [names[place] for place in places]
-
-
-def shape_for(arch, recipe, shape=None):
-    """{field: value} of the network's configuration that follow from the examples, or from the
-    `shape` (C, *space) of what it learns in their place."""
-    (C, *space), K = shape or recipe.shape, len(recipe.classes)
-    if ARCHITECTURES[arch].model is DiT:
-        return {"inputs": C, "outputs": C, "size": tuple(space), "classes": K}
-    if len(space) != 2:
-        raise ConfigError(f"arch: a {arch} makes pictures, not {recipe.kind.name}s; dit makes them "
-                          f"({', '.join(ARCHITECTURES['dit'].presets)})")
-    return {"inputs": C, "outputs": C, "size": space[0], "classes": K + 1 if K else None}
-
-
-class _Asked(NamedTuple):
-    """What a model is to be."""
-
-    examples: Examples
-    recipe: Recipe
-    shape: dict                     # {field: value} of the network's configuration
-    arch: str
-    config: TrainConfig
-    captions: CaptionConfig | None  # None: it is to learn none
-    latents: LatentConfig
-
-
-def _model(newest, initial, asked):
-    """The model of the checkpoint `newest`, or the model `initial`, if it fits; or a new one."""
-    if newest is not None:
-        return model_to_resume(newest, asked.arch, asked.shape)
-    return _new(asked) if initial is None else _started(initial, asked)
-
-
-def _new(asked):
-    """A network, or a Composite where it is to learn captions, or latents."""
-    kind, rng = ARCHITECTURES[asked.arch], Rng(asked.config.seed).child("model")
-    autoencoder, encoder, tokenizer = asked.latents.autoencoder(asked.examples), None, None
-    inside, *sizes = asked.recipe.shape
-    if autoencoder is not None:
-        c = autoencoder.config
-        inside, sizes = c.latents, [n // c.stride for n in sizes]
-    follows = shape_for(asked.arch, asked.recipe, (inside, *sizes))
-    if asked.recipe.embedder is not None:
-        follows |= dict.fromkeys(("memory_width", "vector_width"), asked.recipe.embedder.width)
-    if asked.captions is not None:
-        encoder, tokenizer = asked.captions.encoder(asked.examples.captions, rng.child("encoder"))
-        follows |= {"memory_width": encoder.config.width, "vector_width": encoder.config.width}
-    whole = kind.config(**asked.shape | follows)
-    if kind.model is UNet and any(n % whole.stride for n in sizes):
-        raise ConfigError(f"size: examples of {' × '.join(map(str, sizes))}, and a UNet "
-                          f"of {len(whole.widths)} levels takes multiples of {whole.stride}; "
-                          "choose --size, or fewer --widths")
-    memory.require_parameters(whole.parameters, asked.config)
-    network = kind.model(whole, rng)
-    if encoder is None and autoencoder is None:
-        return network
-    return Composite(network, encoder, autoencoder, tokenizer=tokenizer)
-
-
-def _started(initial, asked):
-    """A model to start from; raises ConfigError where it has learnt otherwise."""
-    recipe, shape, arch = asked.recipe, asked.shape, asked.arch
-    own = {name: value for config in (asked.captions, asked.latents) if config is not None
-           for name, value in asdict(config).items()}
-    own = [name for name, value in own.items() if name != "captions" and value is not None]
-    if own:
-        raise ConfigError(f"{', '.join(own)}: the model to start from has its own; leave it out")
-    if shape:
-        raise ConfigError(f"{', '.join(shape)}: the model to start from has its own; leave it out")
-    own = Pipeline.load(resolve(initial))
-    model, learnt = own.network, own.recipe
-    if architecture_of(model) != arch:
-        raise ConfigError(f"arch: {initial} is of {architecture_of(model)}, not of {arch}")
-    for what, was, now in (
-            ("predicts", learnt.scheduler.objective, recipe.scheduler.objective),
-            ("makes", f"{learnt.kind.name}s of {plural(learnt.shape[0], 'channel')}",
-             f"{recipe.kind.name}s of {plural(recipe.shape[0], 'channel')}"),
-            ("knows", _known(learnt, isinstance(own.condition, Captions)),
-             _known(recipe, asked.captions is not None))):
-        if was != now:
-            raise ConfigError(f"{initial}: the model {what} {was}, and this run is of {now}")
-    return model
-
-
-def _known(recipe, captioned):
-    if recipe.embedder is not None:
-        return "embeddings of pictures"
-    return "captions" if captioned else f"{len(recipe.classes)} classes"
-
-
-class Sketches:
-    """Pictures of what a network makes as it learns, always of the same noise and as always asked:
-    a name of a class or a caption for each, or None."""
-
-    def __init__(self, directory, recipe, asked, seed):
-        self.directory, self.recipe = Path(directory), recipe
-        self.asked, self.seed = asked, seed
-
-    def __call__(self, model, step):
-        """Write step-N.png."""
-        self.recipe.kind.save(self.directory / f"step-{step:08d}.png",
-                              self.made(model, self.asked))
-
-    def made(self, model, asked):
-        """float32 [B, C, *space], one example for each that is asked for."""
-        config = SampleConfig(steps=min(SHOWN_STEPS, self.recipe.scheduler.steps), seed=self.seed)
-        return Pipeline(model, self.recipe).sample(asked, config)
 
 
 def _write_run(directory, configs, trainer, examples, asked):

@@ -52,6 +52,15 @@ class JudgeConfig:
             raise ConfigError(f"judge: expected 0, or at least {FEWEST} pictures to be compared, "
                               f"got {self.judge}")
 
+    def curve(self, directory, examples, maker, seed, asks):
+        """The QualityCurve of a run, None where none is wanted: asks(places) is what `maker` is
+        asked for to make such as the Examples at these places. Raises ConfigError."""
+        if not self.judge:
+            return None
+        require_judged(examples)
+        places = drawn_places(examples, self.judge, Rng(seed).child("judged"))
+        return QualityCurve(directory, examples, asks(places), maker, seed=seed)
+
 
 class Recognition(PictureObjective):
     """Say the class: the batch is (pictures [B, C, H, W], labels [B])."""

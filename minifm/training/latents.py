@@ -68,13 +68,17 @@ def latents_of(autoencoder, pictures):
     return in_turn(autoencoder.to_latents, pictures, AT_ONCE)
 
 
-def in_latents(examples, model, say):
+def in_latents(examples, model, say, *, flip=False):
     """The Examples as a model learns them: as they are, or, of a Composite with an autoencoder,
-    which is frozen, their latents."""
+    which is frozen, their latents. Raises ConfigError where these do not fit, or are to be
+    mirrored (`flip`)."""
     autoencoder = getattr(model, "autoencoder", None)
     if autoencoder is None:
         return examples
     require_fit(autoencoder, examples)
+    if flip:
+        raise ConfigError("flip: latents of a mirrored picture are no mirrored latents; leave it "
+                          "out")
     say("reading the pictures' latents, once for all")
     freeze(autoencoder)
     parts = np.array_split(np.arange(examples.count), -(-examples.count // 1024))

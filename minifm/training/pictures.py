@@ -19,17 +19,11 @@ from minifm.rng import Rng
 from minifm.training import memory
 from minifm.training.adversarial import Adversarial
 from minifm.training.autoencoding import Autoencoding
-from minifm.training.denoising import SAMPLES, open_examples
-from minifm.training.judging import JudgeConfig, QualityCurve, drawn_places, require_judged
+from minifm.training.denoising import open_examples
+from minifm.training.judging import JudgeConfig
 from minifm.training.rounds import HeldOutPictures, TrainingPictures
-from minifm.training.run import (
-    model_to_resume,
-    newest_checkpoint,
-    require_writable,
-    run_directory,
-    say_on_stderr,
-    write_run,
-)
+from minifm.training.run import begin, model_to_resume, write_run
+from minifm.training.told import SAMPLES
 from minifm.training.trainer import Trainer
 
 OBJECTIVES = {"autoencoder": Autoencoding, "gan": Adversarial}
@@ -56,10 +50,7 @@ def prepare(directory, wanted, config, *, learning=None, judging=JudgeConfig(), 
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = run_directory(directory, (wanted.data,))
-    say = say_on_stderr if shown else lambda line: None
-    newest = newest_checkpoint(directory, resume)
-    require_writable(directory)
+    directory, newest, say = begin(directory, (wanted.data,), resume, shown)
     examples = open_examples(wanted, say)
     require_pictures(examples, arch)
     if config.recompute:
@@ -70,12 +61,8 @@ def prepare(directory, wanted, config, *, learning=None, judging=JudgeConfig(), 
                   rng=Rng(config.seed).child(objective.name, part))
              for kind, part in ((TrainingPictures, "training"), (HeldOutPictures, "held_out"))]
     sketches = objective.sketches(directory / SAMPLES, examples, config.seed)
-    curve = None
-    if judging.judge:
-        require_judged(examples)
-        places = drawn_places(examples, judging.judge, Rng(config.seed).child("judged"))
-        curve = QualityCurve(directory, examples, examples.labels[places], sketches,
-                             seed=config.seed)
+    curve = judging.curve(directory, examples, sketches, config.seed,
+                          lambda places: examples.labels[places])
     say("measuring the memory that a step takes")
     trainer = Trainer(
         network, parts[0], config, directory=directory, held_out=parts[1], objective=objective,

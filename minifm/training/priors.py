@@ -31,13 +31,7 @@ from minifm.training.denoising import (
     NoiseObjective,
     TrainingExamples,
 )
-from minifm.training.run import (
-    newest_checkpoint,
-    require_writable,
-    run_directory,
-    say_on_stderr,
-    write_run,
-)
+from minifm.training.run import begin, write_run
 from minifm.training.trainer import Trainer
 
 # Settings of a prior that follow from the CLIP.
@@ -113,10 +107,7 @@ def prepare(directory, wanted, config, *, learning=ClipConfig(), shape=None, arc
 
     Raises ConfigError or FormatError before anything is written, wherever it can.
     """
-    directory = run_directory(directory, (wanted.data,))
-    say = say_on_stderr if shown else lambda line: None
-    newest = newest_checkpoint(directory, resume)
-    require_writable(directory)
+    directory, newest, say = begin(directory, (wanted.data,), resume, shown)
     embedder = _embedder(learning, newest, initial)
     examples = open_captioned(wanted, embedder.model, say)
     say("showing pictures and captions to the CLIP, once for all")

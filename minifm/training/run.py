@@ -35,6 +35,16 @@ def run_directory(out, sources):
     return directory
 
 
+def begin(directory, sources, resume, shown):
+    """(the directory of a run that learns from the sources, a Path; the checkpoint to go on from,
+    or None; say(line), which says what is being done where it is to be `shown`). Raises ConfigError
+    for a directory that will not do."""
+    directory = run_directory(directory, sources)
+    newest = newest_checkpoint(directory, resume)
+    require_writable(directory)
+    return directory, newest, say_on_stderr if shown else lambda line: None
+
+
 def require_writable(directory, *files):
     """Raise ConfigError unless files can be made in `directory`, or it can be made itself, and no
     directory stands in the place of one of `files`, which are going to be written there."""

@@ -18,38 +18,29 @@ from minifm.errors import ConfigError, listed, plural
 from minifm.generation.condition import Captions, Classes
 from minifm.generation.diffusion import FILE, Pipeline, Recipe, network_folder
 from minifm.hub import resolve
-from minifm.media import PICTURE, SOUND, VIDEO, Examples
+from minifm.media import SOUND, VIDEO, Examples
 from minifm.media.arrays import read_numpy
 from minifm.media.drawing import write_array
 from minifm.models import Composite, architecture_of, network_of
 from minifm.models.classes import class_tables
 from minifm.nn import AdapterConfig, add_adapters, freeze, freeze_layers
 from minifm.rng import Rng
-from minifm.training import denoising
+from minifm.training import denoising, told
 from minifm.training.concept import HELD_OUT, ConceptConfig, prior_asks, prior_examples, pupil
 from minifm.training.denoising import (
-    SAMPLES,
     DenoisingTrainConfig,
     ExamplesConfig,
     HeldOutExamples,
     NoiseObjective,
     NoisyBatches,
-    Sketches,
     StepsConfig,
-    asks_shown,
-    table_read,
 )
 from minifm.training.finetune import name_of_base
 from minifm.training.latents import in_latents
 from minifm.training.pretrain import require_plain_weights
 from minifm.training.rounds import Rounds
-from minifm.training.run import (
-    newest_checkpoint,
-    require_writable,
-    run_directory,
-    say_on_stderr,
-    write_run,
-)
+from minifm.training.run import begin, write_run
+from minifm.training.told import SAMPLES, Sketches, asks_shown, everywhere, names_of, table_read
 from minifm.training.trainer import Trainer
 
 PRIOR = "prior.npy"
@@ -154,11 +145,9 @@ def prepare(directory, model, wanted, tune=TuneConfig(), config=(), *, steps=Tun
 
     Raises ConfigError or FormatError before anything is written.
     """
-    say = say_on_stderr if shown else lambda line: None
     sources = [wanted.data] + ([tune.held_out_data] if tune.held_out_data else [])
-    directory, place = run_directory(directory, sources), resolve(model)
-    newest_checkpoint(directory, resume)
-    require_writable(directory)
+    directory, _, say = begin(directory, sources, resume, shown)
+    place = resolve(model)
     base = Pipeline.load(place)
     require_trainable(base, model, tune)
     config, steps = tuned(dict(config), tune), settled(steps, base.recipe)
@@ -174,10 +163,7 @@ def prepare(directory, model, wanted, tune=TuneConfig(), config=(), *, steps=Tun
                "description": condition.description | {
                    "concept": concept.concept, "scheduler": asdict(recipe.scheduler)}}
     rng = Rng(config.seed).child("tuning")
-    learnt = in_latents(lesson.examples, network, say)
-    if steps.flip and learnt is not lesson.examples:
-        raise ConfigError("flip: latents of a mirrored picture are no mirrored latents; leave it "
-                          "out")
+    learnt = in_latents(lesson.examples, network, say, flip=steps.flip)
     training = GroupedExamples(learnt, lesson.groups, steps, rng=rng.child("training"),
                                **options)
     held_out = HeldOutExamples(learnt, lesson.held_out, steps, rng=rng.child("held out"),
@@ -212,8 +198,7 @@ def tuned(said, tune):
 
 def settled(steps, recipe):
     """A TuneStepsConfig whose `drop` is a number."""
-    if recipe.kind not in (PICTURE, VIDEO) and steps.flip:
-        raise ConfigError(f"flip: a {recipe.kind.name} has no left and right; leave it out")
+    steps.require_sides(recipe.kind)
     drop = steps.drop if steps.drop is not None else 0.1 * recipe.classless
     return replace(steps, drop=drop)
 
@@ -337,21 +322,18 @@ def asked_of(base, examples, concept, name):
             raise ConfigError(f"data: {name} has the classes {listed(unknown)}, which {base.place} "
                               f"does not know ({listed(condition.names)}); --only chooses among "
                               "them, --concept NAME teaches a new one")
-    return list(denoising.names_of(examples, condition))
+    return list(names_of(examples, condition))
 
 
 def shown_asks(lesson, condition, concept):
     """What snapshots are asked for: half of them for the concept, where there is one."""
     if concept.concept is None and isinstance(condition, Captions):
-        places = lesson.held_out
-        return [lesson.asked[places[i * len(places) // denoising.SHOWN]]
-                for i in range(denoising.SHOWN)]
+        return [lesson.asked[place] for place in everywhere(lesson.held_out, told.SHOWN)]
     if concept.concept is None:
         return asks_shown(lesson.examples, condition)
     known = list(dict.fromkeys(lesson.asked[lesson.new :])) or [None]
-    half = denoising.SHOWN // 2
-    return [concept.asked(condition)] * half + [known[i * len(known) // half] if len(known) <= half
-                                                else known[i] for i in range(half)]
+    half = told.SHOWN // 2
+    return [concept.asked(condition)] * half + everywhere(known[:half], half)
 
 
 # -- which weights learn ---------------------------------------------------------------------------
