@@ -38,6 +38,10 @@ class Course:
         """The dataclasses of what was said, the TrainConfig last."""
         return [build(kind, said) for kind in (*self.configs, self.training)]
 
+    def meaning(self, score, config):
+        """What is printed behind a score of an evaluation, under this TrainConfig."""
+        return score.replace("_", " ")
+
 
 class TextCourse(Course):
     """Text in, a language model out."""
@@ -177,8 +181,16 @@ class CaptionsCourse(Course):
     def summary(self, prepared):
         return pairs_summary(prepared)
 
+    def meaning(self, score, config):
+        among = f"among those of at most {config.batch} pairs"
+        return {"text_of_picture": f"of the pictures find their text {among}",
+                "picture_of_text": f"of the texts find their picture {among}",
+                "zero_shot": "of the pictures find the prompts of their class (zero shot)"}[score]
+
     def next(self, trainer):
-        return ""
+        place = f"{trainer.directory}/last"
+        return (f"; with it learn: pretrain --arch unet --text-encoder {place}, or --arch prior "
+                f"and unet --clip-model {place}")
 
 
 class EmbeddingsCourse(Course):
@@ -202,7 +214,8 @@ class EmbeddingsCourse(Course):
         return embeddings_summary(prepared)
 
     def next(self, trainer):
-        return ""
+        return (f"; with what --arch unet --clip-model has learnt, try: {program()} sample RUN "
+                f"--prior {trainer.directory}/last --prompt TEXT --out a.png")
 
 
 COURSES = {"text": TextCourse, "examples": ExamplesCourse, "pictures": PicturesCourse,
@@ -335,10 +348,10 @@ def captions_summary(model, examples):
 
 
 def model_summary(model):
-    """What a model is made of."""
+    """What a model is made of, and which of it does not learn."""
     parts = getattr(model, "parts", lambda: {"": model})()
-    return " with ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
-                         + ("" if trainable(part) else " that stay") for part in parts.values())
+    return "; ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
+                     + ("" if trainable(part) else ", frozen") for part in parts.values())
 
 
 def embeddings_summary(prepared):
