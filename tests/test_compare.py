@@ -194,10 +194,13 @@ def test_minutes_become_steps(tmp_path, quick, monkeypatch):
 
 def test_columns_are_classes():
     x, labels = np.arange(12.0).reshape(12, 1, 1, 1), np.arange(12) % 3
-    seen = picked(x, labels, 4).reshape(study.ROWS, 3)
-    np.testing.assert_array_equal(seen % 3, [[0, 1, 2]] * 4)
+    seen = picked(x, labels, 4).reshape(study.ROWS, 4)
+    np.testing.assert_array_equal(seen[:, :3] % 3, [[0, 1, 2]] * 4)
     np.testing.assert_array_equal(seen[:, 0], [0, 3, 6, 9])
-    np.testing.assert_array_equal(picked(x[:3], labels[:3], 3).reshape(4, 3), [[0, 1, 2]] * 4)
+    np.testing.assert_array_equal(seen[:, 3], 1)        # of which there is none: white
+    few = picked(5 + x[:5], labels[:5], 3).reshape(4, 3)        # none stands for another twice
+    np.testing.assert_array_equal(few, [[5, 6, 7], [8, 9, 1], [1, 1, 1], [1, 1, 1]])
+    assert picked(x, labels, 4, most=2).shape == (study.ROWS * 2, 1, 1, 1)
 
 
 @pytest.mark.parametrize("data, part", [

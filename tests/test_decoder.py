@@ -160,7 +160,7 @@ def test_a_decoder_is_told_directions_and_nothing_as_zeros():
 
 def test_what_is_no_clip_or_of_other_pictures_is_refused(tmp_path):
     one = embedder_of()
-    with pytest.raises(ConfigError, match=r"the CLIP looks at pictures of 1 channels and 8 pixels"):
+    with pytest.raises(ConfigError, match="of 1 channel and 8 × 8 pixels, not of 1 channel and 4"):
         one.pictures(np.zeros((2, 1, 4, 4), np.float32))
     save_model(one.model.text, tmp_path)
     with pytest.raises(ConfigError, match="expected a CLIP, got a TextTower"):
@@ -305,6 +305,8 @@ def test_priors_that_cannot_be_are_refused(tmp_path, clip):
     (tmp_path / "clip").rename(tmp_path / "away")
     with pytest.raises(ConfigError, match="the CLIP that the prior has learnt by is not there"):
         PriorPipeline.load(tmp_path)
+    with pytest.raises(ConfigError, match="a Prior, which makes embeddings: a decoder takes it"):
+        Pipeline.load(tmp_path)
     with pytest.raises(ConfigError, match="expected a prior, got a CLIP"):
         PriorPipeline.load(clip)
 

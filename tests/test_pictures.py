@@ -200,6 +200,13 @@ def test_snapshots_are_held_out_pictures_above_what_comes_back(tmp_path, data, m
     np.testing.assert_array_equal(shown[0], drawing.grid(PICTURE.view(both), 4))
 
 
+def test_snapshots_are_of_pictures_from_everywhere_among_those_held_out(tmp_path):
+    data = examples(40)
+    data.parts["held_out"] = np.arange(8, 40)
+    snapshots = ThereAndBack(tmp_path, data)
+    np.testing.assert_array_equal(snapshots.pictures, data.take(np.arange(8, 40, 2)))
+
+
 def test_a_model_to_start_from(tmp_path, data, monkeypatch):
     run_in(tmp_path / "run").train(until=1)
     last = tmp_path / "run" / "last"

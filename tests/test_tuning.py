@@ -423,6 +423,17 @@ def test_a_new_class_from_a_folder(tmp_path, monkeypatch, capsys, pictures):
     assert np.load(out).shape == (4, 1, 4, 4)
 
 
+def test_the_help_is_of_diffusion_models_where_one_is_named(tmp_path, capsys):
+    (tmp_path / "scheduler_config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["finetune", str(tmp_path), "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "Teach a diffusion model" in said and "--concept STR" in said
+    assert "stdlib" not in said                         # examples, too, are of such models
+    assert "(default: digits)" not in said              # --data has none, and --targets another:
+    assert "all-linear: all in the blocks --dropout" in said
+
+
 @pytest.mark.parametrize("words, part", [
     (["--rank", "2"], "rank: only for --method lora"),
     (["--schedule", "cosine"], "--schedule is unknown"),

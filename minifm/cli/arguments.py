@@ -70,15 +70,15 @@ def _number(kind, text):
         raise argparse.ArgumentTypeError(f"expected {type_name(kind)}, got {text!r}") from None
 
 
-def add_fields(parser, cls, title, skip=(), defaults=True):
+def add_fields(parser, cls, title, skip=(), defaults=True, without=()):
     """One flag for each field of dataclass `cls`, under a heading; `defaults` shows those of the
-    dataclass."""
+    dataclass, except of the fields `without`, which have none here, or another."""
     group, hints = parser.add_argument_group(title), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in skip:
             continue
         kind, text = plain_type(hints[field.name]), field.metadata["help"]
-        if defaults and field.default not in (None, ()):
+        if defaults and field.name not in without and field.default not in (None, ()):
             shown = field.default
             shown = " ".join(map(str, shown)) if isinstance(shown, tuple) else shown
             text += f" (default: {shown})"

@@ -5,7 +5,7 @@ A course is made, and what it trains with imported, as late as the verb needs it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from minifm.cli import program, summaries
 from minifm.cli.arguments import build
@@ -25,6 +25,8 @@ class Course:
     make_ready  the `prepare` of what trains it
     summary     of what that returns, a line a part
     next        next(trainer) is what to try with the model, or nothing
+    meanings    {score of an evaluation: what is printed behind it, {batch} for that of the run};
+                default: its name
     """
 
     source: str
@@ -34,6 +36,7 @@ class Course:
     make_ready: Callable
     summary: Callable
     next: Callable = nothing
+    meanings: dict = field(default_factory=dict)
 
     def shape_settings(self, arch):
         """The names of a model's settings that are the user's to choose: not those that say which
@@ -51,6 +54,10 @@ class Course:
         built = {argument: build(config, said) for config, (argument, _) in self.configs.items()}
         return self.make_ready(directory, config=build(self.training, said), shape=shape, **built,
                                **options)
+
+    def meaning(self, score, config):
+        """What is printed behind a score of an evaluation, under this TrainConfig."""
+        return self.meanings.get(score, score.replace("_", " ")).format(batch=config.batch)
 
 
 def text():
@@ -118,7 +125,8 @@ def captions():
     from minifm.training.contrastive import CaptionsConfig, ContrastiveTrainConfig, prepare
     return Course("the pictures and captions",
                   {CaptionsConfig: ("wanted", "pictures and captions")},
-                  ContrastiveTrainConfig, set(), prepare, summaries.of_captions)
+                  ContrastiveTrainConfig, set(), prepare, summaries.of_captions, using_clip,
+                  RETRIEVAL)
 
 
 def embeddings():
@@ -128,9 +136,13 @@ def embeddings():
     return Course("the CLIP",
                   {CaptionedConfig: ("wanted", "pictures and captions"),
                    ClipConfig: ("learning", "the CLIP, whose embeddings are learnt")},
-                  PriorTrainConfig, NOT_CHOSEN, prepare, summaries.of_embeddings)
+                  PriorTrainConfig, NOT_CHOSEN, prepare, summaries.of_embeddings, using_prior)
 
 
+RETRIEVAL = {
+    "text_of_picture": "of the pictures find their text among those of at most {batch} pairs",
+    "picture_of_text": "of the texts find their picture among those of at most {batch} pairs",
+    "zero_shot": "of the pictures find the prompts of their class (zero shot)"}
 COURSES = {"text": text, "examples": examples, "pictures": pictures, "deceiving": deceiving,
            "captions": captions, "embeddings": embeddings}
 
@@ -169,3 +181,14 @@ def what_came_back(trainer):
 
 def what_was_made(trainer):
     return f"; what it has made on the way: {trainer.directory}/samples"
+
+
+def using_clip(trainer):
+    place = f"{trainer.directory}/last"
+    return f"; with it learn: pretrain --arch unet --text-encoder {place}, or --arch prior and " \
+        f"unet --clip-model {place}"
+
+
+def using_prior(trainer):
+    return f"; with what --arch unet --clip-model has learnt, try: {program()} sample RUN " \
+        f"--prior {trainer.directory}/last --prompt TEXT --out a.png"

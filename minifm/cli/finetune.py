@@ -31,8 +31,10 @@ def arguments(parser, argv):
     if parser.get_default("diffusion"):
         return tuning.arguments(parser)
     parser.usage = "minifm finetune MODEL --out DIRECTORY --data SOURCE ... [options]"
-    parser.add_argument("model", nargs="?", help="the model to start from, a directory or a name "
-                                                 "on the hub")
+    parser.add_argument("model", nargs="?",
+                        help="the model to start from, a directory or a name on the hub; diffusion "
+                             "models have settings of their own, which are shown when one stands "
+                             "before --help")
     add_run(parser, "checkpoints, log, scores, pictures")
     parser.add_argument("--show-mask", action="store_true",
                         help="lm, summarize: show the first row, and which of its tokens are "

@@ -21,8 +21,8 @@ def add_flags(parser):
     group.add_argument("--prior", metavar="MODEL",
                        help="a run of pretrain --arch prior, that makes embeddings of --prompt")
     group.add_argument("--like", metavar="FILE", action="append",
-                       help="a picture (or .npy), of whose embedding others are made; of two, what "
-                            "is between them")
+                       help="one picture (or .npy), of whose embedding others are made; given "
+                            "twice, what is between the two")
     add_fields(parser, PriorSampleConfig, "from prompts to embeddings, by --prior")
 
 

@@ -1,6 +1,6 @@
 """`minifm pretrain`: text in, a language model out; or examples in, a diffusion model out; or
 pictures in, an autoencoder or a generative adversarial network out; or pictures with captions in, a
-CLIP out."""
+CLIP or, by what a CLIP makes of both, a prior out."""
 
 import argparse
 import sys
@@ -26,7 +26,11 @@ example:
   minifm pretrain --arch unet --data digits --out runs/digits
   minifm pretrain --arch autoencoder --data glyphs --out runs/latents
   minifm pretrain --arch gan --data digits --judge 360 --out runs/deceiving
-  minifm pretrain --arch clip --data glyphs --out runs/clip
+  minifm pretrain --arch unet --data glyphs --latent runs/latents --out runs/latent-letters
+  minifm pretrain --arch clip --data glyphs --size 12 --patch 3 --out runs/clip
+  minifm pretrain --arch unet --data glyphs --size 12 --text-encoder runs/clip --out runs/letters
+  minifm pretrain --arch prior --data glyphs --size 12 --clip-model runs/clip --out runs/prior
+  minifm pretrain --arch unet --data glyphs --size 12 --clip-model runs/clip --out runs/decoder
   minifm pretrain --resume --out runs/book
 
 while it trains:
@@ -195,7 +199,7 @@ def tell(trainer, course):
         print(f"held out   {found['held_out_loss']:.4f} {objective.scale} a {objective.unit}{bits} "
               f"(step {found['step']})")
         for name, score in found.get("scores", {}).items():
-            print(f"           {score:.4f} {name.replace('_', ' ')}")
+            print(f"           {score:.4f} {course.meaning(name, trainer.config)}")
     best = trainer.best
     if best and best["step"] < trainer.step:
         print(f"best       {best['loss']:.4f} after step {best['step']}: {trainer.directory}/best")

@@ -19,8 +19,8 @@ example:
   minifm sample runs/digits --classes 3 --count 1 --strip --out strip.png
   minifm sample runs/digits --gif --out denoising.gif
   minifm sample runs/glyphs --prompt "bold italic letter A" --guidance 4 --seed 1 --out a.png
-  minifm sample runs/decoder --prior runs/prior --prompt "bold letter A" --out a.png
-  minifm sample runs/decoder --like a.png --like b.png --count 9 --out between.png
+  minifm sample runs/decoder --prior runs/prior --prompt "bold letter A" --count 1 --out one.png
+  minifm sample runs/decoder --like one.png --like other.png --count 9 --out between.png
   minifm sample runs/digits --init-image three.png --strength 0.5 --classes 8 --out b.png
   minifm sample runs/digits --init-image three.png --mask half.png --out c.png
   minifm sample runs/digits --count 1000 --check --out made.npy

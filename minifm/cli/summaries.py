@@ -110,10 +110,10 @@ def of_embeddings(prepared):
 
 
 def parts_of(model):
-    """What a model is made of."""
+    """What a model is made of, and which of it does not learn."""
     parts = getattr(model, "parts", lambda: {"": model})()
-    return " with ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
-                         + ("" if trainable(part) else " that stay") for part in parts.values())
+    return "; ".join(f"{type(part).__name__}, {part.config.parameters:,} parameters"
+                     + ("" if trainable(part) else ", frozen") for part in parts.values())
 
 
 def held_out(examples):

@@ -7,6 +7,14 @@ from pathlib import Path
 from minifm.cli.arguments import add_config, add_fields, add_run, build, part_of, read_config
 from minifm.errors import ConfigError, UserError
 
+EXAMPLE = """\
+example:
+  minifm finetune runs/digits --data photographs/ --method lora --out runs/tuned
+  minifm finetune runs/glyphs --data captioned/ --train-encoder --out runs/tuned
+  minifm finetune runs/digits --concept sigma --data five/ --out runs/sigma
+  minifm finetune --resume --out runs/sigma
+"""
+
 MARKS = "scheduler_config.json", "model_index.json"     # files that only diffusion models have
 
 
@@ -43,19 +51,22 @@ def kinds():
     from minifm.training.tuning import TuneConfig, TuneStepsConfig, TuneTrainConfig
     return {ExamplesConfig: "examples", ConceptConfig: "a new thing from few pictures (DreamBooth)",
             TuneConfig: "what learns", TuneStepsConfig: "noise: what is learnt of it",
-            AdapterConfig: "adapters, for --method lora (--targets: all attention, unless they "
-                           "are said)",
+            AdapterConfig: "adapters, for --method lora (--targets: all attention, where they "
+                           "are not said)",
             TuneTrainConfig: "training"}
 
 
 def arguments(parser):
     parser.usage = "minifm finetune MODEL --out DIRECTORY --data DATA [options]"
+    parser.description = "Teach a diffusion model further examples, or one new thing from a few."
+    parser.epilog = EXAMPLE
     parser.add_argument("model", nargs="?", help="the diffusion model to start from, a directory")
     add_run(parser, "checkpoints, log, samples")
     add_config(parser)
     *others, (training, title) = kinds().items()
     for kind, heading in others:                        # the seed of training serves all
-        add_fields(parser, kind, heading, skip={"seed", "base", "whole"})
+        add_fields(parser, kind, heading, skip={"seed", "base", "whole"},
+                   without={"data", "targets"})     # none, and all attention
     add_fields(parser, training, title)
 
 

@@ -185,10 +185,13 @@ class Study:
 
 def picked(x, labels, classes, most=16):
     """[ROWS · K, C, H, W]: of each of K classes, at most so many, ROWS pictures, a column each;
-    where there are fewer, they come again."""
-    there = [k for k in range(classes) if (labels == k).any()][:most]
-    columns = [np.resize(np.flatnonzero(labels == k), ROWS) for k in there]
-    return x[np.stack(columns, 1).reshape(-1)]
+    where there are fewer, the places stay white."""
+    K = min(classes, most)
+    shown = np.ones((ROWS, K, *x.shape[1:]), x.dtype)
+    for k in range(K):
+        found = x[labels == k][:ROWS]
+        shown[: len(found), k] = found
+    return shown.reshape(-1, *x.shape[1:])
 
 
 def told(row):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minifm.errors import ConfigError
+from minifm.errors import ConfigError, plural
 from minifm.generation.condition import Condition
 from minifm.hub import load_model, resolve, save_model
 from minifm.hub.pictures import PictureScale
@@ -81,8 +81,10 @@ class Embedder:
         the CLIP does not look at."""
         image = self.model.config.image
         if x.shape[1:] != (image.channels, image.size, image.size):
-            raise ConfigError(f"{self.place} looks at pictures of {image.channels} channels and "
-                              f"{image.size} pixels a side, not at {list(x.shape[1:])}")
+            C, *sides = x.shape[1:]
+            own = f"{plural(image.channels, 'channel')} and {image.size} × {image.size} pixels"
+            raise ConfigError(f"{self.place} looks at pictures of {own}, not of "
+                              f"{plural(C, 'channel')} and {' × '.join(map(str, sides))}")
         with no_grad():
             return np.concatenate([
                 self.model.image.embed(Tensor(self.scale(x[start : start + AT_ONCE]))).numpy()

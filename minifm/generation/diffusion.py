@@ -30,7 +30,7 @@ from minifm.generation.condition import condition_of, encoded
 from minifm.hub import load_model, load_scheduler, save_scheduler
 from minifm.hub.pipelines import INDEX, parts_in
 from minifm.media import KINDS, PICTURE, Kind
-from minifm.models import Composite, DiT, UNet, network_of
+from minifm.models import Composite, DiT, Prior, UNet, network_of
 from minifm.rng import Rng
 from minifm.tensor import Tensor, no_grad
 
@@ -181,8 +181,10 @@ class Pipeline:
         network = load_model(directory if (directory / INDEX).exists()
                              else network_folder(directory))
         if not isinstance(network, (UNet, DiT, Composite)):
+            makes = ", which makes embeddings: a decoder takes it as --prior" \
+                if isinstance(network, Prior) else ""
             raise ConfigError(f"{directory}: expected a network of a diffusion model, got a "
-                              f"{type(network).__name__}")
+                              f"{type(network).__name__}{makes}")
         made = cls(network, Recipe.load(directory, network, sampler), str(directory))
         made.condition                          # or raise for one that cannot be told
         return made

@@ -100,11 +100,14 @@ class Autoencoding(PictureObjective):
 
 
 class ThereAndBack:
-    """Snapshots: held-out pictures in rows, and below each row what comes back of it."""
+    """Snapshots: held-out pictures, from everywhere among them, in rows, and below each row what
+    comes back of it."""
 
     def __init__(self, directory, examples):
         self.directory, self.kind = Path(directory), examples.kind
-        self.pictures = examples.take(examples.parts["held_out"][:SHOWN])
+        held_out = examples.parts["held_out"]
+        shown = min(SHOWN, len(held_out))
+        self.pictures = examples.take([held_out[i * len(held_out) // shown] for i in range(shown)])
 
     def __call__(self, network, step):
         """Write step-N.png."""
