@@ -276,6 +276,17 @@ def test_what_goes_wrong_is_one_line(model, tmp_path, capsys, words, part):
     assert part in err and err.count("\n") == 1 and not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize("words", [["x.png"], ["x.npy"], ["x.png", "--strip"], ["x.gif", "--gif"]])
+def test_weights_that_are_no_numbers_make_no_file(tmp_path, capsys, words):
+    made = pipeline()
+    next(iter(made.network.parameters().values())).data[:] = np.nan
+    saved(tmp_path / "model", made)
+    out = tmp_path / words[0]
+    assert sampled(tmp_path / "model", out, "--count", "2", "--steps", "2", *words[1:]) == 2
+    err = capsys.readouterr().err
+    assert "2 of the 2 examples" in err and err.count("\n") == 1 and not out.exists()
+
+
 def test_a_kind_is_not_written_to_files_of_another(model, tmp_path, capsys):
     assert sampled(model, tmp_path / "x.wav") == 2
     assert "a picture is written to .png, .npy, not to .wav" in capsys.readouterr().err

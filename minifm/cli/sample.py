@@ -85,6 +85,7 @@ def run(args):
     else:
         made = pipeline.sample(told, config, known=known, watch=watch)
     seconds = time.perf_counter() - started
+    require_finite(made, args.model)
     write(args, pipeline.recipe, made, states)
     print(f"{plural(args.count, pipeline.recipe.kind.name)} in {seconds:.1f} s, "
           f"{plural(config.steps, 'step')} of {pipeline.scheduler(config).sampler}: {args.out}")
@@ -226,6 +227,14 @@ def read_example(path, shape):
     if done:
         print(f"{path}: {listed(done)}", file=sys.stderr)
     return from_bytes(pixels)[None]
+
+
+def require_finite(made, model):
+    """Raise ConfigError for examples with what are no numbers, before anything is written."""
+    bad = int((~np.isfinite(made)).any(tuple(range(1, made.ndim))).sum())
+    if bad:
+        raise ConfigError(f"{model}: expected finite numbers, and {bad} of the {len(made)} "
+                          "examples that it made have others; are its weights damaged?")
 
 
 # -- out -------------------------------------------------------------------------------------------
