@@ -300,7 +300,8 @@ def test_a_step_has_as_much_of_what_is_known_as_its_weight_says(tmp_path, weight
 
 def test_without_weight_nothing_is_kept(tmp_path):
     prepared = run_in(tmp_path / "run", saved(tmp_path / "base"),
-                      concept=replace(CONCEPT, prior_weight=0.0), steps=TuneStepsConfig(drop=0))
+                      concept=ConceptConfig(concept="new", prior_weight=0.0),
+                      steps=TuneStepsConfig(drop=0))
     assert set(prepared.trainer.batches.batch(0)[3]) == {3}
     assert not (tmp_path / "run" / "prior.npy").exists()
 
