@@ -401,6 +401,14 @@ def test_clouds_fill_their_cube(cloud, size, scale):
     assert where[:, longest].min() == 0 and where[:, longest].max() == size - 1
 
 
+def test_a_voxel_in_the_very_middle_is_no_matter():
+    cube = -np.ones((9, 9, 9))
+    cube[3:6, 3:6, 3:6] = 1
+    assert np.isfinite(solids.moments(cube)).all()
+    hazy = np.where(cube < 0, -0.9, cube)               # what a network makes of emptiness
+    np.testing.assert_array_equal(solids.moments(hazy), solids.moments(cube))
+
+
 def test_what_is_empty_has_no_shape():
     with pytest.raises(ConfigError, match="solid: there is nothing in it"):
         solids.moments(-np.ones((8, 8, 8)))

@@ -108,16 +108,23 @@ def moments(solid):
 
     Raises ConfigError for one that is empty.
     """
-    weight = np.clip((np.asarray(solid, np.float64) + 1) / 2, 0, 1).reshape(-1)
+    weight = filled(solid).reshape(-1)
     if weight.sum() < 1:
         raise ConfigError("solid: there is nothing in it")
     points = np.stack(np.meshgrid(*map(np.arange, solid.shape), indexing="ij"), -1).reshape(-1, 3)
     centred = points - weight @ points / weight.sum()
     spread = (centred * weight[:, None]).T @ centred / weight.sum()
     axes = np.sqrt(np.maximum(np.linalg.eigvalsh(spread)[::-1], 0))     # longest first
-    distance = np.linalg.norm(centred, axis=1) / np.cbrt(weight.sum())
+    # A voxel is no point: none is nearer to the middle than half a side of itself.
+    distance = np.maximum(np.linalg.norm(centred, axis=1), 0.5) / np.cbrt(weight.sum())
     return np.array([axes[1] / axes[0], axes[2] / axes[0],
                      *(weight @ distance**power / weight.sum() for power in (1, 2, 4, -0.5))])
+
+
+def filled(solid):
+    """How full each voxel is, float64 in 0 … 1; little is nothing, as a network's empty is not."""
+    part = np.clip((np.asarray(solid, np.float64) + 1) / 2, 0, 1)
+    return np.where(part > 0.25, part, 0)
 
 
 def recognised(solids, examples):
@@ -129,7 +136,7 @@ def recognised(solids, examples):
     labels, spread = examples.labels[training], known.std(0)
 
     def shape_of(solid):
-        if np.clip((solid + 1) / 2, 0, 1).sum() < 1:
+        if filled(solid).sum() < 1:
             return None
         distance = np.sum(((known - moments(solid)) / spread) ** 2, 1)
         return examples.classes[labels[distance.argmin()]]
