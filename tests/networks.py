@@ -76,6 +76,23 @@ def assert_file_comes_back(name, to):
     return tuple(json.loads((place / "config.json").read_text()) for place in (to, GOLDEN / name))
 
 
+def assert_save_load_save_is_byte_identical(model, directory):
+    """A model that is saved, loaded and saved again: the same files, configuration and weights.
+    Returns the one that was loaded."""
+    for name in ("first", "second"):
+        (directory / name).mkdir()
+    save_model(model, directory / "first")
+    loaded = load_model(directory / "first")
+    save_model(loaded, directory / "second")
+    for file in ("config.json", FILE):
+        first, second = ((directory / name / file).read_bytes() for name in ("first", "second"))
+        assert first == second
+    assert loaded.config == model.config
+    for name, parameter in model.parameters().items():
+        np.testing.assert_array_equal(loaded.parameters()[name].numpy(), parameter.numpy())
+    return loaded
+
+
 def assert_parts_are_the_models(config, parts):
     """The list of parts says every parameter's name and shape, and how many there are."""
     model = config.model(config)

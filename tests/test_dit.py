@@ -18,6 +18,7 @@ from networks import (
     assert_file_comes_back,
     assert_outputs_equal,
     assert_parts_are_the_models,
+    assert_save_load_save_is_byte_identical,
     change_json,
     randomised_input,
 )
@@ -292,17 +293,8 @@ def test_inputs_that_do_not_fit(x, t, labels, said):
 
 @EACH
 def test_save_load_save_is_byte_identical(kind, tmp_path):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    model = random_model(kind)
-    save_model(model, tmp_path / "first")
-    loaded = load_model(tmp_path / "first")
-    save_model(loaded, tmp_path / "second")
-    for file in ("config.json", FILE):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    loaded = assert_save_load_save_is_byte_identical(random_model(kind), tmp_path)
     assert loaded.config == CONFIGS[kind]
-    for ours, parameter in model.parameters().items():
-        np.testing.assert_array_equal(loaded.parameters()[ours].numpy(), parameter.numpy())
 
 
 def test_a_shared_embedder_lies_in_files_once_for_each_block(tmp_path):

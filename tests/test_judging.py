@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from modelling import in_float64, randomised
-from networks import FILE, assert_parts_are_the_models
+from networks import assert_parts_are_the_models, assert_save_load_save_is_byte_identical
 
 import minifm as mf
 from minifm.errors import ConfigError, FormatError, ShapeError
 from minifm.evaluation.distribution import Real
-from minifm.hub import load_model, save_arrays, save_model
+from minifm.hub import save_arrays
 from minifm.media import PICTURE, SOUND, Examples
 from minifm.models import ClassifierConfig, PictureClassifier
 from minifm.training import checkpoint, denoising, judging, told
@@ -55,14 +55,8 @@ def test_features_are_what_the_last_layer_reads():
 
 
 def test_save_load_save_is_byte_identical(tmp_path):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    save_model(randomised(PictureClassifier(CONFIG)), tmp_path / "first")
-    loaded = load_model(tmp_path / "first")
-    save_model(loaded, tmp_path / "second")
-    for file in ("config.json", FILE):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
-    assert loaded.config == CONFIG
+    assert assert_save_load_save_is_byte_identical(
+        randomised(PictureClassifier(CONFIG)), tmp_path).config == CONFIG
 
 
 def test_what_does_not_fit_is_refused():
